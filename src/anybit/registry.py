@@ -1,0 +1,69 @@
+"""One small registry, used for format families, scale rules, methods, layouts, kernels, model families and commands."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterator
+from typing import Generic, TypeVar
+
+from anybit.errors import UnknownNameError, near_misses
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """Names to things. Importing the package `folder` fills it; a duplicate name is an error; an import error propagates.
+
+    >>> fruits: Registry[int] = Registry("fruit")
+    >>> fruits.add("apple", 1)
+    >>> fruits["aple"]
+    Traceback (most recent call last):
+        ...
+    anybit.errors.UnknownNameError: no fruit named 'aple'; did you mean apple?
+    """
+
+    def __init__(self, what: str, folder: str | None = None) -> None:
+        self.what = what
+        self._folder = folder
+        self._items: dict[str, T] = {}
+
+    def _load(self) -> None:
+        if self._folder is not None:
+            folder, self._folder = self._folder, None
+            package = importlib.import_module(folder)
+            for module in pkgutil.iter_modules(package.__path__):
+                importlib.import_module(f"{folder}.{module.name}")
+
+    def add(self, name: str, item: T) -> None:
+        """Adds one item. ValueError: the name is taken."""
+        if name in self._items:
+            raise ValueError(f"two {self.what}s named '{name}'")
+        self._items[name] = item
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """The same as a decorator."""
+
+        def add(item: T) -> T:
+            self.add(name, item)
+            return item
+
+        return add
+
+    def __getitem__(self, name: str) -> T:
+        self._load()
+        if name not in self._items:
+            raise UnknownNameError(f"no {self.what} named '{name}'{near_misses(name, self._items)}")
+        return self._items[name]
+
+    def __contains__(self, name: object) -> bool:
+        self._load()
+        return name in self._items
+
+    def __iter__(self) -> Iterator[str]:
+        self._load()
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        self._load()
+        return len(self._items)

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from anybit.errors import FileFormatError
 from anybit.io import strict_json
-from anybit.io.checkpoint import Quantization, parse_quantization
 from anybit.io.manifest import MANIFEST, check_size, read_manifest
+from anybit.io.quantization import Quantization, parse_quantization
 from anybit.io.safetensors import SafeFile, TensorInfo, bad_name
 from anybit.io.strict_json import shown
 

@@ -25,13 +25,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from anybit.errors import FileFormatError
-from anybit.io.strict_json import DECODER, check_amount, refuse, scanstring, shown
+from anybit.errors import FileFormatError, ShapeError
+from anybit.io.strict_json import DECODER, refuse, scanstring, shown
 
 MAX_HEADER = 100_000_000  # the format's own limit
 MAX_TENSORS = 1 << 17
 MAX_DIMS = 32  # NumPy 1.26's limit
 MAX_NAME = 1024
+MAX_ENTRY = 4096  # bytes of one entry's JSON: 32 dimensions of 20 digits fit six times
+MAX_METADATA = 1 << 16
 ALIGN = 64
 PAD = "__pad__."
 
@@ -60,6 +62,15 @@ class TensorInfo:
     nbytes: int
     file: Path
     offset: int
+
+
+def entry_nbytes(dtype: str, shape: tuple[int, ...]) -> int:
+    """Bytes of a tensor. Raises: ShapeError: a dtype that the container does not have, or a negative dimension."""
+    if dtype not in DTYPES:
+        raise ShapeError(f"dtype '{dtype}' is none of {' '.join(DTYPES)}")
+    if any(n < 0 for n in shape):
+        raise ShapeError(f"negative dimension in {shape}")
+    return math.prod(shape) * DTYPES[dtype].itemsize
 
 
 def bad_name(name: str) -> str | None:
@@ -98,37 +109,83 @@ def _entry(value: object) -> tuple[str, tuple[int, ...], int, int] | str:
     return dtype, tuple(shape), begin, end
 
 
-def _walk(text: str) -> Iterator[tuple[int, str, Any]]:
-    """The header's (index, key, value) triples. Raises ValueError(reason, index): the caller knows the byte."""
-    if not text.startswith("{"):
-        raise ValueError("the header does not start with '{'", 0)
-    at = _SPACE.match(text, 1).end()  # type: ignore[union-attr]
-    first = True
-    while not text.startswith("}", at):
-        if not first:
-            if not text.startswith(",", at):
-                raise ValueError("',' or '}' expected", at)
-            at = _SPACE.match(text, at + 1).end()  # type: ignore[union-attr]
-        if not text.startswith('"', at):
-            raise ValueError("a tensor's name expected", at)
-        start = at
+class _Cursor:
+    """Walks a header whose shape is known, so that no hostile one is decoded before its parts have been checked.
+
+    The text is the bytes decoded as Latin-1: an index is a byte's place, and a character never takes more than a byte.
+    """
+
+    def __init__(self, head: bytes, path: Path) -> None:
+        self.text, self.path, self.at = head.decode("latin-1"), path, 0
+
+    def wrong(self, field: str, index: int, what: str) -> FileFormatError:
+        return refuse(self.path, field, 8 + index, what, _FRESH)
+
+    def skip(self) -> None:
+        self.at = _SPACE.match(self.text, self.at).end()  # type: ignore[union-attr]
+
+    def accept(self, mark: str) -> bool:
+        if not self.text.startswith(mark, self.at):
+            return False
+        self.at += 1
+        self.skip()
+        return True
+
+    def expect(self, mark: str) -> None:
+        if not self.accept(mark):
+            raise self.wrong("header", self.at, f"{mark} expected, {shown(self.text[self.at : self.at + 1])} found")
+
+    def string(self) -> str:
+        start = self.at
+        if not self.text.startswith('"', start):
+            raise self.wrong("header", start, f'" expected, {shown(self.text[start : start + 1])} found')
         try:
-            key, at = scanstring(text, at + 1)
-            at = _SPACE.match(text, at).end()  # type: ignore[union-attr]
-            if not text.startswith(":", at):
-                raise ValueError("':' expected", at)
-            value, at = DECODER.raw_decode(text, _SPACE.match(text, at + 1).end())  # type: ignore[union-attr]
+            value, self.at = scanstring(self.text, start + 1)
+            if not value.isascii():
+                value = scanstring(self.text[start : self.at].encode("latin-1").decode("utf-8"), 1)[0]
+        except UnicodeDecodeError as error:
+            raise self.wrong("header", start + error.start, "not UTF-8 text") from None
         except json.JSONDecodeError as error:
-            raise ValueError(error.msg, error.pos) from None
-        except RecursionError:
-            raise ValueError("nested too deep", start) from None
-        except ValueError as error:
-            raise ValueError(error.args[0], error.args[1] if len(error.args) > 1 else start) from None
-        yield start, key, value
-        first = False
-        at = _SPACE.match(text, at).end()  # type: ignore[union-attr]
-    if text[at + 1 :].strip(" "):
-        raise ValueError("only spaces may follow the header's '}'", at + 1)
+            raise self.wrong("header", error.pos, error.msg) from None
+        self.skip()
+        return value
+
+    def members(self) -> Iterator[tuple[int, str]]:
+        """The (index, key) pairs of the object at the cursor; the caller moves the cursor over each value."""
+        self.expect("{")
+        if self.accept("}"):
+            return
+        while True:
+            start, key = self.at, self.string()
+            self.expect(":")
+            yield start, key
+            if self.accept("}"):
+                return
+            self.expect(",")
+
+    def entry(self, field: str) -> Any:
+        """Decodes a tensor's entry: an object that holds no other object, so it ends at the next brace."""
+        end = self.text.find("}", self.at, self.at + MAX_ENTRY) + 1
+        if not end:
+            raise self.wrong(field, self.at, f"its entry does not end within {MAX_ENTRY} bytes")
+        try:
+            value = DECODER.decode(self.text[self.at : end])
+        except json.JSONDecodeError as error:
+            raise self.wrong(field, self.at + error.pos, error.msg) from None
+        except (ValueError, RecursionError) as error:
+            raise self.wrong(field, self.at, str(error)) from None
+        self.at = end
+        self.skip()
+        return value
+
+    def strings(self) -> dict[str, str]:
+        """Decodes `__metadata__`."""
+        result: dict[str, str] = {}
+        for index, key in self.members():
+            if key in result or len(result) == MAX_METADATA:
+                raise self.wrong("__metadata__", index, f"{shown(key)} occurs twice" if key in result else f"more than {MAX_METADATA} keys")
+            result[key] = self.string()
+        return result
 
 
 def parse_header(head: bytes, size: int, path: Path) -> tuple[dict[str, str], dict[str, TensorInfo]]:
@@ -138,42 +195,27 @@ def parse_header(head: bytes, size: int, path: Path) -> tuple[dict[str, str], di
     Returns: the `__metadata__` strings, and the tensors in the order of their data, fillers included.
     Raises: FileFormatError naming the field and the byte.
     """
-    check_amount(head, path, base=8)
-    try:
-        text = head.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise refuse(path, "header", 8 + error.start, "not UTF-8 text", _FRESH) from None
+    cursor = _Cursor(head, path)
     metadata: dict[str, str] | None = None
     found: dict[str, tuple[int, str, tuple[int, ...], int, int]] = {}
-
-    def wrong(field: str, index: int, what: str) -> FileFormatError:
-        return refuse(path, field, 8 + len(text[:index].encode()), what, _FRESH)
-
-    try:
-        for index, key, value in _walk(text):
-            field = f"tensor {shown(key)}"
-            if key == "__metadata__":
-                if metadata is not None:
-                    raise wrong(key, index, "the key occurs twice")
-                if not isinstance(value, dict) or not all(isinstance(item, str) for item in value.values()):
-                    raise wrong(key, index, "must map strings to strings")
-                metadata = value
-                continue
-            if key in found:
-                raise wrong(field, index, "the name occurs twice")
-            reason = bad_name(key)
-            if reason is not None:
-                raise wrong(field, index, reason)
-            if len(found) == MAX_TENSORS:
-                raise wrong(field, index, f"more than {MAX_TENSORS} tensors in one file")
-            entry = _entry(value)
-            if isinstance(entry, str):
-                raise wrong(field, index, entry)
-            found[key] = (index, *entry)
-    except ValueError as error:
-        if isinstance(error, FileFormatError):
-            raise
-        raise wrong("header", error.args[1], error.args[0]) from None
+    for index, key in cursor.members():
+        if key == "__metadata__":
+            if metadata is not None:
+                raise cursor.wrong(key, index, "the key occurs twice")
+            metadata = cursor.strings()
+            continue
+        field = f"tensor {shown(key)}"
+        reason = "the name occurs twice" if key in found else bad_name(key)
+        if reason is None and len(found) == MAX_TENSORS:
+            reason = f"more than {MAX_TENSORS} tensors in one file"
+        if reason is not None:
+            raise cursor.wrong(field, index, reason)
+        entry = _entry(cursor.entry(field))
+        if isinstance(entry, str):
+            raise cursor.wrong(field, index, entry)
+        found[key] = (index, *entry)
+    if cursor.text[cursor.at :].strip(" "):
+        raise cursor.wrong("header", cursor.at, "only spaces may follow the closing brace")
 
     start = 8 + len(head)
     tensors: dict[str, TensorInfo] = {}
@@ -181,7 +223,7 @@ def parse_header(head: bytes, size: int, path: Path) -> tuple[dict[str, str], di
     for name, (index, dtype, shape, begin, end) in sorted(found.items(), key=lambda item: item[1][3:]):
         if begin != here:
             what = f"data_offsets start at {begin}, but the data before it ends at {here} (tensors may not overlap nor leave holes)"
-            raise wrong(f"tensor {shown(name)}", index, what)
+            raise cursor.wrong(f"tensor {shown(name)}", index, what)
         if start + end > size:
             what = f"its data ends at byte {start + end}, but the file at byte {size}"
             raise refuse(path, f"tensor {shown(name)}", start + begin, what, "the file is cut short: fetch or write it again")

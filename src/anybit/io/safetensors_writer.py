@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from anybit.errors import ShapeError
-from anybit.io.safetensors import ALIGN, DTYPES, MAX_HEADER, PAD, bad_name
+from anybit.io.safetensors import ALIGN, DTYPES, MAX_HEADER, PAD, bad_name, entry_nbytes
 from anybit.io.save import create, write_all
 
 Entry = tuple[str, str, tuple[int, ...]]  # name, dtype, shape
@@ -25,15 +24,6 @@ class Written:
 
     size: int
     sha256: str
-
-
-def entry_nbytes(dtype: str, shape: tuple[int, ...]) -> int:
-    """Bytes of a tensor. Raises: ShapeError: a dtype that the container does not have, or a negative dimension."""
-    if dtype not in DTYPES:
-        raise ShapeError(f"dtype '{dtype}' is none of {' '.join(DTYPES)}")
-    if any(n < 0 for n in shape):
-        raise ShapeError(f"negative dimension in {shape}")
-    return math.prod(shape) * DTYPES[dtype].itemsize
 
 
 def plan(entries: Sequence[Entry], metadata: dict[str, str] | None = None, align: int = ALIGN) -> tuple[bytes, list[int], int]:

@@ -15,12 +15,13 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from anybit.errors import AnybitError, OutputError
 from anybit.io.manifest import MANIFEST, listing, manifest_text
+from anybit.io.strict_json import shown
 
 CHUNK = 4 << 20
 
@@ -83,7 +84,7 @@ def sync(path: Path) -> None:
 
 def _lock(path: Path) -> int | None:
     """A descriptor that holds the path's lock, or None if another process holds it. The system drops the lock with its process."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -109,7 +110,8 @@ def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
-        path.unlink(missing_ok=True)
+        with suppress(OSError):
+            path.unlink()
 
 
 def remove_stale(parent: Path) -> list[Path]:
@@ -143,12 +145,19 @@ def _check_free(target: Path) -> None:
 
 def _prepare(target: Path, replace: bool) -> Path:
     """Checks the target, clears stale temporaries and names a new one."""
-    if not replace:
-        _check_free(target)
     parent = target.parent
-    if not parent.is_dir():
-        raise OutputError(f"cannot write {target}: the directory {parent} does not exist; create it first")
-    remove_stale(parent)
+    try:
+        if not replace:
+            _check_free(target)
+        if not parent.is_dir():
+            raise OutputError(f"cannot write {target}: the directory {parent} does not exist; create it first")
+        remove_stale(parent)
+    except ValueError as error:
+        raise OutputError(f"cannot write {shown(str(target))}: {error}; choose another name") from None
+    except OSError as error:
+        if isinstance(error, OutputError):
+            raise
+        raise _failed(target, error) from None
     return parent / f".anybit-tmp-{os.getpid()}-{secrets.token_hex(6)}"
 
 

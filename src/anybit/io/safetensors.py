@@ -49,6 +49,9 @@ DTYPES: Mapping[str, np.dtype[Any]] = MappingProxyType(
 )
 
 _SPACE = re.compile(r"[ \t\n\r]*")
+_INT = "(?:0|[1-9][0-9]{0,17})"
+# what nearly every writer writes; anything else takes the general decoder, four times slower
+_PLAIN = re.compile(rf'\{{"dtype":"([A-Z0-9_]+)","shape":\[((?:{_INT}(?:,{_INT})*)?)\],"data_offsets":\[({_INT}),({_INT})\]\}}')
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _FRESH = "the file is damaged or was not written by a safetensors library; fetch or write it again"
 
@@ -165,6 +168,12 @@ class _Cursor:
 
     def entry(self, field: str) -> Any:
         """Decodes a tensor's entry: an object that holds no other object, so it ends at the next brace."""
+        plain = _PLAIN.match(self.text, self.at, self.at + MAX_ENTRY)
+        if plain is not None:
+            self.at = plain.end()
+            self.skip()
+            shape = [int(n) for n in plain[2].split(",")] if plain[2] else []
+            return {"dtype": plain[1], "shape": shape, "data_offsets": [int(plain[3]), int(plain[4])]}
         end = self.text.find("}", self.at, self.at + MAX_ENTRY) + 1
         if not end:
             raise self.wrong(field, self.at, f"its entry does not end within {MAX_ENTRY} bytes")
@@ -214,8 +223,8 @@ def parse_header(head: bytes, size: int, path: Path) -> tuple[dict[str, str], di
         if isinstance(entry, str):
             raise cursor.wrong(field, index, entry)
         found[key] = (index, *entry)
-    if cursor.text[cursor.at :].strip(" "):
-        raise cursor.wrong("header", cursor.at, "only spaces may follow the closing brace")
+    if cursor.at != len(cursor.text):
+        raise cursor.wrong("header", cursor.at, "only white space may follow the closing brace")
 
     start = 8 + len(head)
     tensors: dict[str, TensorInfo] = {}

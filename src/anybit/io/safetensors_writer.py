@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from anybit.errors import ShapeError
-from anybit.io.safetensors import ALIGN, DTYPES, MAX_HEADER, PAD, bad_name, entry_nbytes
+from anybit.io.safetensors import ALIGN, MAX_HEADER, PAD, bad_name, entry_nbytes
 from anybit.io.save import create, write_all
 
 Entry = tuple[str, str, tuple[int, ...]]  # name, dtype, shape

@@ -170,8 +170,10 @@ def _check_path(path: Path) -> None:
     """Raises FileFormatError with the most helpful reason why `path` is no model directory."""
     try:
         exists, is_dir = path.exists(), path.is_dir()
-    except (OSError, ValueError) as error:
-        raise FileFormatError(f"{shown(str(path))}: no usable path: {error}; give a model directory") from None
+    except OSError as error:
+        raise FileFormatError(f"{path}: no usable path: {error.strerror}; give a model directory") from None
+    if "\0" in str(path):
+        raise FileFormatError(f"{shown(str(path))}: no usable path: a NUL in it; give a model directory")
     if not exists:
         hub = re.fullmatch(r"[\w.-]+/[\w.-]+", str(path))
         advice = (
@@ -209,7 +211,8 @@ def _shard_names(path: Path) -> tuple[list[str], Mapping[str, str] | None]:
         if reason is not None:
             raise FileFormatError(f"{index}: field 'weight_map', tensor {shown(name)}: {reason}; fetch the file again")
         if not isinstance(file, str) or bad_name(file) or "/" in file or "\\" in file or not file.endswith(".safetensors"):
-            raise FileFormatError(f"{index}: field 'weight_map', tensor {shown(name)}: {shown(file)} is no file beside the index")
+            what = f"{shown(file)} is no .safetensors file beside the index"
+            raise FileFormatError(f"{index}: field 'weight_map', tensor {shown(name)}: {what}; fetch the file again")
     return sorted(set(weight_map.values())), weight_map
 
 

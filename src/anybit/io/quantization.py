@@ -161,9 +161,10 @@ def parse_quantization(value: object, where: str) -> Quantization:
     Raises: FileFormatError: an unknown version or key (named), a missing one, or a value of the wrong type.
     """
     fields = _Fields(value, f"{where}: quantization_config")
-    method, version = fields.take("quant_method", str), fields.take("version", int)
+    method = fields.take("quant_method", str)
     if method != "anybit":
         raise FileFormatError(f"{fields.where}: quant_method {shown(method, 60)} is not read; give the unquantized model")
+    version = fields.take("version", int)
     if version != VERSION:
         raise FileFormatError(f"{fields.where}: version {version} is not known, only {VERSION}; update anybit")
     tables = {}

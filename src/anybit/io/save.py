@@ -95,6 +95,12 @@ def _lock(path: Path) -> int | None:
     return fd
 
 
+def _unlock(fd: int | None) -> None:
+    if fd is not None:
+        with suppress(OSError):  # by then the save has succeeded or failed on its own
+            os.close(fd)
+
+
 def _alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
@@ -138,8 +144,13 @@ def remove_stale(parent: Path) -> list[Path]:
     return gone
 
 
-def _check_free(target: Path) -> None:
-    if os.path.lexists(target):
+def _check_free(target: Path, replace: bool = False) -> None:
+    """Raises: OutputError: the target exists and is not to be replaced. OSError, ValueError: it never can (a name too long, a NUL)."""
+    try:
+        os.lstat(target)
+    except FileNotFoundError:
+        return
+    if not replace:
         raise OutputError(f"{target} exists; remove it or choose another name")
 
 
@@ -147,8 +158,7 @@ def _prepare(target: Path, replace: bool) -> Path:
     """Checks the target, clears stale temporaries and names a new one."""
     parent = target.parent
     try:
-        if not replace:
-            _check_free(target)
+        _check_free(target, replace)
         if not parent.is_dir():
             raise OutputError(f"cannot write {target}: the directory {parent} does not exist; create it first")
         remove_stale(parent)
@@ -197,7 +207,7 @@ def atomic_directory(target: str | os.PathLike[str], digests: dict[str, str] | N
             with create(temp / MANIFEST) as fd:
                 write_all(fd, text, target)
             sync(temp / MANIFEST)
-            for folder in {(temp / name).parent for name in names} | {temp}:
+            for folder in [temp, *(path for path in temp.rglob("*") if path.is_dir())]:
                 sync(folder)
             _check_free(target)
             os.rename(temp, target)
@@ -207,8 +217,7 @@ def atomic_directory(target: str | os.PathLike[str], digests: dict[str, str] | N
                 os.rename(target, temp)  # all or nothing: what may not survive a loss of power is not there at all
                 raise
         finally:
-            if lock is not None:
-                os.close(lock)
+            _unlock(lock)
 
 
 @contextmanager
@@ -227,8 +236,7 @@ def atomic_file(target: str | os.PathLike[str], replace: bool = True) -> Iterato
                 file.flush()
                 os.fsync(file.fileno())
             finally:
-                if lock is not None:
-                    os.close(lock)
+                _unlock(lock)
         if not replace:
             _check_free(target)
         os.replace(temp, target)

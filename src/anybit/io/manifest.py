@@ -16,7 +16,7 @@ from anybit.io.strict_json import shown
 
 MANIFEST = "manifest.json"
 VERSION = 1
-_CHUNK = 4 << 20
+_CHUNK = 1 << 18
 _ADVICE = "the directory was not saved completely or was changed; save or fetch it again"
 
 

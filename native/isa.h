@@ -35,6 +35,13 @@ namespace ANYBIT_ISA {
 AB_INLINE float bits_float(uint32_t u) { float f; memcpy(&f, &u, 4); return f; }
 AB_INLINE uint32_t float_bits(float f) { uint32_t u; memcpy(&u, &f, 4); return u; }
 
+AB_INLINE float half_float(uint32_t h) {
+  uint32_t sign = (h & 0x8000u) << 16, e = h >> 10 & 31, m = h & 1023;
+  if (e == 31) return bits_float(sign | 0x7f800000u | m << 13 | (m ? 0x400000u : 0u));
+  if (e == 0) return bits_float(float_bits((float)m * bits_float(0x33800000u)) | sign);  // m * 2^-24, exact
+  return bits_float(sign | (e + 112) << 23 | m << 13);
+}
+
 #if ANYBIT_512
 // ------------------------------------------------------------------------------------------------ AVX-512 F, BW, VL, DQ and VNNI
 constexpr int kRowsInt = 8, kRowsFloat = 12;  // rows of a register block: 8 or 12 accumulators of 16 lanes
@@ -82,6 +89,7 @@ AB_INLINE I i_sar(I a, int n) { return {_mm512_sra_epi32(a.v, _mm_cvtsi32_si128(
 AB_INLINE I i_load_u8(const uint8_t *p) { return {_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p))}; }
 AB_INLINE I i_load_u16(const uint8_t *p) { return {_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p))}; }
 AB_INLINE F f_load_half(const uint8_t *p) { return {_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p))}; }
+AB_INLINE void i_store_i8(int8_t *p, I a) { _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(a.v)); }
 AB_INLINE F f_gather(const float *t, I at) { return {_mm512_i32gather_ps(at.v, t, 4)}; }
 AB_INLINE F f_lookup16(const float *t, I at) { return {_mm512_permutexvar_ps(at.v, _mm512_loadu_ps(t))}; }
 
@@ -178,6 +186,10 @@ AB_INLINE I i_load_u16(const uint8_t *p) {
 }
 AB_INLINE F f_load_half(const uint8_t *p) {
   return {_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)), _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p + 16)))};
+}
+AB_INLINE void i_store_i8(int8_t *p, I a) {
+  __m256i v = _mm256_permute4x64_epi64(_mm256_packs_epi32(a.a, a.b), 0xd8);
+  _mm_storeu_si128((__m128i *)p, _mm_packs_epi16(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1)));
 }
 AB_INLINE F f_gather(const float *t, I at) { return {_mm256_i32gather_ps(t, at.a, 4), _mm256_i32gather_ps(t, at.b, 4)}; }
 AB_INLINE __m256 permute16(__m256 low, __m256 high, __m256i at) {
@@ -281,13 +293,8 @@ AB_INLINE I i_shr(I a, int n) { AB_LANES(I, (int32_t)((uint32_t)a.v[j] >> n)); }
 AB_INLINE I i_sar(I a, int n) { AB_LANES(I, a.v[j] >> n); }
 AB_INLINE I i_load_u8(const uint8_t *p) { AB_LANES(I, p[j]); }
 AB_INLINE I i_load_u16(const uint8_t *p) { AB_LANES(I, p[2 * j] | p[2 * j + 1] << 8); }
-AB_INLINE float half_float(uint32_t h) {
-  uint32_t sign = (h & 0x8000u) << 16, e = h >> 10 & 31, m = h & 1023;
-  if (e == 31) return bits_float(sign | 0x7f800000u | m << 13 | (m ? 0x400000u : 0u));
-  if (e == 0) return bits_float(float_bits((float)m * bits_float(0x33800000u)) | sign);  // m * 2^-24, exact
-  return bits_float(sign | (e + 112) << 23 | m << 13);
-}
 AB_INLINE F f_load_half(const uint8_t *p) { AB_LANES(F, half_float((uint32_t)(p[2 * j] | p[2 * j + 1] << 8))); }
+AB_INLINE void i_store_i8(int8_t *p, I a) { for (int j = 0; j < 16; j++) p[j] = (int8_t)a.v[j]; }
 AB_INLINE F f_gather(const float *t, I at) { AB_LANES(F, t[at.v[j]]); }
 AB_INLINE F f_lookup16(const float *t, I at) { AB_LANES(F, t[at.v[j] & 15]); }
 

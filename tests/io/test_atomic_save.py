@@ -160,6 +160,7 @@ def test_every_failing_call_leaves_nothing(tmp_path: Path, run: Callable[[Path],
             except OutputError as error:
                 raised = True
                 assert ("disk is full" if code == errno.ENOSPC else "input/output error") in str(error), n
+                assert str(tmp_path / "out") in str(error) and "tmp-" not in str(error).replace(str(tmp_path), ""), n
         if run is save_file and (tmp_path / "out").exists():  # at worst the parent's sync failed, after the exchange
             assert (tmp_path / "out").read_bytes() == b"new" * 5000 and n >= count - 3
             (tmp_path / "out").unlink()
@@ -333,6 +334,7 @@ def edit_manifest(**changes: Any) -> Callable[[Path], None]:
         (damage_size, "manifest.json says"),
         (damage_bytes, "SHA-256"),
         (lambda root: (root / "config.json").unlink(), "config.json: listed"),
+        (lambda root: ((root / "config.json").unlink(), os.mkfifo(root / "config.json")), "not a regular file"),
         (lambda root: (root / "manifest.json").unlink(), "manifest.json: no such file"),
         (lambda root: (root / "manifest.json").write_text("{"), "at byte 1"),
         (lambda root: (root / "manifest.json").write_text("[]"), "no anybit manifest"),
@@ -347,7 +349,7 @@ def edit_manifest(**changes: Any) -> Callable[[Path], None]:
         (edit_manifest(digest=None), "digest"),
     ],
 )
-def test_verify_names_what_changed(tmp_path: Path, damage: Callable[[Path], None], says: str) -> None:
+def test_verify_names_what_changed(tmp_path: Path, damage: Callable[[Path], Any], says: str) -> None:
     save_directory(tmp_path / "out")
     damage(tmp_path / "out")
     with pytest.raises(FileFormatError, match=says):

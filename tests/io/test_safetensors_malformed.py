@@ -71,7 +71,8 @@ BAD_TEXTS = [
     "{//\n}", '{"__metadata__":{"a":"\\ud8"}}',
     "{" * 100_000, '{"a":' * 50_000, '{"a":' + "[" * 100_000, '{"a":{"shape":' + "[" * 4_000 + "]" * 4_000 + "}}",
     '{"__metadata__":' + '{"a":' * 50_000,
-    '{"a":' + "9" * 100_000 + "}", '{"a":"' + "x" * 100_000, '{"a":NaN}', '{"__metadata__":{"a":Infinity}}',
+    '{"a":' + "9" * 100_000 + "}", '{"a":"' + "x" * 100_000, '{"a":NaN}', '{"__metadata__":{"a":"\\ud800"}}',
+    '{"__metadata__":{"a":Infinity}}',
 ]  # fmt: skip
 
 
@@ -162,7 +163,7 @@ def test_damaged_headers_are_refused_or_read_as_the_stock_library_reads_them(tmp
     rng = random.Random(7)
     path = tmp_path / "a"
     for header, data in bases():
-        for style in ({}, {"separators": (",", ":")}) * 300:
+        for style in ({}, {"separators": (",", ":")}) * 150:
             whole = container(json.dumps(header, **style), data)
             content = bytearray(whole)
             for _ in range(rng.choice((1, 1, 2, 4))):

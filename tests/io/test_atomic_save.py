@@ -20,7 +20,7 @@ import pytest
 import anybit
 from anybit.errors import FileFormatError, OutputError
 from anybit.io import save
-from anybit.io.manifest import verify_directory
+from anybit.io.manifest import contents_digest, verify_directory
 from anybit.io.safetensors_writer import write_safetensors
 from anybit.io.save import atomic_directory, atomic_file, create, remove_stale, write_all
 
@@ -296,6 +296,16 @@ def test_stale_temporaries_of_a_reused_process_id_are_removed(tmp_path: Path) ->
     assert fresh.name in left and other.name in left and not {mine.name, aged.name} & left
 
 
+def test_a_lock_protects_whatever_the_process_id_says(tmp_path: Path) -> None:
+    """A save in another container shares the disk but not the process ids."""
+    elsewhere = tmp_path / f".anybit-tmp-4194304999-{'5' * 12}"
+    elsewhere.mkdir()
+    lock = save._lock(elsewhere)
+    assert lock is not None and remove_stale(tmp_path) == [] and elsewhere.exists()
+    os.close(lock)
+    assert remove_stale(tmp_path) == [elsewhere] and not elsewhere.exists()
+
+
 def test_file_is_replaced_or_refused(tmp_path: Path) -> None:
     (tmp_path / "out").write_bytes(b"old")
     with pytest.raises(OutputError, match="exists"), atomic_file(tmp_path / "out", replace=False):
@@ -354,6 +364,11 @@ def test_verify_names_what_changed(tmp_path: Path, damage: Callable[[Path], Any]
     damage(tmp_path / "out")
     with pytest.raises(FileFormatError, match=says):
         verify_directory(tmp_path / "out")
+
+
+def test_digest_does_not_depend_on_order() -> None:
+    item = {"size": 1, "sha256": "0"}
+    assert contents_digest({"a": item, "b": item}) == contents_digest({"b": item, "a": item}) != contents_digest({"a": item})
 
 
 def test_verify_reports_files_that_were_added(tmp_path: Path) -> None:

@@ -120,6 +120,9 @@ def variants() -> Iterator[tuple[str, bytes]]:
             yield f"{number}: named {name[:30]}", container(text.replace(f'"{first}":', f"{name}:"), data)
         yield f"{number}: not UTF-8", container(text.encode().replace(b'"' + first.encode() + b'"', b'"\xff\xfe"'), data)
         yield f"{number}: overlong UTF-8", container(text.encode().replace(b'"' + first.encode() + b'"', b'"\xc0\xaf"'), data)
+        moved = copy.deepcopy(header)
+        moved[entries(header)[-1]]["data_offsets"] = [n + 8 for n in header[entries(header)[-1]]["data_offsets"]]
+        yield f"{number}: a hole of 8 bytes, or a start after 0", container(json.dumps(moved, **style), data + bytes(8))
         yield f"{number}: holes", changed(lambda h: h.__setitem__("far", {"dtype": "U8", "shape": [1], "data_offsets": [60, 61]}))
     for text in BAD_TEXTS:
         yield f"text {text[:40]!r}", container(text, b"")

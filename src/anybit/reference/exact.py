@@ -23,7 +23,7 @@ def exact_matmul(x: F32, w: Operands, act: str | None = None) -> tuple[list[list
     Derivation: a term that passes j roundings is off by at most g(j) = j u / (1 - j u) of itself, u = 2^-24. j counts the fma inside
     a block (its length; with int8 activations one conversion and one product of scales instead), the products that fold the scales
     and the step, and the fma across blocks (two a block with an offset). A subnormal result adds 2^-150, which the factors that
-    follow carry on: inside a block times the scale, in a scale times the block's sum (below 2^31 in an int32 sum).
+    follow carry on: inside a block times the scale, in a scale times the block's sum.
 
     Cost: m n k rational products.
     """
@@ -40,17 +40,17 @@ def exact_matmul(x: F32, w: Operands, act: str | None = None) -> tuple[list[list
     return results, bounds
 
 
-def _inputs(x: F32, edges: list[int], act: str | None) -> list[list[Fraction]]:
-    """The rows of x as the product sees them: themselves, or q * s."""
+def _inputs(x: F32, edges: list[int], act: str | None) -> list[list[tuple[Fraction, int]]]:
+    """Each row of x as the product sees it, x or q * s, and beside it what is summed before scaling: q, or 0 for float activations."""
     if act is None:
-        return [[Fraction(float(v)) for v in row] for row in x]
+        return [[(Fraction(float(v)), 0) for v in row] for row in x]
     q, s, _ = quantize_activations(x, edges)
     repeated = np.repeat(s, np.diff(edges), axis=1)
-    return [[int(a) * Fraction(float(b)) for a, b in zip(*rows, strict=True)] for rows in zip(q, repeated, strict=True)]
+    return [[(int(a) * Fraction(float(b)), int(a)) for a, b in zip(*rows, strict=True)] for rows in zip(q, repeated, strict=True)]
 
 
 def _output(
-    inputs: list[Fraction], w: Operands, row: int, spans: list[tuple[int, int]], act: str | None, growth: Fraction
+    inputs: list[tuple[Fraction, int]], w: Operands, row: int, spans: list[tuple[int, int]], act: str | None, growth: Fraction
 ) -> tuple[Fraction, Fraction]:
     """One output and its bound."""
     table, step = (w.t, w.step) if act == "int8" and w.t is not None else (w.values, w.step_float)
@@ -61,13 +61,15 @@ def _output(
         scale = _product([*levels, Fraction(step)])
         offset = _product(offsets) if offsets else Fraction(0)
         zero = int(w.zero[row, b]) if w.zero is not None else 0
-        some = inputs[first:last]
-        terms = [u * (Fraction(float(v)) - zero) for u, v in zip(some, table[row, first:last], strict=True)]
+        weights = [Fraction(float(v)) - zero for v in table[row, first:last]]
+        some = [u for u, _ in inputs[first:last]]
+        terms = [u * v for u, v in zip(some, weights, strict=True)]
         total += scale * sum(terms) + offset * sum(some)
-        mass = sum(map(abs, terms)) + sum(map(abs, some))
-        bound += growth * (abs(scale) * sum(map(abs, terms)) + abs(offset) * sum(map(abs, some)))
+        mass, input_mass = sum(map(abs, terms)), sum(map(abs, some))
+        bound += growth * (abs(scale) * mass + abs(offset) * input_mass)
+        dots = sum(abs(q) * (1 + abs(v)) for (_, q), v in zip(inputs[first:last], weights, strict=True))
         largest = 1 + max(map(abs, [*levels, *offsets, Fraction(step)]))
-        bound += LEAST * ((last - first + 2) * (1 + abs(scale) + abs(offset)) + largest ** len(w.levels) * (mass + 2**31))
+        bound += LEAST * ((last - first + 2) * (1 + abs(scale) + abs(offset)) + largest ** len(w.levels) * (mass + input_mass + dots))
     return total, bound
 
 

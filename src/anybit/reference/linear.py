@@ -117,9 +117,8 @@ def make_operands(
         off, off_float = -(float_zero * stepped), -(float_zero * plain)
         offsets = (off,)
     for_float = t.astype(np.float32) if exact and t is not None else values
-    return Operands(
-        t, for_float, stepped, plain, block, zero, off, off_float, tuple(levels), tuple(offsets), step if t is not None else 1.0
-    )
+    factors = tuple(levels), tuple(offsets), float(step), float(step) if exact else 1.0
+    return Operands(t, for_float, stepped, plain, block, zero, off, off_float, *factors)
 
 
 def matmul_operands(x: F32, w: Operands, act: str | None = None, bias: F32 | None = None) -> F32:
@@ -172,41 +171,76 @@ def _matmul_float(x: F32, w: Operands) -> F32:
 
 
 def operands(parts: dict[str, Any], fmt: Any, shape: tuple[int, int]) -> Operands:
-    """The operands of a quantized tensor from its logical parts (`codes`, `scale.0`, ..., `zero`, `offset.0`, ...)."""
+    """The operands of a quantized matrix from its logical parts (`codes`, `scale.0`, ..., `zero`, `offset.0`, ...)."""
     n, k = shape
     element = fmt.element
-    codes = parts["codes"].reshape(n, k)
-    if fmt.dense:
-        ones = np.ones((n, 1), np.float32)
-        return make_operands(None, element.decode(codes).astype(np.float32), 1.0, [ones], k)
-    table = element.table
-    block = extent(fmt.block, shape)[1]
-    starts = weight_edges(k, block)[:-1]
-    grids = [fmt.block, *(level.block for level in fmt.levels[:-1])]
-
-    def spread(part: str, part_element: Any, grid: Any) -> F32:
-        """A stored grid decoded and repeated: one value for each row and each first-level block."""
-        height, width = extent(grid, shape)
-        values = part_element.decode(parts[part]).astype(np.float32).reshape(-(-n // height), -(-k // width))
-        return values[np.arange(n)[:, None] // height, np.asarray(starts)[None, :] // width]
-
-    levels = [spread(f"scale.{i}", level.element, grids[i]) for i, level in enumerate(fmt.levels)]
-    offsets = [spread(f"offset.{i}", level.element, grids[i]) for i, level in enumerate(fmt.levels)] if fmt.offset else []
-    zero = float_zero = None
-    if fmt.zero is not None:
-        stored = spread("zero", fmt.zero, fmt.block)
-        if fmt.zero.table.kind != "f32" and float(fmt.zero.table.step) == float(table.step) == 1.0:
-            zero = stored.astype(np.int32)
-        else:
-            float_zero = stored
+    if fmt.block is None or element.bits > 8:
+        values = dequantize(parts, fmt, shape)
+        return make_operands(None, values, 1.0, [np.ones((n, 1), np.float32)], k)
+    table, codes = element.table, parts["codes"]
+    levels, offsets, zero = scales(parts, fmt, shape)
+    whole = zero is not None and _is_integer(fmt.zero)
     t = table.ints[codes].astype(np.int32) if table.ints is not None else None
-    exact = table.kind in ("i8", "i16")
-    values = table.values[codes]
-    return make_operands(t, values, table.step, levels, block, exact=exact, zero=zero, float_zero=float_zero, offsets=offsets)
+    return make_operands(
+        t,
+        table.values[codes],
+        table.step,
+        levels,
+        extent(fmt.block, shape)[1],
+        exact=table.kind in ("i8", "i16"),
+        zero=zero.astype(np.int32) if zero is not None and whole else None,
+        float_zero=None if whole else zero,
+        offsets=offsets,
+    )
+
+
+def scales(parts: dict[str, Any], fmt: Any, shape: tuple[int, int]) -> tuple[list[F32], list[F32], F32 | None]:
+    """Scales of each level, offsets of each level, zero points: decoded, float32[n, first-level blocks along k]."""
+    n, k = shape
+    starts = np.asarray(weight_edges(k, extent(fmt.block, shape)[1])[:-1])
+
+    def spread(part: str, element: Any, grid: Any) -> F32:
+        height, width = extent(grid, shape)
+        values = element.decode(parts[part]).astype(np.float32).reshape(-(-n // height), -(-k // width))
+        return values[np.arange(n)[:, None] // height, starts[None, :] // width]
+
+    grids = [fmt.block, *(level.block for level in fmt.levels[:-1])]
+    levels = [spread(f"scale.{i}", level.element, grid) for i, (level, grid) in enumerate(zip(fmt.levels, grids, strict=True))]
+    offsets = [spread(f"offset.{i}", fmt.offset_element(i), grid) for i, grid in enumerate(grids)] if fmt.offset else []
+    return levels, offsets, spread("zero", fmt.zero, fmt.block) if fmt.zero is not None else None
+
+
+def dequantize(parts: dict[str, Any], fmt: Any, shape: tuple[int, int]) -> F32:
+    """float32[n, k]: fl(fl(v - z) * s) for whole z, then + m; a float zero point is m = -fl(z * s). s, m: folded levels."""
+    values = fmt.element.decode(parts["codes"]).astype(np.float32)
+    if fmt.block is None:
+        return values
+
+    def wide(per_block: F32) -> F32:
+        return np.repeat(per_block, extent(fmt.block, shape)[1], axis=1)[:, : shape[1]]
+
+    levels, offsets, zero = scales(parts, fmt, shape)
+    scale = fold(levels)
+    offset = fold(offsets) if offsets else None
+    if zero is not None and _is_integer(fmt.zero):
+        values = values - wide(zero)
+    elif zero is not None:
+        offset = -(zero * scale)
+    with np.errstate(all="ignore"):
+        values = values * wide(scale)
+        return values if offset is None else values + wide(offset)
+
+
+def _is_integer(element: Any) -> bool:
+    """Whether zero points of this element are taken off the integer dot: whole numbers of up to 8 bits, below 2^15 in size."""
+    values = element.values if element.bits <= 8 else np.array([np.nan])
+    return bool(np.all(np.isfinite(values) & (values == np.rint(values)) & (np.abs(values) < 2**15)))
 
 
 def extent(block: Any, shape: tuple[int, int]) -> tuple[int, int]:
     """Rows and columns that one entry of a block grid covers, in a matrix of this shape."""
+    if block.kind == "tensor":
+        return shape
     sizes = (1, 1, *block.sizes)[-2:]
     rows, columns = (axis if size is None else min(size, axis) for size, axis in zip(sizes, shape, strict=True))
     return rows, columns

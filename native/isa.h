@@ -14,10 +14,7 @@
 #endif
 
 #if defined(ANYBIT_SIMDE)
-#define SIMDE_ENABLE_NATIVE_ALIASES
-#include <simde/x86/avx512.h>
-#include <simde/x86/f16c.h>
-#include <simde/x86/fma.h>
+#include "emulate.h"
 #define ANYBIT_512 1
 #elif defined(__AVX512VNNI__)
 #include <immintrin.h>
@@ -28,6 +25,7 @@
 #endif
 
 #define AB_INLINE static inline __attribute__((always_inline, unused))
+#define AB_LAMBDA __attribute__((always_inline))
 
 namespace anybit {
 namespace ANYBIT_ISA {

@@ -92,8 +92,8 @@ class Case:
 def make_input(kind: str, m: int, k: int, rng: np.random.Generator) -> np.ndarray:
     """float32[m, k] of a kind.
 
-    normal: magnitudes differ along k and by row. positive: sums grow. extreme: +-the largest, every q is +-127. gaps: runs of zeros and of values
-    below 2^-120. tiny: results are subnormal. faint: below 2^-120, zero as int8. ties: x * 127 / amax lies as near halfway between
+    normal: magnitudes differ along k and by row. positive: sums grow. extreme: +-the largest, every q is +-127. gaps: runs of zeros and of
+    values below 2^-120. tiny: results are subnormal. faint: below 2^-120, zero as int8. ties: x * 127 / amax lies as near halfway between
     integers as float32 allows. fused (with codes "fused"): c + a b where a b is a hair less than half an ulp of c.
     """
     x: np.ndarray = rng.standard_normal((m, k))
@@ -172,7 +172,7 @@ def spread(expression: str, count: int, lengths: tuple[int, ...] = LENGTHS) -> l
     return cases
 
 
-# Between them these tell every mutant of mutants.py: two levels with zero points, with offsets, rounded tables, long blocks, odd blocks, odd tails.
+# Between them these tell every mutant of mutants.py: two levels, zero points, offsets, rounded tables, long and odd blocks, tails.
 WITNESSES = (
     Case("int4@32", 3, 18, 131, "normal", biased=True),
     Case("uint4@32:fp16+zp", 3, 18, 131, "normal", biased=True),

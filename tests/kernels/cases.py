@@ -19,8 +19,8 @@ LARGEST = 300_000  # m * n * k of a case: about 20 ms of reference
 CODED = (
     "int2@32", "int3@64", "int4@128", "int5@16", "int6@channel", "int7@33", "int8@channel", "int8@32", "int8_sym@tensor", "int4@512",
     "int4@600", "int8@1000", "int4@1", "int4@100:fp32", "uint2@64", "uint4@tensor", "uint8@128", "uint4@32:fp16+zp", "uint8@64+zp",
-    "int4@128+zp", "uint2@17+zp", "int8@channel+zp", "uint4@600:fp16+zp", "uint4@64:fp16+zp=fp16", "uint4@4x32+zp", "int4@32+zp=ternary",
-    "uint4@32:fp16+off", "int4@channel+off", "uint3@48:fp16+off", "fp4_e2m1@32:bf16+off", "uint4@700+off", "ternary@256:fp16",
+    "int4@128+zp", "uint2@17+zp", "int8@channel+zp", "uint4@600:fp16+zp", "uint4@64:fp16+zp=fp16", "uint4@4x32+zp", "int4@32+zp=ternary", "int5@16x32:fp32+zp=int8", "uint4@32+zp=binary",
+    "uint4@32:fp16+off", "int4@channel+off", "uint3@48:fp16+off", "fp4_e2m1@32:bf16+off", "uint4@700+off", "uint4@32:ufp8_e5m3+off=bf16", "int3@32:e8m0+off=fp8_e4m3fn", "uint4@4x32:fp16+off", "ternary@256:fp16",
     "ternary@64", "ternary@channel", "binary@128:fp16", "binary@20", "mxfp4", "mxfp6", "mxfp6_e2m3", "mxfp8", "nvfp4",
     "fp4_e2m1@16:ufp8_e5m3", "fp4_e2m1@channel", "fp5_e2m2@20", "fp6_e3m2@64", "fp6_e2m3@channel", "fp7_e3m3@64", "fp8_e4m3fn@64",
     "fp8_e5m2@64", "fp8_e3m4@128", "fp3_e1m1@32", "fp8_e4m3fn@128x128:fp32", "int4@16x16", "int4@8x100", "fp4_e2m1@40x64:fp16",

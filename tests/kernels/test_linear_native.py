@@ -1,4 +1,4 @@
-"""The native product equals the reference bit for bit: every instruction set of this machine, threads, awkward sizes, every kind of format."""
+"""The native product equals the reference bit for bit: instruction sets, threads, awkward sizes, every kind of format."""
 
 from __future__ import annotations
 

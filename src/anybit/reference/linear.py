@@ -232,9 +232,11 @@ def dequantize(parts: dict[str, Any], fmt: Any, shape: tuple[int, int]) -> F32:
 
 
 def _is_integer(element: Any) -> bool:
-    """Whether zero points of this element are taken off the integer dot: whole numbers of up to 8 bits, below 2^15 in size."""
-    values = element.values if element.bits <= 8 else np.array([np.nan])
-    return bool(np.all(np.isfinite(values) & (values == np.rint(values)) & (np.abs(values) < 2**15)))
+    """Whether zero points of this element are taken off the integer dot: whole numbers that fit a byte, signed or not."""
+    if element.bits > 8 or not np.array_equal(element.values, np.rint(element.values)):
+        return False
+    low, high = element.values.min(), element.values.max()
+    return bool((low >= -128 and high <= 127) or (low >= 0 and high <= 255))
 
 
 def extent(block: Any, shape: tuple[int, int]) -> tuple[int, int]:

@@ -206,8 +206,11 @@ def test_philox_known_answers(counter: list[int], key: list[int], want: list[int
     assert philox([counter, counter], key).tolist() == [want, want]
 
 
-def test_uniform_is_a_function_of_the_index() -> None:
-    whole = uniform(7, 3, 1000)
-    np.testing.assert_array_equal(whole[123:456], uniform(7, 3, 333, first=123))
-    assert whole.min() >= 0 and whole.max() < 1 and abs(whole.mean() - 0.5) < 0.05
-    assert not np.array_equal(whole, uniform(8, 3, 1000)) and not np.array_equal(whole, uniform(7, 4, 1000))
+def test_uniform_is_a_function_of_seed_and_position() -> None:
+    draws = [uniform(7, position) for position in range(2000)]
+    assert len(set(draws)) == 2000 and 0 <= min(draws) and max(draws) < 1
+    assert abs(np.mean(draws) - 0.5) < 5 * (1 / 12 / 2000) ** 0.5
+    assert all((u * 2.0**53).is_integer() for u in draws)
+    assert uniform(7, 2**32) not in draws and uniform(7 + 2**32, 0) not in draws and uniform(8, 0) not in draws
+    words = philox([5, 1, 0, 0], [9, 2])
+    assert uniform(2**33 + 9, 2**32 + 5) == ((int(words[0]) >> 5) * 2**26 + (int(words[1]) >> 6)) / 2**53

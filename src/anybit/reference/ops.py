@@ -181,8 +181,8 @@ def attention(q: F32, k: F32, v: F32, positions: npt.NDArray[np.int64], window: 
             s = dot(q[:, :, None, :], keys[:, None, :, :]) * scale
             with np.errstate(invalid="ignore"):
                 _accept(span, softmax_tile(s, seen, values[:, None]), np.any(seen, axis=-1, keepdims=True)[..., 0])
-        if span:
-            _accept(total, span[0][0], span[0][1])
+        with np.errstate(invalid="ignore"):
+            _accept(total, *span[0])
     state = total[0][0]
     return state[2] * (np.float32(1) / state[1])[..., None]
 
@@ -215,11 +215,28 @@ def _accept(states: list[_State], new: tuple[F32, F32, F32], seen: npt.NDArray[n
 def logsumexp(logits: F32) -> F64:
     """log(sum(exp(row))) of float32[..., n] in float64: m = maximum, float32 exp(x - m), 16 float64 lanes ascending, fold, m + log64."""
     top = np.max(logits, axis=-1)
-    groups = _in_lanes(exp(logits - top[..., None]).astype(np.float64))
+    groups = _in_lanes(exp(logits - top[..., None]).astype(np.float64))  # padded with 0, not exp(0)
     lanes = np.zeros((*logits.shape[:-1], LANES), np.float64)
     for step in range(groups.shape[-2]):
         lanes = lanes + groups[..., step, :]
     return top.astype(np.float64) + log64(lanes_fold(lanes))
+
+
+def divergence(reference: F32, logits: F32) -> F64:
+    """Kullback-Leibler divergence of rows of logits from reference rows, float32[..., n], in float64.
+
+    p = float32 exp(reference - maximum); sum over 16 float64 lanes of p ((reference - lse) - (logits - lse')), over the lanes' sum of p.
+    """
+    top = np.max(reference, axis=-1)
+    difference = (reference.astype(np.float64) - logsumexp(reference)[..., None]) - (
+        logits.astype(np.float64) - logsumexp(logits)[..., None]
+    )
+    weights, differences = _in_lanes(exp(reference - top[..., None]).astype(np.float64)), _in_lanes(difference)
+    sums, terms = np.zeros((2, *reference.shape[:-1], LANES), np.float64)
+    for step in range(weights.shape[-2]):
+        sums = sums + weights[..., step, :]
+        terms = terms + weights[..., step, :] * differences[..., step, :]
+    return lanes_fold(terms) / lanes_fold(sums)
 
 
 def exp64(x: npt.ArrayLike) -> F64:

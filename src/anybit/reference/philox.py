@@ -34,16 +34,11 @@ def philox(counter: npt.ArrayLike, key: npt.ArrayLike) -> U32:
     return np.stack(np.broadcast_arrays(c0, c1, c2, c3), axis=-1).astype(np.uint32)
 
 
-def uniform(seed: int, stream: int, count: int, first: int = 0) -> npt.NDArray[np.float32]:
-    """Numbers first .. first + count of a stream, float32 in [0, 1): the top 24 bits of a word times 2^-24.
+def uniform(seed: int, position: int) -> float:
+    """The number that draws the token at a position: in [0, 1), a multiple of 2^-53.
 
-    Word i is element i mod 4 of counter (i // 4 low, i // 4 high, stream low, stream high) under the key (seed low, seed high).
+    Words a, b of counter (position low, position high, 0, 0) under the key (seed low, seed high): ((a >> 5) 2^26 + (b >> 6)) 2^-53.
     """
-    index = np.arange(first, first + count, dtype=np.uint64)
-    block = index >> np.uint64(2)
-    low, shift = np.uint64(0xFFFFFFFF), np.uint64(32)
-    ends = np.full(block.shape, stream & 0xFFFFFFFF, np.uint64), np.full(block.shape, (stream >> 32) & 0xFFFFFFFF, np.uint64)
-    counter = np.stack([block & low, block >> shift, *ends], axis=-1).astype(np.uint32)
-    words = philox(counter, np.array([seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF], np.uint32))
-    chosen = words[np.arange(count), (index & np.uint64(3)).astype(np.int64)]
-    return (chosen >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)
+    low = 0xFFFFFFFF
+    a, b = philox([position & low, position >> 32, 0, 0], [seed & low, seed >> 32])[:2].tolist()
+    return ((a >> 5) * 2.0**26 + (b >> 6)) * 2.0**-53

@@ -25,6 +25,7 @@
 #endif
 
 #define AB_INLINE static inline __attribute__((always_inline, unused))
+#define AB_LAMBDA __attribute__((always_inline))
 
 namespace anybit {
 namespace ANYBIT_ISA {

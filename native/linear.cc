@@ -32,41 +32,54 @@ AB_INLINE float scale_one(const Scale &s, int64_t at) {
   }
 }
 
-// The 16 scales of tile row `tile` in block `b`, second level multiplied in.
-static F scale_row(const Scale &s, int64_t tile, int64_t b, int64_t n) {
-  F v;
-  if (s.rows != 1) {
-    float t[16];
-    for (int64_t o = 0; o < 16; o++) {
-      int64_t row = tile * 16 + o < n ? tile * 16 + o : n - 1;
-      t[o] = scale_one(s, s.rows ? row / s.rows * s.columns + b : b);
-    }
-    v = f_load(t);
-  } else {
-    const uint8_t *p = s.data + (tile * s.columns + b) * 16 * scale_width(s.kind);
-    switch (s.kind) {
-      case ScaleKind::One: v = f_set(1.0f); break;
-      case ScaleKind::Float32: v = f_load((const float *)p); break;
-      case ScaleKind::Float16: v = f_load_half(p); break;
-      case ScaleKind::BFloat16: v = f_load_bf16(p); break;
-      case ScaleKind::Exponent: v = i_float(i_max(i_shl(i_load_u8(p), 23), i_set(0x00400000))); break;  // code 0 is 2^-127
-      case ScaleKind::Mini: {  // exponent and mantissa bits moved to float32's place, bias corrected by an exact product: subnormals too
-        I x = i_load_u8(p);
-        I size = i_and(x, i_set((1 << (s.bits - s.has_sign)) - 1));
-        v = f_mul(i_float(i_shl(size, 23 - s.mantissa)), f_set(s.factor));
-        if (s.has_sign) v = i_float(i_or(f_bits(v), i_shl(i_shr(x, s.bits - 1), 31)));
-        break;
-      }
-      case ScaleKind::Integer: {
-        I flip = i_set(s.has_sign ? 1 << (s.bits - 1) : 0);
-        v = i_to_f(i_sub(i_xor(i_load_u8(p), flip), flip));
-        break;
-      }
-      default: v = f_gather(s.table, i_load_u8(p));
-    }
-  }
-  return s.second != 1.0f ? f_mul(v, f_set(s.second)) : v;
+template <class Read> AB_INLINE void scale_run(const Scale &s, int64_t tile, int64_t b0, int64_t b1, float factor, float *out, Read read) {
+  const uint8_t *p = s.data + (tile * s.columns + b0) * 16 * scale_width(s.kind);
+  const int64_t step = 16 * scale_width(s.kind);
+  const F second = f_set(s.second), last = f_set(factor);  // products with 1 are exact: no case of its own
+  for (int64_t b = b0; b < b1; b++, p += step, out += 16) f_store(out, f_mul(f_mul(read(p), second), last));
 }
+
+// Scales of tile row `tile` in blocks [b0, b1), second level and `factor` multiplied in: out[b1 - b0][16].
+static void scale_rows(const Scale &s, int64_t tile, int64_t b0, int64_t b1, int64_t n, float factor, float *out) {
+  if (s.rows != 1) {
+    const int64_t last = n - 1 - tile * 16;
+    float t[16];
+    for (int64_t b = b0; b < b1; b++, out += 16) {
+      for (int64_t o = 0; o < 16; o++) t[o] = scale_one(s, s.rows ? (tile * 16 + (o < last ? o : last)) / s.rows * s.columns + b : b);
+      f_store(out, f_mul(f_mul(f_load(t), f_set(s.second)), f_set(factor)));
+    }
+    return;
+  }
+  switch (s.kind) {
+    case ScaleKind::One: return scale_run(s, tile, b0, b1, factor, out, [](const uint8_t *) AB_LAMBDA { return f_set(1.0f); });
+    case ScaleKind::Float32: return scale_run(s, tile, b0, b1, factor, out, [](const uint8_t *p) AB_LAMBDA { return f_load((const float *)p); });
+    case ScaleKind::Float16: return scale_run(s, tile, b0, b1, factor, out, [](const uint8_t *p) AB_LAMBDA { return f_load_half(p); });
+    case ScaleKind::BFloat16: return scale_run(s, tile, b0, b1, factor, out, [](const uint8_t *p) AB_LAMBDA { return f_load_bf16(p); });
+    case ScaleKind::Exponent:  // code 0 is 2^-127
+      return scale_run(s, tile, b0, b1, factor, out, [](const uint8_t *p) AB_LAMBDA { return i_float(i_max(i_shl(i_load_u8(p), 23), i_set(0x00400000))); });
+    case ScaleKind::Mini: {  // exponent and mantissa bits moved to float32's place, bias corrected by an exact product: subnormals too
+      const I size = i_set((1 << (s.bits - s.has_sign)) - 1);
+      const F shift = f_set(s.factor);
+      const int up = 23 - s.mantissa, top = s.has_sign ? s.bits - 1 : 31;
+      return scale_run(s, tile, b0, b1, factor, out, [=](const uint8_t *p) AB_LAMBDA {
+        const I x = i_load_u8(p);
+        return i_float(i_or(f_bits(f_mul(i_float(i_shl(i_and(x, size), up)), shift)), i_shl(i_shr(x, top), 31)));
+      });
+    }
+    case ScaleKind::Integer: {
+      const I flip = i_set(s.has_sign ? 1 << (s.bits - 1) : 0);
+      return scale_run(s, tile, b0, b1, factor, out, [=](const uint8_t *p) AB_LAMBDA { return i_to_f(i_sub(i_xor(i_load_u8(p), flip), flip)); });
+    }
+    default: return scale_run(s, tile, b0, b1, factor, out, [&](const uint8_t *p) AB_LAMBDA { return f_gather(s.table, i_load_u8(p)); });
+  }
+}
+
+// What a stretch of blocks multiplies, adds and subtracts, ready for use: [blocks][16] each.
+struct Side {
+  int64_t first;  // the block that the arrays start with
+  float *scale, *offset;
+  int32_t *shift;  // integer path: zero point + bias
+};
 
 AB_INLINE I zero_row(const Weight &w, int64_t tile, int64_t b) {
   I flip = i_set(w.zero_flip);
@@ -167,23 +180,30 @@ const PanelBytes kPanelWide[9] = AB_BITS(panel_wide);
 const PanelFloat kPanelFloat[9] = AB_BITS(panel_float);
 
 // ------------------------------------------------------------------------------------------------ integer path
+template <int rows, int count> AB_INLINE void unsigned_steps(C *c, const uint8_t *p, const int8_t *q, int64_t stride) {
+#pragma GCC unroll 4
+  for (int i = 0; i < count; i++) {
+    const B t = b_load(p + 64 * i);
+    for (int r = 0; r < rows; r++) c[r] = c_step(c[r], t, q_four(q + r * stride + 4 * i));
+  }
+}
+
+template <int rows, int count> AB_INLINE void signed_steps(I *sum, const uint8_t *p, const int8_t *q, int64_t stride) {
+#pragma GCC unroll 4
+  for (int i = 0; i < count; i++) {
+    const B t = b_load(p + 64 * i);
+    for (int r = 0; r < rows; r++) sum[r] = signed_dot(sum[r], t, q_four(q + r * stride + 4 * i));
+  }
+}
+
 template <int rows, Kind kind>
-static void dot_rows(const Weight &w, const Panel &panel, const uint8_t *bytes, const Input &in, int64_t row, int64_t tile, float *state) {
+static void dot_rows(const Weight &w, const Panel &panel, const uint8_t *bytes, const Side &side, const Input &in, int64_t row, float *state) {
   F acc[rows];
   for (int r = 0; r < rows; r++) acc[r] = f_load(state + 16 * r);
   const int64_t stride = w.codes_length, segments = w.segment_count, base = panel.c0 * 8;
   const bool corrected = w.bias != 0 || w.zero;
-  int64_t block = -1;
-  F sw = f_zero(), off = f_zero();
-  I shift = i_zero();
   for (int64_t s = panel.s0; s < panel.s1; s++) {
     const Segment &seg = w.segments[s];
-    if (seg.block != block) {
-      block = seg.block;
-      sw = f_mul(scale_row(w.scale, tile, block, w.n), f_set(w.step));
-      if (w.has_offset) off = scale_row(w.offset, tile, block, w.n);
-      shift = w.zero ? i_add(zero_row(w, tile, block), i_set(w.bias)) : i_set(w.bias);
-    }
     I sum[rows];
     for (int r = 0; r < rows; r++) sum[r] = i_zero();
     if constexpr (kind == Kind::Wide16) {
@@ -196,47 +216,49 @@ static void dot_rows(const Weight &w, const Panel &panel, const uint8_t *bytes, 
     } else {
       const int8_t *q = in.q + row * stride + seg.at;
       const uint8_t *p = bytes + (seg.g0 - base) * 64;
+      int64_t left = seg.g1 - seg.g0;
       if constexpr (kind == Kind::Signed8) {
-        for (int64_t g = seg.g0; g < seg.g1; g++, q += 4, p += 64) {
-          const B t = b_load(p);
-          for (int r = 0; r < rows; r++) sum[r] = signed_dot(sum[r], t, q_four(q + r * stride));
-        }
+        for (; left >= 4; left -= 4, p += 256, q += 16) signed_steps<rows, 4>(sum, p, q, stride);
+        for (; left > 0; left--, p += 64, q += 4) signed_steps<rows, 1>(sum, p, q, stride);
       } else {
-        const int64_t chain = kWideDot ? seg.g1 - seg.g0 : w.chain;
-        for (int64_t g = seg.g0; g < seg.g1;) {
-          const int64_t end = g + chain < seg.g1 ? g + chain : seg.g1;
+        const int64_t chain = kWideDot ? left : w.chain;
+        while (left > 0) {
+          int64_t run = left < chain ? left : chain;
+          left -= run;
           C c[rows];
           for (int r = 0; r < rows; r++) c[r] = c_zero();
-          for (; g < end; g++, q += 4, p += 64) {
-            const B t = b_load(p);
-            for (int r = 0; r < rows; r++) c[r] = c_step(c[r], t, q_four(q + r * stride));
-          }
+          for (; run >= 4; run -= 4, p += 256, q += 16) unsigned_steps<rows, 4>(c, p, q, stride);
+          for (; run > 0; run--, p += 64, q += 4) unsigned_steps<rows, 1>(c, p, q, stride);
           for (int r = 0; r < rows; r++) sum[r] = c_end(sum[r], c[r]);
         }
       }
     }
+    const F sw = f_load(side.scale + 16 * (seg.block - side.first));
     for (int r = 0; r < rows; r++) {
       const int64_t at = (row + r) * segments + s;
-      if (corrected) sum[r] = i_sub(sum[r], w.zero ? i_mul(shift, i_set(in.total[at])) : i_set(w.bias * in.total[at]));
+      if (corrected) {
+        if (w.zero) sum[r] = i_sub(sum[r], i_mul(i_load(side.shift + 16 * (seg.block - side.first)), i_set(in.total[at])));
+        else sum[r] = i_sub(sum[r], i_set(w.bias * in.total[at]));
+      }
       const F sx = f_set(in.scale[at]);
       acc[r] = f_fma(i_to_f(sum[r]), f_mul(sx, sw), acc[r]);
-      if (w.has_offset) acc[r] = f_fma(f_mul(sx, f_set((float)in.total[at])), off, acc[r]);
+      if (w.has_offset) acc[r] = f_fma(f_mul(sx, f_set((float)in.total[at])), f_load(side.offset + 16 * (seg.block - side.first)), acc[r]);
     }
   }
   for (int r = 0; r < rows; r++) f_store(state + 16 * r, acc[r]);
 }
 
-template <Kind kind, int rows> AB_INLINE void dot_some(int64_t count, const Weight &w, const Panel &p, const uint8_t *b, const Input &in, int64_t row, int64_t tile, float *state) {
+template <Kind kind, int rows> AB_INLINE void dot_some(int64_t count, const Weight &w, const Panel &p, const uint8_t *b, const Side &side, const Input &in, int64_t row, float *state) {
   if constexpr (rows > 0) {
-    if (count == rows) dot_rows<rows, kind>(w, p, b, in, row, tile, state);
-    else dot_some<kind, rows - 1>(count, w, p, b, in, row, tile, state);
+    if (count == rows) dot_rows<rows, kind>(w, p, b, side, in, row, state);
+    else dot_some<kind, rows - 1>(count, w, p, b, side, in, row, state);
   }
 }
 
-template <Kind kind> static void dot_all(const Weight &w, const Panel &p, const uint8_t *bytes, const Input &in, int64_t m0, int64_t m1, int64_t tile, float *state) {
+template <Kind kind> static void dot_all(const Weight &w, const Panel &p, const uint8_t *bytes, const Side &side, const Input &in, int64_t m0, int64_t m1, float *state) {
   int64_t row = m0;
-  for (; row + kRowsInt <= m1; row += kRowsInt) dot_rows<kRowsInt, kind>(w, p, bytes, in, row, tile, state + (row - m0) * 16);
-  dot_some<kind, kRowsInt - 1>(m1 - row, w, p, bytes, in, row, tile, state + (row - m0) * 16);
+  for (; row + kRowsInt <= m1; row += kRowsInt) dot_rows<kRowsInt, kind>(w, p, bytes, side, in, row, state + (row - m0) * 16);
+  dot_some<kind, kRowsInt - 1>(m1 - row, w, p, bytes, side, in, row, state + (row - m0) * 16);
 }
 
 // ------------------------------------------------------------------------------------------------ float path
@@ -275,8 +297,10 @@ template <int rows, int tiles> static void fma_rows(const Weight &w, const Input
     }
     if (k == limit)
       for (int t = 0; t < tiles; t++) {
-        const F sw = w.dense != Dense::None ? f_set(1.0f) : f_mul(scale_row(w.scale, a.tile + t, block, w.n), f_set(w.float_step));
-        const F off = w.has_offset ? scale_row(w.offset, a.tile + t, block, w.n) : f_zero();
+        float scales[16], offsets[16];
+        if (w.dense == Dense::None) scale_rows(w.scale, a.tile + t, block, block + 1, w.n, w.float_step, scales);
+        if (w.has_offset) scale_rows(w.offset, a.tile + t, block, block + 1, w.n, 1.0f, offsets);
+        const F sw = w.dense != Dense::None ? f_set(1.0f) : f_load(scales), off = w.has_offset ? f_load(offsets) : f_zero();
         for (int r = 0; r < rows; r++) {
           acc[t][r] = f_fma(part[t][r], sw, acc[t][r]), part[t][r] = f_zero();
           if (w.has_offset) acc[t][r] = f_fma(f_set(in.sums[(a.row + r) * w.blocks + block]), off, acc[t][r]);
@@ -337,20 +361,35 @@ static void multiply_float(const Weight &w, const Input &in, const float *bias, 
   }
 }
 
+static int64_t panel_blocks(const Weight &w) {  // the most blocks that a panel touches
+  int64_t most = 1;
+  for (const Panel *p = w.panels, *end = p + w.panel_count; p < end; p++) {
+    const int64_t count = w.segments[p->s1 - 1].block - w.segments[p->s0].block + 1;
+    most = count > most ? count : most;
+  }
+  return most;
+}
+
 static void multiply_integer(const Weight &w, const Input &in, const float *bias, int64_t tile, int64_t m0, int64_t m1, float *y, int64_t stride, float *buffer) {
-  const int64_t rows = m1 - m0;
+  const int64_t rows = m1 - m0, most = panel_blocks(w) * 16;
   float *state = buffer;
-  uint8_t *bytes = (uint8_t *)(buffer + kRowBlock * 16);
+  Side side = {0, state + kRowBlock * 16, state + kRowBlock * 16 + most, (int32_t *)(state + kRowBlock * 16 + 2 * most)};
+  uint8_t *bytes = (uint8_t *)(state + kRowBlock * 16 + 3 * most);
   memset(state, 0, sizeof(float) * rows * 16);
   for (const Panel *p = w.panels, *end = p + w.panel_count; p < end; p++) {
     const uint8_t *codes = w.codes + (tile * w.chunks + p->c0) * 64 * w.bits;
+    const int64_t b0 = w.segments[p->s0].block, b1 = w.segments[p->s1 - 1].block + 1;
+    side.first = b0;
+    scale_rows(w.scale, tile, b0, b1, w.n, w.step, side.scale);
+    if (w.has_offset) scale_rows(w.offset, tile, b0, b1, w.n, 1.0f, side.offset);
+    if (w.zero) for (int64_t b = b0; b < b1; b++) i_store(side.shift + 16 * (b - b0), i_add(zero_row(w, tile, b), i_set(w.bias)));
     if (w.kind == Kind::Wide16) {
       kPanelWide[w.bits](w, codes, p->c1 - p->c0, bytes);
-      dot_all<Kind::Wide16>(w, *p, bytes, in, m0, m1, tile, state);
+      dot_all<Kind::Wide16>(w, *p, bytes, side, in, m0, m1, state);
     } else {
       kPanelBytes[w.bits](w, codes, p->c1 - p->c0, bytes);
-      if (w.kind == Kind::Signed8) dot_all<Kind::Signed8>(w, *p, bytes, in, m0, m1, tile, state);
-      else dot_all<Kind::Unsigned8>(w, *p, bytes, in, m0, m1, tile, state);
+      if (w.kind == Kind::Signed8) dot_all<Kind::Signed8>(w, *p, bytes, side, in, m0, m1, state);
+      else dot_all<Kind::Unsigned8>(w, *p, bytes, side, in, m0, m1, state);
     }
   }
   const int64_t n0 = tile * 16, count = w.n - n0 < 16 ? w.n - n0 : 16;
@@ -364,7 +403,7 @@ static size_t scratch_bytes(const Weight &w, const Input &in) {
   if (!in.integer) return sizeof(float) * (size_t)(kFloatTiles * (kFloatPanel * 16 + rows * 32));
   int64_t chunks = 0;
   for (const Panel *p = w.panels, *end = p + w.panel_count; p < end; p++) chunks = p->c1 - p->c0 > chunks ? p->c1 - p->c0 : chunks;
-  return (size_t)(kRowBlock * 64 + chunks * (w.kind == Kind::Wide16 ? 1024 : 512));
+  return (size_t)(kRowBlock * 64 + panel_blocks(w) * 192 + chunks * (w.kind == Kind::Wide16 ? 1024 : 512));
 }
 
 static void multiply(const Weight &w, const Input &in, const float *bias, int64_t t0, int64_t t1, float *y, int64_t stride, void *scratch) {
@@ -470,8 +509,9 @@ static void dequantize(const Weight &w, int64_t tile, int64_t only, float *out, 
         const int64_t block = k / w.block;
         if (block != open) {
           open = block;
-          sw = scale_row(w.scale, tile, block, w.n);
-          if (w.has_offset) off = scale_row(w.offset, tile, block, w.n);
+          scale_rows(w.scale, tile, block, block + 1, w.n, 1.0f, line);
+          sw = f_load(line);
+          if (w.has_offset) scale_rows(w.offset, tile, block, block + 1, w.n, 1.0f, line), off = f_load(line);
           if (w.zero) z = i_to_f(zero_row(w, tile, block));
         }
         if (w.zero) v = f_sub(v, z);

@@ -62,10 +62,6 @@ _from_environment()
 
 
 # ------------------------------------------------------------------------------------------------ kernels that dispatch knows
-def _only(layout: str, dense: bool) -> str | None:
-    return None if layout == "tile16x1" or not dense else f"the layout is {layout}"
-
-
 def _accept_coded(spec: OpSpec) -> str | None:
     if spec.device != "cpu" or spec.op != "linear":
         return f"it is for linear on cpu, not {spec.op} on {spec.device}"
@@ -148,7 +144,7 @@ def _collapsed(fmt: Format, parts: Parts, name: str, shape: tuple[int, int]) -> 
     spread = np.indices(grids[0])
     block = None
     for i, level in enumerate(fmt.levels):
-        values = level.element.decode(parts[f"{name}.{i}"]).astype(np.float32)
+        values = _element(fmt, name, i).decode(parts[f"{name}.{i}"]).astype(np.float32)
         if block is not None:
             sizes = _sizes(block, len(spread), grids[i - 1])
             spread = np.stack([axis // size for axis, size in zip(spread, sizes, strict=True)])
@@ -181,14 +177,20 @@ def _scale(values: np.ndarray, element: Element | None, where: Geometry, second:
     return native.Scale.make(data=flat, rows=where.rows, columns=where.grid_columns, second=second, **kind)
 
 
+def _element(fmt: Format, name: str, level: int) -> Element:
+    """The element that scales or offsets of a level are stored in."""
+    return fmt.offset if name == "offset" and level == 0 and fmt.offset is not None else fmt.levels[level].element
+
+
 def _level_zero(fmt: Format, stored: Parts, logical: Parts | None, name: str, where: Geometry, shape: tuple[int, int]) -> native.Scale:
     """The native scale (or offset), read in place where the kernel can, otherwise collapsed to float32."""
-    in_place = scale_kind(fmt.levels[0].element) is not None and (len(fmt.levels) == 1 or (len(fmt.levels) == 2 and _whole(fmt)))
+    element = _element(fmt, name, 0)
+    in_place = scale_kind(element) is not None and (len(fmt.levels) == 1 or (len(fmt.levels) == 2 and _whole(fmt)))
     if in_place:
         second = 1.0
         if len(fmt.levels) == 2:
             second = float(np.float32(fmt.levels[1].element.decode(stored[f"{name}.1"]).reshape(-1)[0]))
-        return _scale(stored[f"{name}.0"], fmt.levels[0].element, where, second)
+        return _scale(stored[f"{name}.0"], element, where, second)
     assert logical is not None
     values = _collapsed(fmt, logical, name, shape)
     return _scale(_tile(values) if where.rows == 1 else values, None, where, 1.0)
@@ -201,7 +203,7 @@ def coded_weight(fmt: Format, shape: tuple[int, int], stored: Parts, logical_sca
     integer = table.ints is not None
     exact = table.kind in ("i8", "i16")
     scale = _level_zero(fmt, stored, logical_scales, "scale", where, shape)
-    offset = _level_zero(fmt, stored, logical_scales, "offset", where, shape) if fmt.offset else None
+    offset = _level_zero(fmt, stored, logical_scales, "offset", where, shape) if fmt.offset is not None else None
     zero: np.ndarray | None = None
     flip = 0
     if fmt.zero is not None and fmt.zero.table.kind == "i8" and fmt.zero.bits <= 8 and where.rows == 1:

@@ -39,8 +39,8 @@ def scale_parts(fmt: Format, shape: tuple[int, ...]) -> Sizes:
     parts: Sizes = {}
     for i, (level, grid) in enumerate(zip(fmt.levels, level_grids(fmt, shape), strict=True)):
         parts[f"scale.{i}"] = (level.element.code_dtype, grid)
-        if fmt.offset:
-            parts[f"offset.{i}"] = (level.element.code_dtype, grid)
+        if fmt.offset is not None:
+            parts[f"offset.{i}"] = ((level.element if i else fmt.offset).code_dtype, grid)
     if fmt.zero is not None:
         parts["zero"] = (fmt.zero.code_dtype, level_grids(fmt, shape)[0])
     return parts

@@ -3,6 +3,7 @@
 Parts are logical: "codes" has the array's shape, "scale.0" the block grid, "scale.1" that of the next level, "zero" the grid of level 0,
 "offset.0" ... as many as scales. Each holds raw codes of its element in uint8, uint16 or uint32.
     s = fl(fl(s0 * s1) * s2) ...      value = fl(fl(t - z) * s), then fl(value + m)      all in float32
+    a zero point that is no whole number: m = -fl(z * s)
     code = encode(fl(x / s)), with an offset encode(fl(fl(x - m) / s)), with an integer zero point round(fl(x / s)) + z, clipped
 Arrays are walked in boxes of about a quarter of a million values, so that temporary memory does not grow with the array.
 """
@@ -125,6 +126,9 @@ def _stored(parts: Parts, fmt: Format, shape: tuple[int, ...]) -> tuple[np.ndarr
     zero = offset = None
     if fmt.zero is not None:
         zero = fmt.zero.decode(parts["zero"]).astype(np.float32)
+        if not fmt.whole_zero:  # as kernels run it
+            with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+                zero, offset = None, -(zero * scale)
     if fmt.offset is not None:
         offset = Chain(fmt, shape, [fmt.offset_element(i) for i in count]).product([parts[f"offset.{i}"] for i in count])
     return scale, zero, offset

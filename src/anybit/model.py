@@ -105,8 +105,8 @@ class Model:
     ) -> str: ...  # fmt: skip
     @overload
     def generate(
-        self, prompt: list[str] | tuple[str, ...], max_tokens: int | None = ..., temperature: float = ..., top_k: int = ..., top_p: float = ...,
-        min_p: float = ..., seed: int = ..., stop: str | Sequence[str] = ...,
+        self, prompt: list[str] | tuple[str, ...], max_tokens: int | None = ..., temperature: float = ..., top_k: int = ...,
+        top_p: float = ..., min_p: float = ..., seed: int = ..., stop: str | Sequence[str] = ...,
     ) -> list[str]: ...  # fmt: skip
     def generate(
         self, prompt: str | list[str] | tuple[str, ...], max_tokens: int | None = None, temperature: float = 0.0, top_k: int = 0,

@@ -273,9 +273,10 @@ template <Kind kind, int rows> AB_INLINE void dot_some(int64_t count, const Weig
 }
 
 template <Kind kind> static void dot_all(const Weight &w, const Panel &p, const uint8_t *bytes, const Side &side, const Input &in, int64_t m0, int64_t m1, float *state) {
+  constexpr int rows = kind == Kind::Wide16 ? kRowsWide : kRowsInt;
   int64_t row = m0;
-  for (; row + kRowsInt <= m1; row += kRowsInt) dot_with<kRowsInt, kind>(w, p, bytes, side, in, row, state + (row - m0) * 16);
-  dot_some<kind, kRowsInt - 1>(m1 - row, w, p, bytes, side, in, row, state + (row - m0) * 16);
+  for (; row + rows <= m1; row += rows) dot_with<rows, kind>(w, p, bytes, side, in, row, state + (row - m0) * 16);
+  dot_some<kind, rows - 1>(m1 - row, w, p, bytes, side, in, row, state + (row - m0) * 16);
 }
 
 // ------------------------------------------------------------------------------------------------ float path

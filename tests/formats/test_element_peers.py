@@ -198,6 +198,11 @@ def test_arrays_of_any_kind() -> None:
     assert np.array_equal(element.encode(base[::-1, ::-3]), expected[::-1, ::-3])
     assert element.encode(np.float32(1.0)).shape == () and int(element.encode(1.0)) == 56
     assert element.encode([]).shape == (0,)
+    for name in ("bf16", "fp16", "fp32", "tf32", "int4", "nf4", "fp12_e5m6"):
+        for one in (1.0, np.float32(1.0), np.ones((), np.float32), np.ones((1, 1), np.float32)):
+            code = parse_element(name).encode(one)
+            assert np.shape(code) == np.shape(one) and parse_element(name).decode(code) == 1.0
+            assert np.shape(parse_element(name).encode(np.inf * one, nonfinite="saturate")) == np.shape(one)
     assert np.array_equal(
         element.encode(base.astype(ml_dtypes.bfloat16)), element.encode(base.astype(ml_dtypes.bfloat16).astype(np.float32))
     )

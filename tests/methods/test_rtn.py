@@ -285,6 +285,10 @@ def test_wrong_input() -> None:
         quantize_parts(np.ones((2, 2)), "uint4@2+scale=signmax")
     with pytest.raises(FormatError, match="no infinity"):
         quantize_parts(np.ones((2, 2)), "int4@2+over=inf")
+    with pytest.raises(
+        FormatError, match=r"head: a value is 7 times its block's scale, outside fp4_e2m1's range -6 to 6; use over=saturate"
+    ):
+        quantize_parts(np.full((2, 64), 7.0), "mxfp4+over=error", name="head")
     with pytest.raises(ShapeError, match="array is a single number"):
         quantize_parts(np.float32(1), "int4@2")
     with pytest.raises(ShapeError, match="numbers are float16"):

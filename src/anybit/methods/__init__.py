@@ -2,7 +2,7 @@
 
 from anybit.methods.method import METHODS, Method, Parts
 from anybit.methods.quality import sample, sqnr_db
-from anybit.methods.rtn import dequantize_parts, part_shapes, quantize_parts
+from anybit.methods.rtn import dequantize_parts, part_shapes, quantize_parts, stored_grids
 from anybit.methods.scales import SCALES, Range, Rule
 
 __all__ = [
@@ -17,4 +17,5 @@ __all__ = [
     "quantize_parts",
     "sample",
     "sqnr_db",
+    "stored_grids",
 ]

@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from anybit.errors import NonFiniteError, ShapeError
+from anybit.errors import FormatError, NonFiniteError, ShapeError
 from anybit.formats import Format, Spec
 from anybit.formats.element import as_real
+from anybit.formats.rounding import OutOfRangeError
 from anybit.methods.chain import Chain, Shape, blocks, grids
 from anybit.methods.grids import LIMIT, Chooser, Grids, tame, values_of
 from anybit.methods.method import METHODS, Parts
@@ -94,6 +95,13 @@ def quantize_parts(w: Any, spec: Spec | Format | str, name: str = "array") -> Pa
             _quantize(x.reshape(shape), spec, Chooser(spec, rule, shape), {p: a.reshape(sizes[p]) for p, a in parts.items()})
     except _NonFiniteFound:
         _raise_non_finite(x, name)
+    except OutOfRangeError as error:
+        if rule is None:
+            raise
+        raise FormatError(
+            f"{name}: a value is {error.value:g} times its block's scale, outside {fmt.element}'s range"
+            f" {fmt.element.min:g} to {fmt.element.max:g}; use over=saturate or scale=absmax"
+        ) from None
     return parts
 
 
@@ -215,18 +223,39 @@ def dequantize_parts(parts: Parts, fmt: Format, shape: Shape) -> np.ndarray:
     return out
 
 
-def _dequantize(parts: Parts, fmt: Format, out: np.ndarray) -> None:
+def stored_grids(parts: Parts, fmt: Format, shape: Shape) -> Grids:
+    """float32 scale, zero point and offset (or None) of each first-level block, all levels multiplied. For formats with a block.
+
+    >>> parts = quantize_parts(np.array([[1.0, -7.0, 3.2, 0.0]]), "int4@2")
+    >>> stored_grids(parts, Format("int4@2"), (1, 4)).scale.tolist()
+    [[1.0, 0.45703125]]
+    """
+    scales, offsets = _chains(parts, fmt, tuple(shape))
+    return _grids(parts, fmt, scales, offsets, slice(None))
+
+
+def _chains(parts: Parts, fmt: Format, shape: Shape) -> tuple[Chain, Chain | None]:
+    """The stored levels of scales and of offsets."""
     levels = range(1, len(fmt.levels))
-    scales = Chain(fmt, out.shape, [level.element for level in fmt.levels])
+    scales = Chain(fmt, shape, [level.element for level in fmt.levels])
     scales.load([parts[f"scale.{i}"] for i in levels])
-    offsets = None
-    if fmt.offset is not None:
-        offsets = Chain(fmt, out.shape, [fmt.offset_element(i) for i in range(len(fmt.levels))])
-        offsets.load([parts[f"offset.{i}"] for i in levels])
+    if fmt.offset is None:
+        return scales, None
+    offsets = Chain(fmt, shape, [fmt.offset_element(i) for i in range(len(fmt.levels))])
+    offsets.load([parts[f"offset.{i}"] for i in levels])
+    return scales, offsets
+
+
+def _grids(parts: Parts, fmt: Format, scales: Chain, offsets: Chain | None, rows: slice) -> Grids:
+    zero = fmt.zero.decode(parts["zero"][rows]).astype(np.float32) if fmt.zero is not None else None
+    offset = offsets.product(parts["offset.0"][rows], rows) if offsets is not None else None
+    return Grids({}, scales.product(parts["scale.0"][rows], rows), zero, offset)
+
+
+def _dequantize(parts: Parts, fmt: Format, out: np.ndarray) -> None:
+    scales, offsets = _chains(parts, fmt, out.shape)
     for take, rows in _slabs(fmt, out.shape):
-        zero = fmt.zero.decode(parts["zero"][rows]).astype(np.float32) if fmt.zero is not None else None
-        offset = offsets.product(parts["offset.0"][rows], rows) if offsets is not None else None
-        grids = Grids({}, scales.product(parts["scale.0"][rows], rows), zero, offset)
+        grids = _grids(parts, fmt, scales, offsets, rows)
         target, codes = out[take], parts["codes"][take]
         for box in blocks(fmt)[0].boxes(target.shape, LIMIT):
             part = codes[box.take]

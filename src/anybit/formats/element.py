@@ -159,6 +159,8 @@ class Element(ABC):
         [1, 12, 7]
         """
         array = as_real(x)
+        if array.ndim == 0:
+            return self.encode(array.reshape(1), round, over, nonfinite).reshape(())
         self.check_policy(round, over, nonfinite)
         bad = ~np.isfinite(array)
         if not bad.any():

@@ -26,6 +26,7 @@
 
 #define AB_INLINE static inline __attribute__((always_inline, unused))
 #define AB_LAMBDA __attribute__((always_inline))
+#define AB_KEEP_IN_MEMORY() __asm__ volatile("" ::: "memory")  // compilers do not move stores across
 
 namespace anybit {
 namespace ANYBIT_ISA {
@@ -215,7 +216,9 @@ AB_INLINE I b_dwords(B a) { return {a.a, a.b}; }
 AB_INLINE C c_zero() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
 AB_INLINE B q_four(const int8_t *q) { int32_t x; memcpy(&x, q, 4); __m256i v = _mm256_set1_epi32(x); return {v, v}; }
 AB_INLINE C c_step(C c, B u, B q) {
-  return {_mm256_add_epi16(c.a, _mm256_maddubs_epi16(u.a, q.a)), _mm256_add_epi16(c.b, _mm256_maddubs_epi16(u.b, q.b))};
+  C r = {_mm256_add_epi16(c.a, _mm256_maddubs_epi16(u.a, q.a)), _mm256_add_epi16(c.b, _mm256_maddubs_epi16(u.b, q.b))};
+  __asm__("" : "+x"(r.a), "+x"(r.b));  // keeps sums in their registers: compilers regroup integer adds, and spill what they hoist
+  return r;
 }
 AB_INLINE I c_end(I sum, C c) {
   __m256i one = _mm256_set1_epi16(1);

@@ -117,7 +117,8 @@ class Switches:
         self.minus_zero = special.get("-0")
         self.plus_zero = int(codes[np.searchsorted(values, 0.0)]) if element.has_zero else -1
         self._table: np.ndarray | None = None
-        as32 = self.points.astype(np.float32)
+        with np.errstate(over="ignore", under="ignore"):
+            as32 = self.points.astype(np.float32)
         self._points32 = np.where(as32.astype(np.float64) < self.points, np.nextafter(as32, np.float32(np.inf)), as32)
 
     def search(self, x: np.ndarray) -> np.ndarray:

@@ -1,0 +1,180 @@
+"""How far a quantized model is from its reference: perplexity, KL divergence, agreement of the most likely token, with standard errors.
+
+Standard errors are clustered by window. Tokens of one window share their context: a hard passage is hard for all of them, so that their
+losses are correlated and the usual s / sqrt(tokens) would claim too much. Windows do not see each other; they are the independent
+observations. With y_w the sum over window w, n_w its tokens and mean = sum(y_w) / sum(n_w), over G windows,
+
+    se^2 = G / (G - 1) * sum_w (y_w - n_w * mean)^2 / (sum_w n_w)^2
+
+which is the linearised variance of a ratio estimator; with windows of one token it is the usual standard error.
+
+All models see a window before any sees the next (lockstep): the reference's logits are computed once and only one window of them is
+ever held, whatever the number of models.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anybit.errors import NonFiniteError, UsageError
+
+Floats = NDArray[np.float64]
+Rows = tuple[Floats, Floats, NDArray[np.bool_]]
+RowStats = Callable[[NDArray[np.float32], NDArray[np.float32], NDArray[np.int32]], Rows]
+
+
+class HasLogits(Protocol):
+    """A model, for what is measured here."""
+
+    def logits(self, ids: NDArray[np.int32], /) -> NDArray[np.float32]: ...
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over tokens with its standard error, clustered by window."""
+
+    mean: float
+    se: float
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """One model's result. Per-window sums are kept, so that any two results over the same text can be compared as pairs."""
+
+    nll: Floats  # float64[windows]: summed negative log-likelihood of the targets, nats
+    kl: Floats | None  # float64[windows]: summed KL(reference || model), nats; None without a reference
+    counts: NDArray[np.int64]  # tokens scored in each window
+    kl_p99: float | None
+    same_top1: float | None
+
+    @property
+    def tokens(self) -> int:
+        """Tokens scored."""
+        return int(self.counts.sum())
+
+    @property
+    def perplexity(self) -> Estimate:
+        """exp of the mean negative log-likelihood; its error by the delta method, perplexity * se(mean)."""
+        loss = clustered(self.nll, self.counts)
+        value = math.exp(loss.mean)
+        return Estimate(value, value * loss.se)
+
+    @property
+    def kl_mean(self) -> Estimate | None:
+        """Mean KL divergence a token, nats."""
+        return None if self.kl is None else clustered(self.kl, self.counts)
+
+    def describe(self) -> dict[str, Any]:
+        """The keys of `anybit eval --json`."""
+        perplexity, kl = self.perplexity, self.kl_mean
+        return {
+            "perplexity": perplexity.mean,
+            "perplexity_se": perplexity.se,
+            "kl_mean": None if kl is None else kl.mean,
+            "kl_mean_se": None if kl is None else kl.se,
+            "kl_p99": self.kl_p99,
+            "same_top1": self.same_top1,
+            "tokens": self.tokens,
+        }
+
+
+def clustered(sums: Floats, counts: NDArray[np.int64]) -> Estimate:
+    """Ratio estimate of a mean a token and its standard error from per-window sums; the error of a single window is unknown: NaN.
+
+    >>> clustered(np.array([0.0, 3.0]), np.array([1, 1]))
+    Estimate(mean=1.5, se=1.5)
+    """
+    windows, tokens = len(sums), int(counts.sum())
+    mean = float(sums.sum()) / tokens
+    if windows < 2:
+        return Estimate(mean, math.nan)
+    residuals = sums - counts * mean
+    return Estimate(mean, math.sqrt(windows / (windows - 1) * float(residuals @ residuals)) / tokens)
+
+
+def kl_difference(a: Accuracy, b: Accuracy) -> Estimate:
+    """Mean KL of `a` less that of `b` with its paired error: both saw the same windows, so what the windows share cancels.
+
+    UsageError: no reference, or different texts.
+    """
+    if a.kl is None or b.kl is None:
+        raise UsageError("KL divergences need a reference model; give --reference MODEL")
+    if not np.array_equal(a.counts, b.counts):
+        raise UsageError("the two results were not measured on the same windows")
+    return clustered(a.kl - b.kl, a.counts)
+
+
+def row_stats_numpy(reference: NDArray[np.float32], logits: NDArray[np.float32], targets: NDArray[np.int32]) -> Rows:
+    """Definition in float64 of what the native `row_stats` computes. Args: float32[t, vocab] twice, int32[t].
+
+    Returns the negative log-likelihood of the targets under `logits`, KL(softmax(reference) || softmax(logits)) and whether both have
+    the same most likely token (the first of equals); float64[t], float64[t], bool[t], nats.
+    """
+    p, q = _log_softmax(reference), _log_softmax(logits)
+    kl = np.sum(np.exp(p) * (p - q), axis=1)
+    nll = -q[np.arange(len(targets)), targets]
+    return nll, kl, reference.argmax(axis=1) == logits.argmax(axis=1)
+
+
+def _log_softmax(logits: NDArray[np.float32]) -> Floats:
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    result: Floats = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return result
+
+
+def native_row_stats(reference: NDArray[np.float32], logits: NDArray[np.float32], targets: NDArray[np.int32]) -> Rows:
+    """`row_stats_numpy` by the native kernel, which reads each row once and keeps no float64 copy of it."""
+    from anybit import kernels
+
+    nll, kl, same = kernels.row_stats(reference, logits, targets)
+    return np.asarray(nll, np.float64), np.asarray(kl, np.float64), np.asarray(same, np.bool_)
+
+
+def evaluate(
+    models: Mapping[str, HasLogits],
+    ids: NDArray[np.int32],
+    reference: HasLogits | None = None,
+    window: int = 512,
+    row_stats: RowStats = native_row_stats,
+    progress: Callable[[int, str], None] | None = None,
+) -> dict[str, Accuracy]:
+    """Evaluates all `models` on the same windows against one `reference`.
+
+    Args: `ids` int32[t]: window w scores targets ids[w*window + 1 ...] from inputs ids[w*window ...], so that every token but the first
+    is scored once; the last window may be short. `progress(1, name)` is called after each model and window. A model that is the
+    reference itself is given its logits instead of computing them twice.
+    Raises: NonFiniteError when a model's logits give a loss that is no number. UsageError when there is nothing to score.
+    Memory: the logits of two models for one window; 17 bytes a token and model besides.
+    """
+    if window < 1 or len(ids) < 2:
+        raise UsageError(f"nothing to evaluate: {len(ids)} tokens in windows of {window}")
+    starts = range(0, len(ids) - 1, window)
+    counts = np.array([min(window, len(ids) - 1 - start) for start in starts], dtype=np.int64)
+    rows: dict[str, list[Rows]] = {name: [] for name in models}
+    for index, start in enumerate(starts):
+        inputs, targets = ids[start : start + counts[index]], ids[start + 1 : start + 1 + counts[index]]
+        expected = None if reference is None else reference.logits(inputs)
+        for name, model in models.items():
+            logits = expected if expected is not None and model is reference else model.logits(inputs)
+            found = row_stats(logits if expected is None else expected, logits, targets)
+            if not np.isfinite(found[0].sum() + found[1].sum()):
+                raise NonFiniteError(f"{name}: the logits of tokens {start} to {start + counts[index] - 1} hold NaN or Inf")
+            rows[name].append(found)
+            if progress is not None:
+                progress(1, name)
+    return {name: _accuracy(found, counts, reference is not None) for name, found in rows.items()}
+
+
+def _accuracy(rows: list[Rows], counts: NDArray[np.int64], has_reference: bool) -> Accuracy:
+    nll = np.array([window[0].sum() for window in rows])
+    if not has_reference:
+        return Accuracy(nll, None, counts, None, None)
+    kl = np.array([window[1].sum() for window in rows])
+    p99 = float(np.quantile(np.concatenate([window[1] for window in rows]), 0.99))
+    return Accuracy(nll, kl, counts, p99, float(np.concatenate([window[2] for window in rows]).mean()))

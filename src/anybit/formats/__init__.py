@@ -1,0 +1,31 @@
+"""Number formats: what codes mean. Pure Python and NumPy; knows no other part of anybit."""
+
+from anybit.formats.block import Block, Box
+from anybit.formats.element import Element
+from anybit.formats.family import FAMILIES, Family, families, parse_element
+from anybit.formats.format import Format, Level
+from anybit.formats.named import ALIASES, NamedFormat, named_formats
+from anybit.formats.policy import Policy, Spec
+from anybit.formats.rounding import NONFINITES, OVERS, ROUNDS
+from anybit.formats.table import Table
+
+__all__ = [
+    "ALIASES",
+    "FAMILIES",
+    "NONFINITES",
+    "OVERS",
+    "ROUNDS",
+    "Block",
+    "Box",
+    "Element",
+    "Family",
+    "Format",
+    "Level",
+    "NamedFormat",
+    "Policy",
+    "Spec",
+    "Table",
+    "families",
+    "named_formats",
+    "parse_element",
+]

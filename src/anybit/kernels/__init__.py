@@ -1,0 +1,70 @@
+"""Choosing a kernel by properties, never by a format's name.
+
+A kernel says whether it accepts an operation (None) or why not; the highest priority that accepts wins; `explain` shows every candidate's
+answer. A kernel with other numerics is another operation, never a silent substitute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from anybit.errors import NoKernelError
+from anybit.registry import Registry
+
+
+@dataclass(frozen=True)
+class OpSpec:
+    """An operation as dispatch sees it.
+
+    op: "linear". layout: of the stored weight. bits: of a code. dense: no scales. table: the element's table kind ("i8", "i16", "i16r", "f32").
+    levels: number of scale levels; second: what the second level covers ("", "tensor" or "blocks"). act: None (float activations) or "int8".
+    """
+
+    op: str
+    layout: str
+    bits: int
+    dense: bool
+    table: str
+    levels: int
+    second: str
+    act: str | None
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One way to run an operation. accepts(spec) is None, or the reason why not; isa() names the instruction set that serves it here."""
+
+    name: str
+    priority: int
+    accepts: Callable[[OpSpec], str | None]
+    isa: Callable[[], str]
+    about: str
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The kernel that serves an operation, and why each other candidate does not."""
+
+    kernel: Kernel
+    others: dict[str, str]
+
+
+KERNELS: Registry[Kernel] = Registry("kernel", folder="anybit.kernels")
+
+
+def choose(spec: OpSpec) -> Choice:
+    """The kernel for an operation. NoKernelError: none accepts it; the message gives each candidate's reason."""
+    candidates = sorted((KERNELS[name] for name in KERNELS), key=lambda kernel: -kernel.priority)
+    reasons: dict[str, str] = {}
+    best: Kernel | None = None
+    for kernel in candidates:
+        reason = kernel.accepts(spec)
+        if reason is None and best is None:
+            best = kernel
+        else:
+            reasons[kernel.name] = reason or f"{best.name} comes first" if best else str(reason)
+    if best is None:
+        raise NoKernelError(f"no kernel for {spec}: " + "; ".join(f"{name}: {why}" for name, why in reasons.items()))
+    return Choice(best, reasons)

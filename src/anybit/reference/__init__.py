@@ -1,0 +1,1 @@
+"""Slow, exact definitions that everything else is tested against."""

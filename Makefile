@@ -1,0 +1,47 @@
+# make demo    virtual environment, build, the main job        make test   the same for all checks and tests
+# make native  only the native module, into src/ (for work on the kernels, in an environment that has nanobind)
+
+PYTHON ?= python3
+VENV ?= .venv
+RUN = $(VENV)/bin
+
+.PHONY: demo test check native install install-test clean
+
+demo: install
+	$(RUN)/anybit demo
+
+test: install-test
+	$(RUN)/ruff check src tests bench
+	$(RUN)/mypy
+	$(RUN)/python -m pytest
+
+install: $(VENV)/.installed
+install-test: $(VENV)/.installed-test
+
+SOURCES := $(wildcard native/* pyproject.toml CMakeLists.txt)
+
+check:
+	@command -v $(PYTHON) >/dev/null || { echo "anybit needs Python 3.10 or newer: install it, for instance with 'apt install python3 python3-dev python3-venv'"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "anybit needs Python 3.10 or newer, this is $$($(PYTHON) -V 2>&1): install one and run 'make PYTHON=python3.11 ...'"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "this Python cannot make virtual environments: install python3-venv"; exit 1; }
+	@$(PYTHON) -c 'import os, sysconfig, sys; sys.exit(not os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Python.h")))' || { echo "Python's headers are missing: install python3-dev"; exit 1; }
+	@command -v $${CXX:-g++} >/dev/null || { echo "no C++ compiler: install g++ (or set CXX)"; exit 1; }
+
+$(VENV)/bin/python: | check
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(SOURCES) | $(VENV)/bin/python
+	$(RUN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/.installed-test: $(SOURCES) | $(VENV)/bin/python
+	$(RUN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(RUN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@touch $@ $(VENV)/.installed
+
+native:
+	cmake -S . -B build/native -G Ninja -DCMAKE_LIBRARY_OUTPUT_DIRECTORY=$(CURDIR)/src/anybit/kernels -DPython_EXECUTABLE=$$(command -v python3) $(NATIVE) >/dev/null
+	cmake --build build/native
+
+clean:
+	rm -rf build $(VENV) src/anybit/kernels/*.so

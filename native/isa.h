@@ -1,0 +1,359 @@
+// Sixteen virtual lanes behind one interface, for each instruction set that this file is compiled for.
+//
+// A translation unit that includes this file is compiled once per ISA with -DANYBIT_ISA=generic|avx2|avx512 and lives in namespace
+// anybit::ANYBIT_ISA. Everything here has internal linkage, so that no object compiled for one ISA can lend code to another. Every function
+// gives the same bits on every ISA: lanes are independent IEEE operations, and folds have one fixed order (8, 4, 2, 1).
+//
+//   F  16 float32 lanes    I  16 int32 lanes    B  64 bytes    C  the running sum of byte dots (int16 pairs on AVX2, int32 elsewhere)
+#pragma once
+#include <stdint.h>
+#include <string.h>
+
+#ifndef ANYBIT_ISA
+#error "compile with -DANYBIT_ISA=generic|avx2|avx512"
+#endif
+
+#if defined(ANYBIT_SIMDE)
+#include "emulate.h"
+#define ANYBIT_512 1
+#elif defined(__AVX512VNNI__)
+#include <immintrin.h>
+#define ANYBIT_512 1
+#elif defined(__AVX2__)
+#include <immintrin.h>
+#define ANYBIT_256 1
+#endif
+
+#define AB_INLINE static inline __attribute__((always_inline, unused))
+#define AB_LAMBDA __attribute__((always_inline))
+
+namespace anybit {
+namespace ANYBIT_ISA {
+
+AB_INLINE float bits_float(uint32_t u) { float f; memcpy(&f, &u, 4); return f; }
+AB_INLINE uint32_t float_bits(float f) { uint32_t u; memcpy(&u, &f, 4); return u; }
+
+AB_INLINE float half_float(uint32_t h) {
+  uint32_t sign = (h & 0x8000u) << 16, e = h >> 10 & 31, m = h & 1023;
+  if (e == 31) return bits_float(sign | 0x7f800000u | m << 13 | (m ? 0x400000u : 0u));
+  if (e == 0) return bits_float(float_bits((float)m * bits_float(0x33800000u)) | sign);  // m * 2^-24, exact
+  return bits_float(sign | (e + 112) << 23 | m << 13);
+}
+
+#if ANYBIT_512
+// ------------------------------------------------------------------------------------------------ AVX-512 F, BW, VL, DQ and VNNI
+constexpr int kRowsInt = 8, kRowsFloat = 12;  // rows of a register block: 8 or 12 accumulators of 16 lanes
+constexpr bool kWideDot = true;               // dpbusd: any u8 x s8, summed in int32
+struct F { __m512 v; };
+struct I { __m512i v; };
+struct B { __m512i v; };
+struct C { __m512i v; };
+struct Mask { __mmask16 v; };
+
+AB_INLINE F f_set(float x) { return {_mm512_set1_ps(x)}; }
+AB_INLINE F f_load(const float *p) { return {_mm512_loadu_ps(p)}; }
+AB_INLINE void f_store(float *p, F a) { _mm512_storeu_ps(p, a.v); }
+AB_INLINE F f_add(F a, F b) { return {_mm512_add_ps(a.v, b.v)}; }
+AB_INLINE F f_sub(F a, F b) { return {_mm512_sub_ps(a.v, b.v)}; }
+AB_INLINE F f_mul(F a, F b) { return {_mm512_mul_ps(a.v, b.v)}; }
+AB_INLINE F f_div(F a, F b) { return {_mm512_div_ps(a.v, b.v)}; }
+AB_INLINE F f_fma(F a, F b, F c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+AB_INLINE F f_sqrt(F a) { return {_mm512_sqrt_ps(a.v)}; }
+AB_INLINE F f_max(F a, F b) { return {_mm512_max_ps(a.v, b.v)}; }  // b when either is NaN
+AB_INLINE F f_min(F a, F b) { return {_mm512_min_ps(a.v, b.v)}; }
+AB_INLINE F f_abs(F a) { return {_mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(a.v), _mm512_set1_epi32(0x7fffffff)))}; }
+AB_INLINE F f_rne(F a) { return {_mm512_roundscale_ps(a.v, 8)}; }
+AB_INLINE I f_to_i(F a) { return {_mm512_cvtps_epi32(a.v)}; }  // nearest-even
+AB_INLINE F i_to_f(I a) { return {_mm512_cvtepi32_ps(a.v)}; }
+AB_INLINE I f_bits(F a) { return {_mm512_castps_si512(a.v)}; }
+AB_INLINE F i_float(I a) { return {_mm512_castsi512_ps(a.v)}; }
+AB_INLINE Mask f_lt(F a, F b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ)}; }
+AB_INLINE Mask i_lt(I a, I b) { return {_mm512_cmplt_epi32_mask(a.v, b.v)}; }
+AB_INLINE F f_select(Mask m, F yes, F no) { return {_mm512_mask_blend_ps(m.v, no.v, yes.v)}; }
+
+AB_INLINE I i_set(int32_t x) { return {_mm512_set1_epi32(x)}; }
+AB_INLINE I i_load(const int32_t *p) { return {_mm512_loadu_si512(p)}; }
+AB_INLINE void i_store(int32_t *p, I a) { _mm512_storeu_si512(p, a.v); }
+AB_INLINE I i_add(I a, I b) { return {_mm512_add_epi32(a.v, b.v)}; }
+AB_INLINE I i_sub(I a, I b) { return {_mm512_sub_epi32(a.v, b.v)}; }
+AB_INLINE I i_mul(I a, I b) { return {_mm512_mullo_epi32(a.v, b.v)}; }
+AB_INLINE I i_and(I a, I b) { return {_mm512_and_si512(a.v, b.v)}; }
+AB_INLINE I i_or(I a, I b) { return {_mm512_or_si512(a.v, b.v)}; }
+AB_INLINE I i_xor(I a, I b) { return {_mm512_xor_si512(a.v, b.v)}; }
+AB_INLINE I i_max(I a, I b) { return {_mm512_max_epi32(a.v, b.v)}; }
+AB_INLINE I i_shl(I a, int n) { return {_mm512_sll_epi32(a.v, _mm_cvtsi32_si128(n))}; }
+AB_INLINE I i_shr(I a, int n) { return {_mm512_srl_epi32(a.v, _mm_cvtsi32_si128(n))}; }
+AB_INLINE I i_sar(I a, int n) { return {_mm512_sra_epi32(a.v, _mm_cvtsi32_si128(n))}; }
+AB_INLINE I i_load_u8(const uint8_t *p) { return {_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p))}; }
+AB_INLINE I i_load_u16(const uint8_t *p) { return {_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p))}; }
+AB_INLINE F f_load_half(const uint8_t *p) { return {_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p))}; }
+AB_INLINE void i_store_i8(int8_t *p, I a) { _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(a.v)); }
+AB_INLINE F f_gather(const float *t, I at) { return {_mm512_i32gather_ps(at.v, t, 4)}; }
+AB_INLINE F f_lookup16(const float *t, I at) { return {_mm512_permutexvar_ps(at.v, _mm512_loadu_ps(t))}; }
+
+AB_INLINE B b_load(const uint8_t *p) { return {_mm512_loadu_si512(p)}; }
+AB_INLINE void b_store(uint8_t *p, B a) { _mm512_storeu_si512(p, a.v); }
+AB_INLINE B b_set(int x) { return {_mm512_set1_epi8((char)x)}; }
+AB_INLINE B b_and(B a, B b) { return {_mm512_and_si512(a.v, b.v)}; }
+AB_INLINE B b_or(B a, B b) { return {_mm512_or_si512(a.v, b.v)}; }
+AB_INLINE B b_xor(B a, B b) { return {_mm512_xor_si512(a.v, b.v)}; }
+AB_INLINE B b_add_sat(B a, B b) { return {_mm512_adds_epu8(a.v, b.v)}; }
+AB_INLINE B b_sub(B a, B b) { return {_mm512_sub_epi8(a.v, b.v)}; }
+template <int n> AB_INLINE B b_shr(B a) { return {_mm512_srli_epi16(a.v, n)}; }  // bits of the neighbour come in: mask after
+template <int n> AB_INLINE B b_shl(B a) { return {_mm512_slli_epi16(a.v, n)}; }
+AB_INLINE B b_table(const uint8_t *t) { return {_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)t))}; }
+AB_INLINE B b_lookup(B table, B at) { return {_mm512_shuffle_epi8(table.v, at.v)}; }  // at: 0..15, or bit 7 set for zero
+AB_INLINE I b_dwords(B a) { return {a.v}; }
+
+AB_INLINE C c_zero() { return {_mm512_setzero_si512()}; }
+AB_INLINE B q_four(const int8_t *q) { int32_t x; memcpy(&x, q, 4); return {_mm512_set1_epi32(x)}; }
+AB_INLINE C c_step(C c, B u, B q) { return {_mm512_dpbusd_epi32(c.v, u.v, q.v)}; }
+AB_INLINE I c_end(I sum, C c) { return {_mm512_add_epi32(sum.v, c.v)}; }
+AB_INLINE I signed_dot(I sum, B w, B q) {  // s8 x s8; not chosen on this ISA (the biased form is), kept right for tests
+  B u = b_xor(w, b_set(0x80));
+  __m512i bias = _mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_set1_epi8((char)0x80), q.v);
+  return {_mm512_sub_epi32(_mm512_dpbusd_epi32(sum.v, u.v, q.v), bias)};
+}
+// int16 weights as pairs: two registers hold outputs (0 1 | 4 5 | 8 9 | 12 13) and (2 3 | 6 7 | 10 11 | 14 15), four k each
+struct W { __m512i a, b; };
+AB_INLINE void w_store(uint8_t *p, B lo, B hi) {
+  _mm512_storeu_si512(p, _mm512_unpacklo_epi8(lo.v, hi.v));
+  _mm512_storeu_si512(p + 64, _mm512_unpackhi_epi8(lo.v, hi.v));
+}
+AB_INLINE W w_zero() { return {_mm512_setzero_si512(), _mm512_setzero_si512()}; }
+AB_INLINE W w_step(W s, const uint8_t *p, const int16_t *q) {
+  int64_t x; memcpy(&x, q, 8);
+  __m512i v = _mm512_set1_epi64(x);
+  return {_mm512_add_epi32(s.a, _mm512_madd_epi16(_mm512_loadu_si512(p), v)), _mm512_add_epi32(s.b, _mm512_madd_epi16(_mm512_loadu_si512(p + 64), v))};
+}
+AB_INLINE I w_end(W s) {
+  __m512 a = _mm512_castsi512_ps(s.a), b = _mm512_castsi512_ps(s.b);
+  return {_mm512_add_epi32(_mm512_castps_si512(_mm512_shuffle_ps(a, b, 0x88)), _mm512_castps_si512(_mm512_shuffle_ps(a, b, 0xdd)))};
+}
+
+#elif ANYBIT_256
+// ------------------------------------------------------------------------------------------------ AVX2, FMA, F16C
+constexpr int kRowsInt = 4, kRowsFloat = 6;
+constexpr bool kWideDot = false;  // maddubs saturates in int16: the unsigned side must stay <= 129
+struct F { __m256 a, b; };
+struct I { __m256i a, b; };
+struct B { __m256i a, b; };
+struct C { __m256i a, b; };
+struct Mask { __m256 a, b; };
+#define AB_BOTH(T, op) T{op(a.a, b.a), op(a.b, b.b)}
+
+AB_INLINE F f_set(float x) { __m256 v = _mm256_set1_ps(x); return {v, v}; }
+AB_INLINE F f_load(const float *p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+AB_INLINE void f_store(float *p, F a) { _mm256_storeu_ps(p, a.a); _mm256_storeu_ps(p + 8, a.b); }
+AB_INLINE F f_add(F a, F b) { return AB_BOTH(F, _mm256_add_ps); }
+AB_INLINE F f_sub(F a, F b) { return AB_BOTH(F, _mm256_sub_ps); }
+AB_INLINE F f_mul(F a, F b) { return AB_BOTH(F, _mm256_mul_ps); }
+AB_INLINE F f_div(F a, F b) { return AB_BOTH(F, _mm256_div_ps); }
+AB_INLINE F f_fma(F a, F b, F c) { return {_mm256_fmadd_ps(a.a, b.a, c.a), _mm256_fmadd_ps(a.b, b.b, c.b)}; }
+AB_INLINE F f_sqrt(F a) { return {_mm256_sqrt_ps(a.a), _mm256_sqrt_ps(a.b)}; }
+AB_INLINE F f_max(F a, F b) { return AB_BOTH(F, _mm256_max_ps); }  // b when either is NaN
+AB_INLINE F f_min(F a, F b) { return AB_BOTH(F, _mm256_min_ps); }
+AB_INLINE F f_abs(F a) { __m256 m = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff)); return {_mm256_and_ps(a.a, m), _mm256_and_ps(a.b, m)}; }
+AB_INLINE F f_rne(F a) { return {_mm256_round_ps(a.a, 8), _mm256_round_ps(a.b, 8)}; }
+AB_INLINE I f_to_i(F a) { return {_mm256_cvtps_epi32(a.a), _mm256_cvtps_epi32(a.b)}; }  // nearest-even
+AB_INLINE F i_to_f(I a) { return {_mm256_cvtepi32_ps(a.a), _mm256_cvtepi32_ps(a.b)}; }
+AB_INLINE I f_bits(F a) { return {_mm256_castps_si256(a.a), _mm256_castps_si256(a.b)}; }
+AB_INLINE F i_float(I a) { return {_mm256_castsi256_ps(a.a), _mm256_castsi256_ps(a.b)}; }
+AB_INLINE Mask f_lt(F a, F b) { return {_mm256_cmp_ps(a.a, b.a, _CMP_LT_OQ), _mm256_cmp_ps(a.b, b.b, _CMP_LT_OQ)}; }
+AB_INLINE Mask i_lt(I a, I b) { return {_mm256_castsi256_ps(_mm256_cmpgt_epi32(b.a, a.a)), _mm256_castsi256_ps(_mm256_cmpgt_epi32(b.b, a.b))}; }
+AB_INLINE F f_select(Mask m, F yes, F no) { return {_mm256_blendv_ps(no.a, yes.a, m.a), _mm256_blendv_ps(no.b, yes.b, m.b)}; }
+
+AB_INLINE I i_set(int32_t x) { __m256i v = _mm256_set1_epi32(x); return {v, v}; }
+AB_INLINE I i_load(const int32_t *p) { return {_mm256_loadu_si256((const __m256i *)p), _mm256_loadu_si256((const __m256i *)(p + 8))}; }
+AB_INLINE void i_store(int32_t *p, I a) { _mm256_storeu_si256((__m256i *)p, a.a); _mm256_storeu_si256((__m256i *)(p + 8), a.b); }
+AB_INLINE I i_add(I a, I b) { return AB_BOTH(I, _mm256_add_epi32); }
+AB_INLINE I i_sub(I a, I b) { return AB_BOTH(I, _mm256_sub_epi32); }
+AB_INLINE I i_mul(I a, I b) { return AB_BOTH(I, _mm256_mullo_epi32); }
+AB_INLINE I i_and(I a, I b) { return AB_BOTH(I, _mm256_and_si256); }
+AB_INLINE I i_or(I a, I b) { return AB_BOTH(I, _mm256_or_si256); }
+AB_INLINE I i_xor(I a, I b) { return AB_BOTH(I, _mm256_xor_si256); }
+AB_INLINE I i_max(I a, I b) { return AB_BOTH(I, _mm256_max_epi32); }
+AB_INLINE I i_shl(I a, int n) { __m128i c = _mm_cvtsi32_si128(n); return {_mm256_sll_epi32(a.a, c), _mm256_sll_epi32(a.b, c)}; }
+AB_INLINE I i_shr(I a, int n) { __m128i c = _mm_cvtsi32_si128(n); return {_mm256_srl_epi32(a.a, c), _mm256_srl_epi32(a.b, c)}; }
+AB_INLINE I i_sar(I a, int n) { __m128i c = _mm_cvtsi32_si128(n); return {_mm256_sra_epi32(a.a, c), _mm256_sra_epi32(a.b, c)}; }
+AB_INLINE I i_load_u8(const uint8_t *p) {
+  return {_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p)), _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(p + 8)))};
+}
+AB_INLINE I i_load_u16(const uint8_t *p) {
+  return {_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)), _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(p + 16)))};
+}
+AB_INLINE F f_load_half(const uint8_t *p) {
+  return {_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)), _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p + 16)))};
+}
+AB_INLINE void i_store_i8(int8_t *p, I a) {
+  __m256i v = _mm256_permute4x64_epi64(_mm256_packs_epi32(a.a, a.b), 0xd8);
+  _mm_storeu_si128((__m128i *)p, _mm_packs_epi16(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1)));
+}
+AB_INLINE F f_gather(const float *t, I at) { return {_mm256_i32gather_ps(t, at.a, 4), _mm256_i32gather_ps(t, at.b, 4)}; }
+AB_INLINE __m256 permute16(__m256 low, __m256 high, __m256i at) {
+  return _mm256_blendv_ps(_mm256_permutevar8x32_ps(low, at), _mm256_permutevar8x32_ps(high, at), _mm256_castsi256_ps(_mm256_slli_epi32(at, 28)));
+}
+AB_INLINE F f_lookup16(const float *t, I at) {
+  __m256 low = _mm256_loadu_ps(t), high = _mm256_loadu_ps(t + 8);
+  return {permute16(low, high, at.a), permute16(low, high, at.b)};
+}
+
+AB_INLINE B b_load(const uint8_t *p) { return {_mm256_loadu_si256((const __m256i *)p), _mm256_loadu_si256((const __m256i *)(p + 32))}; }
+AB_INLINE void b_store(uint8_t *p, B a) { _mm256_storeu_si256((__m256i *)p, a.a); _mm256_storeu_si256((__m256i *)(p + 32), a.b); }
+AB_INLINE B b_set(int x) { __m256i v = _mm256_set1_epi8((char)x); return {v, v}; }
+AB_INLINE B b_and(B a, B b) { return AB_BOTH(B, _mm256_and_si256); }
+AB_INLINE B b_or(B a, B b) { return AB_BOTH(B, _mm256_or_si256); }
+AB_INLINE B b_xor(B a, B b) { return AB_BOTH(B, _mm256_xor_si256); }
+AB_INLINE B b_add_sat(B a, B b) { return AB_BOTH(B, _mm256_adds_epu8); }
+AB_INLINE B b_sub(B a, B b) { return AB_BOTH(B, _mm256_sub_epi8); }
+template <int n> AB_INLINE B b_shr(B a) { return {_mm256_srli_epi16(a.a, n), _mm256_srli_epi16(a.b, n)}; }  // mask after
+template <int n> AB_INLINE B b_shl(B a) { return {_mm256_slli_epi16(a.a, n), _mm256_slli_epi16(a.b, n)}; }
+AB_INLINE B b_table(const uint8_t *t) { __m256i v = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)t)); return {v, v}; }
+AB_INLINE B b_lookup(B table, B at) { return {_mm256_shuffle_epi8(table.a, at.a), _mm256_shuffle_epi8(table.a, at.b)}; }
+AB_INLINE I b_dwords(B a) { return {a.a, a.b}; }
+
+AB_INLINE C c_zero() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+AB_INLINE B q_four(const int8_t *q) { int32_t x; memcpy(&x, q, 4); __m256i v = _mm256_set1_epi32(x); return {v, v}; }
+AB_INLINE C c_step(C c, B u, B q) {
+  return {_mm256_add_epi16(c.a, _mm256_maddubs_epi16(u.a, q.a)), _mm256_add_epi16(c.b, _mm256_maddubs_epi16(u.b, q.b))};
+}
+AB_INLINE I c_end(I sum, C c) {
+  __m256i one = _mm256_set1_epi16(1);
+  return {_mm256_add_epi32(sum.a, _mm256_madd_epi16(c.a, one)), _mm256_add_epi32(sum.b, _mm256_madd_epi16(c.b, one))};
+}
+AB_INLINE I signed_dot(I sum, B w, B q) {  // |w| as the unsigned side (128 included), q with w's sign: |q| <= 127, so a pair stays <= 32,512
+  C c = {_mm256_maddubs_epi16(_mm256_abs_epi8(w.a), _mm256_sign_epi8(q.a, w.a)), _mm256_maddubs_epi16(_mm256_abs_epi8(w.b), _mm256_sign_epi8(q.b, w.b))};
+  return c_end(sum, c);
+}
+// int16 weights as pairs: four registers, (0 1 | 4 5) (2 3 | 6 7) (8 9 | 12 13) (10 11 | 14 15), four k each
+struct W { __m256i a, b, c, d; };
+AB_INLINE void w_store(uint8_t *p, B lo, B hi) {
+  _mm256_storeu_si256((__m256i *)p, _mm256_unpacklo_epi8(lo.a, hi.a));
+  _mm256_storeu_si256((__m256i *)(p + 32), _mm256_unpackhi_epi8(lo.a, hi.a));
+  _mm256_storeu_si256((__m256i *)(p + 64), _mm256_unpacklo_epi8(lo.b, hi.b));
+  _mm256_storeu_si256((__m256i *)(p + 96), _mm256_unpackhi_epi8(lo.b, hi.b));
+}
+AB_INLINE W w_zero() { __m256i z = _mm256_setzero_si256(); return {z, z, z, z}; }
+AB_INLINE W w_step(W s, const uint8_t *p, const int16_t *q) {
+  int64_t x; memcpy(&x, q, 8);
+  __m256i v = _mm256_set1_epi64x(x);
+  const __m256i *w = (const __m256i *)p;
+  return {_mm256_add_epi32(s.a, _mm256_madd_epi16(_mm256_loadu_si256(w), v)), _mm256_add_epi32(s.b, _mm256_madd_epi16(_mm256_loadu_si256(w + 1), v)),
+          _mm256_add_epi32(s.c, _mm256_madd_epi16(_mm256_loadu_si256(w + 2), v)), _mm256_add_epi32(s.d, _mm256_madd_epi16(_mm256_loadu_si256(w + 3), v))};
+}
+AB_INLINE I w_end(W s) { return {_mm256_hadd_epi32(s.a, s.b), _mm256_hadd_epi32(s.c, s.d)}; }
+
+#else
+// ------------------------------------------------------------------------------------------------ any machine: plain C++, fma from libm
+constexpr int kRowsInt = 4, kRowsFloat = 4;
+constexpr bool kWideDot = true;
+struct F { float v[16]; };
+struct I { int32_t v[16]; };
+struct B { uint8_t v[64]; };
+struct C { int32_t v[16]; };
+struct Mask { bool v[16]; };
+#define AB_LANES(T, expr) T r; for (int j = 0; j < 16; j++) r.v[j] = (expr); return r
+#define AB_BYTES(expr) B r; for (int j = 0; j < 64; j++) r.v[j] = (uint8_t)(expr); return r
+
+AB_INLINE F f_set(float x) { AB_LANES(F, x); }
+AB_INLINE F f_load(const float *p) { F r; memcpy(r.v, p, 64); return r; }
+AB_INLINE void f_store(float *p, F a) { memcpy(p, a.v, 64); }
+AB_INLINE F f_add(F a, F b) { AB_LANES(F, a.v[j] + b.v[j]); }
+AB_INLINE F f_sub(F a, F b) { AB_LANES(F, a.v[j] - b.v[j]); }
+AB_INLINE F f_mul(F a, F b) { AB_LANES(F, a.v[j] * b.v[j]); }
+AB_INLINE F f_div(F a, F b) { AB_LANES(F, a.v[j] / b.v[j]); }
+AB_INLINE F f_fma(F a, F b, F c) { AB_LANES(F, __builtin_fmaf(a.v[j], b.v[j], c.v[j])); }
+AB_INLINE F f_sqrt(F a) { AB_LANES(F, __builtin_sqrtf(a.v[j])); }
+AB_INLINE F f_max(F a, F b) { AB_LANES(F, a.v[j] > b.v[j] ? a.v[j] : b.v[j]); }  // b when either is NaN
+AB_INLINE F f_min(F a, F b) { AB_LANES(F, a.v[j] < b.v[j] ? a.v[j] : b.v[j]); }
+AB_INLINE F f_abs(F a) { AB_LANES(F, bits_float(float_bits(a.v[j]) & 0x7fffffffu)); }
+AB_INLINE F f_rne(F a) { AB_LANES(F, __builtin_nearbyintf(a.v[j])); }
+AB_INLINE I f_to_i(F a) { AB_LANES(I, (int32_t)__builtin_nearbyintf(a.v[j])); }  // callers keep |a| < 2^31
+AB_INLINE F i_to_f(I a) { AB_LANES(F, (float)a.v[j]); }
+AB_INLINE I f_bits(F a) { I r; memcpy(r.v, a.v, 64); return r; }
+AB_INLINE F i_float(I a) { F r; memcpy(r.v, a.v, 64); return r; }
+AB_INLINE Mask f_lt(F a, F b) { AB_LANES(Mask, a.v[j] < b.v[j]); }
+AB_INLINE Mask i_lt(I a, I b) { AB_LANES(Mask, a.v[j] < b.v[j]); }
+AB_INLINE F f_select(Mask m, F yes, F no) { AB_LANES(F, m.v[j] ? yes.v[j] : no.v[j]); }
+
+AB_INLINE I i_set(int32_t x) { AB_LANES(I, x); }
+AB_INLINE I i_load(const int32_t *p) { I r; memcpy(r.v, p, 64); return r; }
+AB_INLINE void i_store(int32_t *p, I a) { memcpy(p, a.v, 64); }
+AB_INLINE I i_add(I a, I b) { AB_LANES(I, (int32_t)((uint32_t)a.v[j] + (uint32_t)b.v[j])); }
+AB_INLINE I i_sub(I a, I b) { AB_LANES(I, (int32_t)((uint32_t)a.v[j] - (uint32_t)b.v[j])); }
+AB_INLINE I i_mul(I a, I b) { AB_LANES(I, (int32_t)((uint32_t)a.v[j] * (uint32_t)b.v[j])); }
+AB_INLINE I i_and(I a, I b) { AB_LANES(I, a.v[j] & b.v[j]); }
+AB_INLINE I i_or(I a, I b) { AB_LANES(I, a.v[j] | b.v[j]); }
+AB_INLINE I i_xor(I a, I b) { AB_LANES(I, a.v[j] ^ b.v[j]); }
+AB_INLINE I i_max(I a, I b) { AB_LANES(I, a.v[j] > b.v[j] ? a.v[j] : b.v[j]); }
+AB_INLINE I i_shl(I a, int n) { AB_LANES(I, (int32_t)((uint32_t)a.v[j] << n)); }
+AB_INLINE I i_shr(I a, int n) { AB_LANES(I, (int32_t)((uint32_t)a.v[j] >> n)); }
+AB_INLINE I i_sar(I a, int n) { AB_LANES(I, a.v[j] >> n); }
+AB_INLINE I i_load_u8(const uint8_t *p) { AB_LANES(I, p[j]); }
+AB_INLINE I i_load_u16(const uint8_t *p) { AB_LANES(I, p[2 * j] | p[2 * j + 1] << 8); }
+AB_INLINE F f_load_half(const uint8_t *p) { AB_LANES(F, half_float((uint32_t)(p[2 * j] | p[2 * j + 1] << 8))); }
+AB_INLINE void i_store_i8(int8_t *p, I a) { for (int j = 0; j < 16; j++) p[j] = (int8_t)a.v[j]; }
+AB_INLINE F f_gather(const float *t, I at) { AB_LANES(F, t[at.v[j]]); }
+AB_INLINE F f_lookup16(const float *t, I at) { AB_LANES(F, t[at.v[j] & 15]); }
+
+AB_INLINE B b_load(const uint8_t *p) { B r; memcpy(r.v, p, 64); return r; }
+AB_INLINE void b_store(uint8_t *p, B a) { memcpy(p, a.v, 64); }
+AB_INLINE B b_set(int x) { AB_BYTES(x); }
+AB_INLINE B b_and(B a, B b) { AB_BYTES(a.v[j] & b.v[j]); }
+AB_INLINE B b_or(B a, B b) { AB_BYTES(a.v[j] | b.v[j]); }
+AB_INLINE B b_xor(B a, B b) { AB_BYTES(a.v[j] ^ b.v[j]); }
+AB_INLINE B b_add_sat(B a, B b) { AB_BYTES(a.v[j] + b.v[j] > 255 ? 255 : a.v[j] + b.v[j]); }
+AB_INLINE B b_sub(B a, B b) { AB_BYTES(a.v[j] - b.v[j]); }
+template <int n> AB_INLINE B b_shr(B a) { AB_BYTES(a.v[j] >> n); }  // callers mask: other ISAs bring the neighbour's bits in
+template <int n> AB_INLINE B b_shl(B a) { AB_BYTES(a.v[j] << n); }
+AB_INLINE B b_table(const uint8_t *t) { AB_BYTES(t[j & 15]); }
+AB_INLINE B b_lookup(B table, B at) { AB_BYTES(at.v[j] & 128 ? 0 : table.v[at.v[j] & 15]); }
+AB_INLINE I b_dwords(B a) { I r; memcpy(r.v, a.v, 64); return r; }
+
+AB_INLINE C c_zero() { C r; memset(&r, 0, sizeof r); return r; }
+AB_INLINE B q_four(const int8_t *q) { AB_BYTES((uint8_t)q[j & 3]); }
+AB_INLINE C c_step(C c, B u, B q) {
+  for (int j = 0; j < 64; j++) c.v[j >> 2] += (int32_t)u.v[j] * (int8_t)q.v[j];
+  return c;
+}
+AB_INLINE I c_end(I sum, C c) { AB_LANES(I, sum.v[j] + c.v[j]); }
+AB_INLINE I signed_dot(I sum, B w, B q) {
+  for (int j = 0; j < 64; j++) sum.v[j >> 2] += (int32_t)(int8_t)w.v[j] * (int8_t)q.v[j];
+  return sum;
+}
+struct W { int32_t v[16]; };
+AB_INLINE void w_store(uint8_t *p, B lo, B hi) {
+  for (int j = 0; j < 64; j++) p[2 * j] = lo.v[j], p[2 * j + 1] = hi.v[j];
+}
+AB_INLINE W w_zero() { W r; memset(&r, 0, sizeof r); return r; }
+AB_INLINE W w_step(W s, const uint8_t *p, const int16_t *q) {
+  for (int j = 0; j < 64; j++) s.v[j >> 2] += (int32_t)(int16_t)(p[2 * j] | p[2 * j + 1] << 8) * q[j & 3];
+  return s;
+}
+AB_INLINE I w_end(W s) { I r; memcpy(r.v, s.v, 64); return r; }
+#endif
+
+// ------------------------------------------------------------------------------------------------ the same on every ISA
+AB_INLINE F f_zero() { return f_set(0.0f); }
+AB_INLINE I i_zero() { return i_set(0); }
+AB_INLINE F f_load_bf16(const uint8_t *p) { return i_float(i_shl(i_load_u16(p), 16)); }
+
+// Sum of the lanes, folded 8, 4, 2, 1: lane j first meets lane j + 8.
+AB_INLINE float f_fold(F a) {
+  float t[16];
+  f_store(t, a);
+  for (int half = 8; half; half >>= 1)
+    for (int j = 0; j < half; j++) t[j] = t[j] + t[j + half];
+  return t[0];
+}
+// Largest lane: no order to fix. NaN must be excluded by the caller.
+AB_INLINE float f_fold_max(F a) {
+  float t[16];
+  f_store(t, a);
+  for (int half = 8; half; half >>= 1)
+    for (int j = 0; j < half; j++) t[j] = t[j] > t[j + half] ? t[j] : t[j + half];
+  return t[0];
+}
+
+}  // namespace ANYBIT_ISA
+}  // namespace anybit

@@ -1,0 +1,535 @@
+// linear: y[m, n] = x[m, k] w[n, k]^T (+ bias) for coded and dense weights; compiled once per ISA.
+//
+// Two stages. A panel of a tile row (16 outputs, about 512 k) is decoded from its stored bits into a buffer that stays in the first-level cache:
+// bytes for Unsigned8 / Signed8, int16 pairs for Wide16, floats for the float path. Then every row of the input runs over the panel in register
+// blocks. Decoding reads each stored byte once per 512 rows; a decode step of one token reads nothing but stored bytes.
+//
+// Numerics (docs/contract.md): integer dots are exact in int32 inside an activation block (|t| * 127 * 512 < 2^31); outside,
+// acc = fma(float(dot), fl(sx * sw), acc), blocks ascending, one chain an output. Float path: p = fma(x, t, p) ascending inside a weight block,
+// acc = fma(p, sw, acc). No result depends on how rows, tiles or threads are cut.
+#include "weight.h"
+
+#include "isa.h"
+
+namespace anybit {
+namespace ANYBIT_ISA {
+namespace {
+
+constexpr int64_t kRowBlock = 512;   // rows that share one decoded panel
+constexpr int64_t kFloatPanel = 256;  // k of a float panel: 16 KiB a tile
+constexpr int64_t kFloatTiles = 4;    // tiles side by side when few rows would leave the fma units waiting
+
+// ------------------------------------------------------------------------------------------------ scales
+AB_INLINE int scale_width(ScaleKind kind) { return kind == ScaleKind::Float32 ? 4 : kind == ScaleKind::Float16 || kind == ScaleKind::BFloat16 ? 2 : 1; }
+
+AB_INLINE float scale_one(const Scale &s, int64_t at) {
+  switch (s.kind) {
+    case ScaleKind::One: return 1.0f;
+    case ScaleKind::Float32: { float f; memcpy(&f, s.data + 4 * at, 4); return f; }
+    case ScaleKind::Float16: return half_float((uint32_t)(s.data[2 * at] | s.data[2 * at + 1] << 8));
+    case ScaleKind::BFloat16: return bits_float((uint32_t)(s.data[2 * at] | s.data[2 * at + 1] << 8) << 16);
+    default: return s.table[s.data[at]];
+  }
+}
+
+template <class Read> AB_INLINE void scale_run(const Scale &s, int64_t tile, int64_t b0, int64_t b1, float factor, float *out, Read read) {
+  const uint8_t *p = s.data + (tile * s.columns + b0) * 16 * scale_width(s.kind);
+  const int64_t step = 16 * scale_width(s.kind);
+  const F second = f_set(s.second), last = f_set(factor);  // products with 1 are exact: no case of its own
+  for (int64_t b = b0; b < b1; b++, p += step, out += 16) f_store(out, f_mul(f_mul(read(p), second), last));
+}
+
+// Scales of tile row `tile` in blocks [b0, b1), second level and `factor` multiplied in: out[b1 - b0][16].
+static void scale_rows(const Scale &s, int64_t tile, int64_t b0, int64_t b1, int64_t n, float factor, float *out) {
+  if (s.rows != 1) {
+    const int64_t last = n - 1 - tile * 16;
+    float t[16];
+    for (int64_t b = b0; b < b1; b++, out += 16) {
+      for (int64_t o = 0; o < 16; o++) t[o] = scale_one(s, s.rows ? (tile * 16 + (o < last ? o : last)) / s.rows * s.columns + b : b);
+      f_store(out, f_mul(f_mul(f_load(t), f_set(s.second)), f_set(factor)));
+    }
+    return;
+  }
+  switch (s.kind) {
+    case ScaleKind::One: return scale_run(s, tile, b0, b1, factor, out, [](const uint8_t *) AB_LAMBDA { return f_set(1.0f); });
+    case ScaleKind::Float32: return scale_run(s, tile, b0, b1, factor, out, [](const uint8_t *p) AB_LAMBDA { return f_load((const float *)p); });
+    case ScaleKind::Float16: return scale_run(s, tile, b0, b1, factor, out, [](const uint8_t *p) AB_LAMBDA { return f_load_half(p); });
+    case ScaleKind::BFloat16: return scale_run(s, tile, b0, b1, factor, out, [](const uint8_t *p) AB_LAMBDA { return f_load_bf16(p); });
+    case ScaleKind::Exponent:  // code 0 is 2^-127
+      return scale_run(s, tile, b0, b1, factor, out, [](const uint8_t *p) AB_LAMBDA { return i_float(i_max(i_shl(i_load_u8(p), 23), i_set(0x00400000))); });
+    case ScaleKind::Mini: {  // exponent and mantissa bits moved to float32's place, bias corrected by an exact product: subnormals too
+      const I size = i_set((1 << (s.bits - s.has_sign)) - 1);
+      const F shift = f_set(s.factor);
+      const int up = 23 - s.mantissa, top = s.has_sign ? s.bits - 1 : 31;
+      return scale_run(s, tile, b0, b1, factor, out, [=](const uint8_t *p) AB_LAMBDA {
+        const I x = i_load_u8(p);
+        return i_float(i_or(f_bits(f_mul(i_float(i_shl(i_and(x, size), up)), shift)), i_shl(i_shr(x, top), 31)));
+      });
+    }
+    case ScaleKind::Integer: {
+      const I flip = i_set(s.has_sign ? 1 << (s.bits - 1) : 0);
+      return scale_run(s, tile, b0, b1, factor, out, [=](const uint8_t *p) AB_LAMBDA { return i_to_f(i_sub(i_xor(i_load_u8(p), flip), flip)); });
+    }
+    default: return scale_run(s, tile, b0, b1, factor, out, [&](const uint8_t *p) AB_LAMBDA { return f_gather(s.table, i_load_u8(p)); });
+  }
+}
+
+// What a stretch of blocks multiplies, adds and subtracts, ready for use: [blocks][16] each.
+struct Side {
+  int64_t first;  // the block that the arrays start with
+  float *scale, *offset;
+  int32_t *shift;  // integer path: zero point + bias
+};
+
+AB_INLINE I zero_row(const Weight &w, int64_t tile, int64_t b) {
+  I flip = i_set(w.zero_flip);
+  return i_sub(i_xor(i_load_u8(w.zero + (tile * w.blocks + b) * 16), flip), flip);
+}
+
+// ------------------------------------------------------------------------------------------------ stored bits -> raw codes, a chunk of 32 k
+// Bits [from, from + width) of each byte, moved to bit `to`.
+template <int width, int from, int to> AB_INLINE B field(B x) {
+  const B mask = b_set(((1 << width) - 1) << to);
+  if constexpr (from >= to) return b_and(b_shr<from - to>(x), mask);
+  else return b_and(b_shl<to - from>(x), mask);
+}
+
+template <int width, int to> AB_INLINE void plane(const uint8_t *p, B *g) {  // or-s one bit plane into the eight groups
+  if constexpr (width == 8) {
+    for (int v = 0; v < 8; v++) g[v] = b_load(p + 64 * v);
+  } else if constexpr (width == 4) {
+    for (int v = 0; v < 4; v++) {
+      B x = b_load(p + 64 * v);
+      g[2 * v] = field<4, 0, to>(x), g[2 * v + 1] = field<4, 4, to>(x);
+    }
+  } else if constexpr (width == 2) {
+    for (int v = 0; v < 2; v++) {
+      B x = b_load(p + 64 * v);
+      B y[4] = {field<2, 0, to>(x), field<2, 2, to>(x), field<2, 4, to>(x), field<2, 6, to>(x)};
+      for (int f = 0; f < 4; f++) g[4 * v + f] = to ? b_or(g[4 * v + f], y[f]) : y[f];
+    }
+  } else {
+    B x = b_load(p);
+    B y[8] = {field<1, 0, to>(x), field<1, 1, to>(x), field<1, 2, to>(x), field<1, 3, to>(x),
+              field<1, 4, to>(x), field<1, 5, to>(x), field<1, 6, to>(x), field<1, 7, to>(x)};
+    for (int f = 0; f < 8; f++) g[f] = to ? b_or(g[f], y[f]) : y[f];
+  }
+}
+
+template <int bits> AB_INLINE void codes_of(const uint8_t *p, B *g) {
+  constexpr int first = bits == 8 ? 8 : bits >= 4 ? 4 : bits >= 2 ? 2 : 1;
+  plane<first, 0>(p, g);
+  if constexpr (bits == 3) plane<1, 2>(p + 128, g);
+  if constexpr (bits == 5) plane<1, 4>(p + 256, g);
+  if constexpr (bits == 6 || bits == 7) plane<2, 4>(p + 256, g);
+  if constexpr (bits == 7) plane<1, 6>(p + 384, g);
+}
+
+// ------------------------------------------------------------------------------------------------ raw codes -> table values
+// A table of 2^bits bytes: 16 entries a shuffle; codes of another 16 get bit 7 set, for which the shuffle gives zero.
+template <int bits> AB_INLINE B table_bytes(const uint8_t *table, B code) {
+  if constexpr (bits <= 4) return b_lookup(b_table(table), code);
+  const B high = b_set(0x70);
+  B r = b_lookup(b_table(table), b_add_sat(code, high));
+  for (int n = 1; n < 1 << (bits > 4 ? bits - 4 : 0); n++) r = b_or(r, b_lookup(b_table(table + 16 * n), b_add_sat(b_sub(code, b_set(16 * n)), high)));
+  return r;
+}
+
+template <int bits> static void panel_bytes(const Weight &w, const uint8_t *p, int64_t chunks, uint8_t *out) {
+  const B flip = b_set(w.flip);
+  for (int64_t c = 0; c < chunks; c++, p += 64 * bits, out += 512) {
+    B g[8];
+    codes_of<bits>(p, g);
+    if (w.affine) for (int i = 0; i < 8; i++) b_store(out + 64 * i, b_xor(g[i], flip));
+    else for (int i = 0; i < 8; i++) b_store(out + 64 * i, table_bytes<bits>(w.low, g[i]));
+  }
+}
+
+template <int bits> static void panel_wide(const Weight &w, const uint8_t *p, int64_t chunks, uint8_t *out) {
+  for (int64_t c = 0; c < chunks; c++, p += 64 * bits, out += 1024) {
+    B g[8];
+    codes_of<bits>(p, g);
+    for (int i = 0; i < 8; i++) w_store(out + 128 * i, table_bytes<bits>(w.low, g[i]), table_bytes<bits>(w.high, g[i]));
+  }
+}
+
+template <int bits> static void panel_float(const Weight &w, const float *table, const uint8_t *p, int64_t chunks, float *out) {
+  const bool integers = w.affine && table == w.table;
+  const I sign = i_set(w.sign);
+  const I byte = i_set(255);
+  for (int64_t c = 0; c < chunks; c++, p += 64 * bits) {
+    B g[8];
+    codes_of<bits>(p, g);
+    for (int i = 0; i < 8; i++) {
+      const I d = b_dwords(g[i]);
+      for (int j = 0; j < 4; j++, out += 16) {  // dword o of a group holds output o: its byte j is k = 4 * group + j
+        const I code = i_and(i_shr(d, 8 * j), byte);
+        if (integers) f_store(out, i_to_f(i_sub(i_xor(code, sign), sign)));
+        else if constexpr (bits <= 4) f_store(out, f_lookup16(table, code));
+        else f_store(out, f_gather(table, code));
+      }
+    }
+  }
+}
+
+using PanelBytes = void (*)(const Weight &, const uint8_t *, int64_t, uint8_t *);
+using PanelFloat = void (*)(const Weight &, const float *, const uint8_t *, int64_t, float *);
+#define AB_BITS(f) {nullptr, f<1>, f<2>, f<3>, f<4>, f<5>, f<6>, f<7>, f<8>}
+const PanelBytes kPanelBytes[9] = AB_BITS(panel_bytes);
+const PanelBytes kPanelWide[9] = AB_BITS(panel_wide);
+const PanelFloat kPanelFloat[9] = AB_BITS(panel_float);
+
+// ------------------------------------------------------------------------------------------------ integer path
+template <int rows, int count> AB_INLINE void unsigned_steps(C *c, const uint8_t *p, const int8_t *q, int64_t stride) {
+#pragma GCC unroll 4
+  for (int i = 0; i < count; i++) {
+    const B t = b_load(p + 64 * i);
+    for (int r = 0; r < rows; r++) c[r] = c_step(c[r], t, q_four(q + r * stride + 4 * i));
+  }
+}
+
+template <int rows, int count> AB_INLINE void signed_steps(I *sum, const uint8_t *p, const int8_t *q, int64_t stride) {
+#pragma GCC unroll 4
+  for (int i = 0; i < count; i++) {
+    const B t = b_load(p + 64 * i);
+    for (int r = 0; r < rows; r++) sum[r] = signed_dot(sum[r], t, q_four(q + r * stride + 4 * i));
+  }
+}
+
+template <int rows, Kind kind>
+static void dot_rows(const Weight &w, const Panel &panel, const uint8_t *bytes, const Side &side, const Input &in, int64_t row, float *state) {
+  F acc[rows];
+  for (int r = 0; r < rows; r++) acc[r] = f_load(state + 16 * r);
+  const int64_t stride = w.codes_length, segments = w.segment_count, base = panel.c0 * 8;
+  const bool corrected = w.bias != 0 || w.zero;
+  for (int64_t s = panel.s0; s < panel.s1; s++) {
+    const Segment &seg = w.segments[s];
+    I sum[rows];
+    for (int r = 0; r < rows; r++) sum[r] = i_zero();
+    if constexpr (kind == Kind::Wide16) {
+      const int16_t *q = in.q16 + row * stride + seg.at;
+      W wide[rows];
+      for (int r = 0; r < rows; r++) wide[r] = w_zero();
+      for (int64_t g = seg.g0; g < seg.g1; g++, q += 4)
+        for (int r = 0; r < rows; r++) wide[r] = w_step(wide[r], bytes + (g - base) * 128, q + r * stride);
+      for (int r = 0; r < rows; r++) sum[r] = w_end(wide[r]);
+    } else {
+      const int8_t *q = in.q + row * stride + seg.at;
+      const uint8_t *p = bytes + (seg.g0 - base) * 64;
+      int64_t left = seg.g1 - seg.g0;
+      if constexpr (kind == Kind::Signed8) {
+        for (; left >= 4; left -= 4, p += 256, q += 16) signed_steps<rows, 4>(sum, p, q, stride);
+        for (; left > 0; left--, p += 64, q += 4) signed_steps<rows, 1>(sum, p, q, stride);
+      } else {
+        const int64_t chain = kWideDot ? left : w.chain;
+        while (left > 0) {
+          int64_t run = left < chain ? left : chain;
+          left -= run;
+          C c[rows];
+          for (int r = 0; r < rows; r++) c[r] = c_zero();
+          for (; run >= 4; run -= 4, p += 256, q += 16) unsigned_steps<rows, 4>(c, p, q, stride);
+          for (; run > 0; run--, p += 64, q += 4) unsigned_steps<rows, 1>(c, p, q, stride);
+          for (int r = 0; r < rows; r++) sum[r] = c_end(sum[r], c[r]);
+        }
+      }
+    }
+    const F sw = f_load(side.scale + 16 * (seg.block - side.first));
+    for (int r = 0; r < rows; r++) {
+      const int64_t at = (row + r) * segments + s;
+      if (corrected) {
+        if (w.zero) sum[r] = i_sub(sum[r], i_mul(i_load(side.shift + 16 * (seg.block - side.first)), i_set(in.total[at])));
+        else sum[r] = i_sub(sum[r], i_set(w.bias * in.total[at]));
+      }
+      const F sx = f_set(in.scale[at]);
+      acc[r] = f_fma(i_to_f(sum[r]), f_mul(sx, sw), acc[r]);
+      if (w.has_offset) acc[r] = f_fma(f_mul(sx, f_set((float)in.total[at])), f_load(side.offset + 16 * (seg.block - side.first)), acc[r]);
+    }
+  }
+  for (int r = 0; r < rows; r++) f_store(state + 16 * r, acc[r]);
+}
+
+template <Kind kind, int rows> AB_INLINE void dot_some(int64_t count, const Weight &w, const Panel &p, const uint8_t *b, const Side &side, const Input &in, int64_t row, float *state) {
+  if constexpr (rows > 0) {
+    if (count == rows) dot_rows<rows, kind>(w, p, b, side, in, row, state);
+    else dot_some<kind, rows - 1>(count, w, p, b, side, in, row, state);
+  }
+}
+
+template <Kind kind> static void dot_all(const Weight &w, const Panel &p, const uint8_t *bytes, const Side &side, const Input &in, int64_t m0, int64_t m1, float *state) {
+  int64_t row = m0;
+  for (; row + kRowsInt <= m1; row += kRowsInt) dot_rows<kRowsInt, kind>(w, p, bytes, side, in, row, state + (row - m0) * 16);
+  dot_some<kind, kRowsInt - 1>(m1 - row, w, p, bytes, side, in, row, state + (row - m0) * 16);
+}
+
+// ------------------------------------------------------------------------------------------------ float path
+// Rows x tiles accumulators over k in [k0, k1). state: per tile and row 16 sums, then 16 partial sums of the open block.
+struct FloatSpan {
+  int64_t k0, k1, tile, row;
+  const float *panel;   // [tiles][panel_k][16]
+  int64_t panel_tile;   // floats from one tile's panel to the next
+  float *state;         // [tiles][rows of the block][32]
+  int64_t state_tile;   // floats from one tile's state to the next
+};
+
+template <int rows, int tiles> static void fma_rows(const Weight &w, const Input &in, const FloatSpan &a) {
+  F part[tiles][rows], acc[tiles][rows];
+  for (int t = 0; t < tiles; t++)
+    for (int r = 0; r < rows; r++) acc[t][r] = f_load(a.state + t * a.state_tile + 32 * r), part[t][r] = f_load(a.state + t * a.state_tile + 32 * r + 16);
+  const float *x = in.x + a.row * in.stride;
+  for (int64_t k = a.k0; k < a.k1;) {
+    const int64_t block = k / w.block, whole = (block + 1) * w.block, limit = whole < w.k ? whole : w.k;
+    const int64_t end = limit < a.k1 ? limit : a.k1;
+    const float *p = a.panel + (k - a.k0) * 16;
+    if (w.zero) {
+      F z[tiles];
+      for (int t = 0; t < tiles; t++) z[t] = i_to_f(zero_row(w, a.tile + t, block));
+      for (; k < end; k++, p += 16)
+        for (int t = 0; t < tiles; t++) {
+          const F v = f_sub(f_load(p + t * a.panel_tile), z[t]);
+          for (int r = 0; r < rows; r++) part[t][r] = f_fma(f_set(x[r * in.stride + k]), v, part[t][r]);
+        }
+    } else {
+      for (; k < end; k++, p += 16)
+        for (int t = 0; t < tiles; t++) {
+          const F v = f_load(p + t * a.panel_tile);
+          for (int r = 0; r < rows; r++) part[t][r] = f_fma(f_set(x[r * in.stride + k]), v, part[t][r]);
+        }
+    }
+    if (k == limit)
+      for (int t = 0; t < tiles; t++) {
+        float scales[16], offsets[16];
+        if (w.dense == Dense::None) scale_rows(w.scale, a.tile + t, block, block + 1, w.n, w.float_step, scales);
+        if (w.has_offset) scale_rows(w.offset, a.tile + t, block, block + 1, w.n, 1.0f, offsets);
+        const F sw = w.dense != Dense::None ? f_set(1.0f) : f_load(scales), off = w.has_offset ? f_load(offsets) : f_zero();
+        for (int r = 0; r < rows; r++) {
+          acc[t][r] = f_fma(part[t][r], sw, acc[t][r]), part[t][r] = f_zero();
+          if (w.has_offset) acc[t][r] = f_fma(f_set(in.sums[(a.row + r) * w.blocks + block]), off, acc[t][r]);
+        }
+      }
+  }
+  for (int t = 0; t < tiles; t++)
+    for (int r = 0; r < rows; r++) f_store(a.state + t * a.state_tile + 32 * r, acc[t][r]), f_store(a.state + t * a.state_tile + 32 * r + 16, part[t][r]);
+}
+
+template <int rows, int tiles> AB_INLINE void fma_some(int64_t count, const Weight &w, const Input &in, const FloatSpan &a) {
+  if constexpr (rows > 0) {
+    if (count == rows) fma_rows<rows, tiles>(w, in, a);
+    else fma_some<rows - 1, tiles>(count, w, in, a);
+  }
+}
+
+// Float values of k in [k0, k1) (k0 a multiple of 32) of one tile row: [k1 - k0][16]. `table`: w.table for products, w.values for exact values.
+static const float *float_panel(const Weight &w, const float *table, int64_t tile, int64_t k0, int64_t k1, float *out) {
+  if (w.dense == Dense::Float32) return (const float *)w.codes + (tile * w.k + k0) * 16;
+  if (w.dense != Dense::None) {
+    const uint8_t *p = w.codes + (tile * w.k + k0) * 32;
+    for (int64_t i = 0; i < k1 - k0; i++, p += 32) f_store(out + 16 * i, w.dense == Dense::Float16 ? f_load_half(p) : f_load_bf16(p));
+    return out;
+  }
+  kPanelFloat[w.bits](w, table, w.codes + (tile * w.chunks + k0 / 32) * 64 * w.bits, (k1 - k0 + 31) / 32, out);
+  return out;
+}
+
+static void multiply_float(const Weight &w, const Input &in, const float *bias, int64_t tile, int64_t tiles, int64_t m0, int64_t m1, float *y, int64_t stride, float *buffer) {
+  const int64_t rows = m1 - m0, panel_tile = kFloatPanel * 16, state_tile = rows * 32;
+  float *state = buffer + kFloatTiles * panel_tile;
+  memset(state, 0, sizeof(float) * tiles * state_tile);
+  for (int64_t k0 = 0; k0 < w.k; k0 += kFloatPanel) {
+    const int64_t k1 = k0 + kFloatPanel < w.k ? k0 + kFloatPanel : w.k;
+    const float *panel = buffer;
+    int64_t step = panel_tile;
+    if (w.dense == Dense::Float32) panel = float_panel(w, w.table, tile, k0, k1, buffer), step = w.k * 16;
+    else for (int64_t t = 0; t < tiles; t++) float_panel(w, w.table, tile + t, k0, k1, buffer + t * panel_tile);
+    if (rows == 1 && tiles == kFloatTiles) {
+      fma_rows<1, kFloatTiles>(w, in, {k0, k1, tile, m0, panel, step, state, state_tile});
+      continue;
+    }
+    for (int64_t t = 0; t < tiles; t++) {
+      int64_t r = 0;
+      FloatSpan a = {k0, k1, tile + t, m0, panel + t * step, step, state + t * state_tile, state_tile};
+      for (; r + kRowsFloat <= rows; r += kRowsFloat, a.row += kRowsFloat, a.state += 32 * kRowsFloat) fma_rows<kRowsFloat, 1>(w, in, a);
+      fma_some<kRowsFloat - 1, 1>(rows - r, w, in, a);
+    }
+  }
+  for (int64_t t = 0; t < tiles; t++) {
+    const int64_t n0 = (tile + t) * 16, count = w.n - n0 < 16 ? w.n - n0 : 16;
+    for (int64_t r = 0; r < rows; r++)
+      for (int64_t o = 0; o < count; o++) {
+        const float v = state[t * state_tile + 32 * r + o];
+        y[(m0 + r) * stride + n0 + o] = bias ? v + bias[n0 + o] : v;
+      }
+  }
+}
+
+static int64_t panel_blocks(const Weight &w) {  // the most blocks that a panel touches
+  int64_t most = 1;
+  for (const Panel *p = w.panels, *end = p + w.panel_count; p < end; p++) {
+    const int64_t count = w.segments[p->s1 - 1].block - w.segments[p->s0].block + 1;
+    most = count > most ? count : most;
+  }
+  return most;
+}
+
+static void multiply_integer(const Weight &w, const Input &in, const float *bias, int64_t tile, int64_t m0, int64_t m1, float *y, int64_t stride, float *buffer) {
+  const int64_t rows = m1 - m0, most = panel_blocks(w) * 16;
+  float *state = buffer;
+  Side side = {0, state + kRowBlock * 16, state + kRowBlock * 16 + most, (int32_t *)(state + kRowBlock * 16 + 2 * most)};
+  uint8_t *bytes = (uint8_t *)(state + kRowBlock * 16 + 3 * most);
+  memset(state, 0, sizeof(float) * rows * 16);
+  for (const Panel *p = w.panels, *end = p + w.panel_count; p < end; p++) {
+    const uint8_t *codes = w.codes + (tile * w.chunks + p->c0) * 64 * w.bits;
+    const int64_t b0 = w.segments[p->s0].block, b1 = w.segments[p->s1 - 1].block + 1;
+    side.first = b0;
+    scale_rows(w.scale, tile, b0, b1, w.n, w.step, side.scale);
+    if (w.has_offset) scale_rows(w.offset, tile, b0, b1, w.n, 1.0f, side.offset);
+    if (w.zero) for (int64_t b = b0; b < b1; b++) i_store(side.shift + 16 * (b - b0), i_add(zero_row(w, tile, b), i_set(w.bias)));
+    if (w.kind == Kind::Wide16) {
+      kPanelWide[w.bits](w, codes, p->c1 - p->c0, bytes);
+      dot_all<Kind::Wide16>(w, *p, bytes, side, in, m0, m1, state);
+    } else {
+      kPanelBytes[w.bits](w, codes, p->c1 - p->c0, bytes);
+      if (w.kind == Kind::Signed8) dot_all<Kind::Signed8>(w, *p, bytes, side, in, m0, m1, state);
+      else dot_all<Kind::Unsigned8>(w, *p, bytes, side, in, m0, m1, state);
+    }
+  }
+  const int64_t n0 = tile * 16, count = w.n - n0 < 16 ? w.n - n0 : 16;
+  for (int64_t r = 0; r < rows; r++)
+    for (int64_t o = 0; o < count; o++) y[(m0 + r) * stride + n0 + o] = bias ? state[16 * r + o] + bias[n0 + o] : state[16 * r + o];
+}
+
+// ------------------------------------------------------------------------------------------------ the table of this ISA
+static size_t scratch_bytes(const Weight &w, const Input &in) {
+  const int64_t rows = in.m < kRowBlock ? in.m : kRowBlock;
+  if (!in.integer) return sizeof(float) * (size_t)(kFloatTiles * (kFloatPanel * 16 + rows * 32));
+  int64_t chunks = 0;
+  for (const Panel *p = w.panels, *end = p + w.panel_count; p < end; p++) chunks = p->c1 - p->c0 > chunks ? p->c1 - p->c0 : chunks;
+  return (size_t)(kRowBlock * 64 + panel_blocks(w) * 192 + chunks * (w.kind == Kind::Wide16 ? 1024 : 512));
+}
+
+static void multiply(const Weight &w, const Input &in, const float *bias, int64_t t0, int64_t t1, float *y, int64_t stride, void *scratch) {
+  for (int64_t m0 = 0; m0 < in.m; m0 += kRowBlock) {
+    const int64_t m1 = m0 + kRowBlock < in.m ? m0 + kRowBlock : in.m;
+    if (in.integer) {
+      for (int64_t t = t0; t < t1; t++) multiply_integer(w, in, bias, t, m0, m1, y, stride, (float *)scratch);
+    } else {
+      const int64_t side = m1 - m0 == 1 ? kFloatTiles : 1;
+      for (int64_t t = t0; t < t1; t += side) multiply_float(w, in, bias, t, t1 - t < side ? t1 - t : side, m0, m1, y, stride, (float *)scratch);
+    }
+  }
+}
+
+static int64_t quantize(const Weight &w, const float *x, int64_t stride, int64_t m0, int64_t m1, int8_t *q, int16_t *q16, float *scale, int32_t *total) {
+  const int64_t count = w.segment_count;
+  const float inverse = 1.0f / 127.0f;
+  for (int64_t m = m0; m < m1; m++) {
+    int8_t *row = q + m * w.codes_length;
+    for (int64_t s = 0; s < count; s++) {
+      const Segment &seg = w.segments[s];
+      const float *p = x + m * stride + seg.k0;
+      const int64_t length = seg.k1 - seg.k0, whole = length / 16 * 16;
+      float tail[16] = {0};
+      for (int64_t i = whole; i < length; i++) tail[i - whole] = p[i];
+      I top = i_and(f_bits(f_load(tail)), i_set(0x7fffffff));  // absolute values order as integers; NaN and Inf come out on top
+      for (int64_t i = 0; i < whole; i += 16) top = i_max(top, i_and(f_bits(f_load(p + i)), i_set(0x7fffffff)));
+      int32_t lanes[16], most = 0;
+      i_store(lanes, top);
+      for (int j = 0; j < 16; j++) most = lanes[j] > most ? lanes[j] : most;
+      if (most >= 0x7f800000) return m;
+      const float amax = bits_float((uint32_t)most);
+      int8_t *out = row + seg.at;
+      memset(out, 0, (size_t)(4 * (seg.g1 - seg.g0)));
+      if (amax < 0x1p-120f) {  // 127 / amax would overflow: counts as zero
+        scale[m * count + s] = 0.0f, total[m * count + s] = 0;
+        continue;
+      }
+      out += seg.k0 - 4 * seg.g0;
+      const F r = f_set(127.0f / amax);
+      I sum = i_zero();
+      for (int64_t i = 0; i < whole; i += 16) {
+        const I v = f_to_i(f_mul(f_load(p + i), r));
+        sum = i_add(sum, v);
+        i_store_i8(out + i, v);
+      }
+      if (whole < length) {
+        const I v = f_to_i(f_mul(f_load(tail), r));
+        int8_t t[16];
+        i_store_i8(t, v);
+        sum = i_add(sum, v);
+        for (int64_t i = whole; i < length; i++) out[i] = t[i - whole];
+      }
+      i_store(lanes, sum);
+      int32_t all = 0;
+      for (int j = 0; j < 16; j++) all += lanes[j];
+      scale[m * count + s] = amax * inverse, total[m * count + s] = all;
+    }
+    if (q16)
+      for (int64_t i = 0; i < w.codes_length; i++) q16[m * w.codes_length + i] = row[i];
+  }
+  return -1;
+}
+
+// Sums of x over each weight block, ascending from 0; finds non-finite values too (blocks == 0 or sums == nullptr: only that).
+static int64_t row_sums(const Weight &w, const float *x, int64_t stride, int64_t m0, int64_t m1, float *sums) {
+  for (int64_t m = m0; m < m1; m++) {
+    const float *p = x + m * stride;
+    I top = i_zero();
+    int64_t k = 0;
+    for (; k + 16 <= w.k; k += 16) top = i_max(top, i_and(f_bits(f_load(p + k)), i_set(0x7fffffff)));
+    int32_t lanes[16], most = 0;
+    i_store(lanes, top);
+    for (int j = 0; j < 16; j++) most = lanes[j] > most ? lanes[j] : most;
+    for (; k < w.k; k++) {
+      const int32_t v = (int32_t)(float_bits(p[k]) & 0x7fffffffu);
+      most = v > most ? v : most;
+    }
+    if (most >= 0x7f800000) return m;
+    if (sums)
+      for (int64_t b = 0; b < w.blocks; b++) {
+        float sum = 0.0f;
+        const int64_t end = (b + 1) * w.block < w.k ? (b + 1) * w.block : w.k;
+        for (int64_t i = b * w.block; i < end; i++) sum = sum + p[i];
+        sums[m * w.blocks + b] = sum;
+      }
+  }
+  return -1;
+}
+
+static void dequantize(const Weight &w, int64_t tile, int64_t only, float *out, int64_t stride, void *scratch) {
+  float *buffer = (float *)scratch;
+  const int64_t first = only >= 0 ? only - tile * 16 : 0, count = only >= 0 ? 1 : w.n - tile * 16 < 16 ? w.n - tile * 16 : 16;
+  float line[16];
+  for (int64_t k0 = 0; k0 < w.k; k0 += kFloatPanel) {
+    const int64_t k1 = k0 + kFloatPanel < w.k ? k0 + kFloatPanel : w.k;
+    const float *panel = float_panel(w, w.values, tile, k0, k1, buffer);
+    int64_t open = -1;
+    F sw = f_set(1.0f), off = f_zero(), z = f_zero();
+    for (int64_t k = k0; k < k1; k++) {
+      F v = f_load(panel + (k - k0) * 16);
+      if (w.dense == Dense::None) {
+        const int64_t block = k / w.block;
+        if (block != open) {
+          open = block;
+          scale_rows(w.scale, tile, block, block + 1, w.n, 1.0f, line);
+          sw = f_load(line);
+          if (w.has_offset) scale_rows(w.offset, tile, block, block + 1, w.n, 1.0f, line), off = f_load(line);
+          if (w.zero) z = i_to_f(zero_row(w, tile, block));
+        }
+        if (w.zero) v = f_sub(v, z);
+        v = f_mul(v, sw);
+        if (w.has_offset) v = f_add(v, off);
+      }
+      f_store(line, v);
+      for (int64_t o = 0; o < count; o++) out[o * stride + k] = line[first + o];
+    }
+  }
+}
+
+}  // namespace
+
+extern const LinearKernels linear_kernels;
+#define AB_TEXT(x) #x
+#define AB_NAME(x) AB_TEXT(x)
+const LinearKernels linear_kernels = {AB_NAME(ANYBIT_ISA), kWideDot, quantize, row_sums, multiply, scratch_bytes, dequantize};
+
+}  // namespace ANYBIT_ISA
+}  // namespace anybit

@@ -1,0 +1,193 @@
+// The Python module anybit.kernels._native. Everything that could hurt is checked here; the kernels check nothing.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/unique_ptr.h>
+
+#include <stdexcept>
+
+#include "bind.h"
+#include "operator.h"
+#include "pool.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace anybit {
+namespace {
+
+using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Floats = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Matrix = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Integers = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Rows = nb::ndarray<const int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+void require(bool ok, const char *what) {
+  if (!ok) throw std::invalid_argument(what);
+}
+
+struct PyScale {
+  Scale scale;
+  Bytes data;
+};
+
+int64_t width_of(ScaleKind kind) {
+  if (kind == ScaleKind::One) return 0;
+  return kind == ScaleKind::Float32 ? 4 : kind == ScaleKind::Float16 || kind == ScaleKind::BFloat16 ? 2 : 1;
+}
+
+PyScale make_scale(int kind, Bytes data, int64_t rows, int64_t columns, float second, int bits, int mantissa, float factor, bool has_sign, Floats table) {
+  PyScale s;
+  require(kind >= 1 && kind <= static_cast<int>(ScaleKind::Table), "scale kind");
+  require(rows >= 0 && columns >= 1 && bits >= 0 && bits <= 8 && mantissa >= 0 && mantissa <= 8, "scale fields");
+  require(table.shape(0) == 0 || table.shape(0) == 256, "scale table needs 256 entries");
+  s.scale.kind = static_cast<ScaleKind>(kind);
+  s.scale.data = data.data();
+  s.scale.rows = rows, s.scale.columns = columns, s.scale.second = second;
+  s.scale.bits = bits, s.scale.mantissa = mantissa, s.scale.factor = factor, s.scale.has_sign = has_sign;
+  for (size_t i = 0; i < table.shape(0); i++) s.scale.table[i] = table.data()[i];
+  s.data = data;
+  return s;
+}
+
+void check_scale(const OwnedWeight &w, const PyScale &s) {
+  require(s.scale.columns == w.blocks, "scale columns differ from the blocks along k");
+  const int64_t rows = s.scale.rows, grid = rows == 1 ? w.tiles * 16 : rows == 0 ? 1 : (w.n + rows - 1) / rows;
+  require(static_cast<int64_t>(s.data.shape(0)) == grid * w.blocks * width_of(s.scale.kind), "scale bytes differ from the grid");
+}
+
+}  // namespace
+
+std::unique_ptr<PyWeight> make_weight(int64_t n, int64_t k, int bits, int dense, Bytes codes, int64_t block, const PyScale *scale, const PyScale *offset,
+                                      std::optional<Bytes> zero, int zero_flip, std::optional<Integers> integers, float step, Floats table,
+                                      float float_step, Floats values) {
+  auto out = std::make_unique<PyWeight>();
+  OwnedWeight &w = out->weight;
+  require(n >= 1 && k >= 1 && n <= (int64_t{1} << 40) && k <= (int64_t{1} << 31), "n and k must be 1 to 2^31");
+  require(dense >= 0 && dense <= 3, "dense kind");
+  require(dense ? bits == (dense == 1 ? 32 : 16) : bits >= 1 && bits <= 8, "bits");
+  w.n = n, w.k = k, w.bits = bits, w.dense = static_cast<Dense>(dense), w.block = dense ? 0 : block;
+  require(dense || block >= 0, "block");
+  w.step = step, w.float_step = float_step;
+  w.codes = codes.data();
+  if (!dense) {
+    const size_t entries = size_t{1} << bits;
+    require(scale != nullptr, "coded weights need a scale");
+    require(table.shape(0) == entries && values.shape(0) == entries, "tables need 2^bits entries");
+    require(!integers || integers->shape(0) == entries, "the integer table needs 2^bits entries");
+    if (integers)
+      for (size_t i = 0; i < entries; i++) require(integers->data()[i] >= -32768 && integers->data()[i] <= 32767, "integer table beyond int16");
+    for (size_t i = 0; i < std::max<size_t>(entries, 16); i++) w.table[i] = table.data()[i % entries], w.values[i] = values.data()[i % entries];
+  }
+  w.finish(!dense && integers ? integers->data() : nullptr);
+  const int64_t bytes = dense ? w.tiles * 16 * k * (bits / 8) : w.tiles * w.chunks * 64 * bits;
+  require(static_cast<int64_t>(codes.shape(0)) == bytes, "codes: byte count differs from the layout");
+  if (!dense) {
+    check_scale(w, *scale);
+    w.scale = scale->scale;
+    out->keep_scale = scale->data;
+    if (offset) {
+      check_scale(w, *offset);
+      w.offset = offset->scale, w.has_offset = true;
+      out->keep_offset = offset->data;
+    }
+    if (zero) {
+      require(static_cast<int64_t>(zero->shape(0)) == w.tiles * w.blocks * 16, "zero: byte count differs from the grid");
+      w.zero = zero->data(), w.zero_flip = zero_flip;
+      out->keep_zero = *zero;
+    }
+  }
+  out->keep_codes = codes;
+  return out;
+}
+
+namespace {
+
+nb::ndarray<nb::numpy, float, nb::ndim<2>> matmul(const PyWeight &p, Matrix x, int act, std::optional<Floats> bias) {
+  const Weight &w = p.weight;
+  require(static_cast<int64_t>(x.shape(1)) == w.k, "x: columns differ from k");
+  require(act == 0 || act == 1, "act");
+  require(act == 0 || w.segment_count > 0, "this weight has no integer path");
+  require(!bias || static_cast<int64_t>(bias->shape(0)) == w.n, "bias: length differs from n");
+  const int64_t m = static_cast<int64_t>(x.shape(0));
+  std::unique_ptr<float[]> y(new float[static_cast<size_t>(std::max<int64_t>(1, m * w.n))]);
+  int64_t bad = -1;
+  {
+    nb::gil_scoped_release release;
+    Workspace workspace;
+    Input input;
+    bad = prepare(w, static_cast<Act>(act), w.kind == Kind::Wide16, x.data(), w.k, m, workspace, &input);
+    if (bad < 0) multiply(w, input, bias ? bias->data() : nullptr, y.get(), w.n);
+  }
+  if (bad >= 0) throw nb::value_error(("non-finite value in row " + std::to_string(bad) + " of the input").c_str());
+  float *data = y.release();
+  nb::capsule owner(data, [](void *q) noexcept { delete[] static_cast<float *>(q); });
+  const size_t shape[2] = {static_cast<size_t>(m), static_cast<size_t>(w.n)};
+  return nb::ndarray<nb::numpy, float, nb::ndim<2>>(data, 2, shape, owner);
+}
+
+nb::ndarray<nb::numpy, float, nb::ndim<2>> rows(const PyWeight &p, std::optional<Rows> ids) {
+  const Weight &w = p.weight;
+  const int64_t count = ids ? static_cast<int64_t>(ids->shape(0)) : w.n;
+  if (ids)
+    for (int64_t i = 0; i < count; i++) require(ids->data()[i] >= 0 && ids->data()[i] < w.n, "row index out of range");
+  std::unique_ptr<float[]> y(new float[static_cast<size_t>(std::max<int64_t>(1, count * w.k))]);
+  {
+    nb::gil_scoped_release release;
+    if (ids) rows_of(w, ids->data(), count, y.get());
+    else all_rows(w, y.get());
+  }
+  float *data = y.release();
+  nb::capsule owner(data, [](void *q) noexcept { delete[] static_cast<float *>(q); });
+  const size_t shape[2] = {static_cast<size_t>(count), static_cast<size_t>(w.k)};
+  return nb::ndarray<nb::numpy, float, nb::ndim<2>>(data, 2, shape, owner);
+}
+
+const char *kind_name(const Weight &w) {
+  if (w.dense != Dense::None) return "dense";
+  switch (w.kind) {
+    case Kind::Unsigned8: return "u8";
+    case Kind::Signed8: return "s8";
+    case Kind::Wide16: return "i16";
+    default: return "float";
+  }
+}
+
+}  // namespace
+}  // namespace anybit
+
+NB_MODULE(_native, m) {
+  using namespace anybit;
+  m.doc() = "Native kernels of anybit; anybit.kernels.cpu is the only importer.";
+  nb::class_<PyScale>(m, "Scale")
+      .def_static("make", &make_scale, "kind"_a, "data"_a, "rows"_a, "columns"_a, "second"_a, "bits"_a, "mantissa"_a, "factor"_a, "has_sign"_a, "table"_a);
+  nb::class_<PyWeight>(m, "Weight")
+      .def_static("make", &make_weight, "n"_a, "k"_a, "bits"_a, "dense"_a, "codes"_a, "block"_a, "scale"_a.none(), "offset"_a.none(), "zero"_a.none(),
+                  "zero_flip"_a, "integers"_a.none(), "step"_a, "table"_a, "float_step"_a, "values"_a)
+      .def("matmul", &matmul, "x"_a, "act"_a, "bias"_a.none() = nb::none())
+      .def("rows", &rows, "ids"_a.none() = nb::none())
+      .def_prop_ro("isa", [](const PyWeight &p) { return p.weight.kernels->isa; })
+      .def_prop_ro("kind", [](const PyWeight &p) { return kind_name(p.weight); })
+      .def_prop_ro("affine", [](const PyWeight &p) { return p.weight.affine; })
+      .def_prop_ro("n", [](const PyWeight &p) { return p.weight.n; })
+      .def_prop_ro("k", [](const PyWeight &p) { return p.weight.k; });
+  m.def("isa", [] { return isa_name(isa()); });
+  m.def("supported_isas", [] {
+    nb::list names;
+    for (int i = 0; i < 3; i++)
+      if (isa_supported(static_cast<Isa>(i))) names.append(isa_name(static_cast<Isa>(i)));
+    return names;
+  });
+  m.def("set_isa", [](const std::string &name) {
+    if (const char *wrong = set_isa(name.c_str())) throw nb::value_error(("instruction set '" + name + "': " + wrong).c_str());
+  }, "name"_a);
+  m.def("threads", &threads);
+  m.def("set_threads", [](int count) {
+    require(count >= 1 && count <= 256, "threads must be 1 to 256");
+    nb::gil_scoped_release release;
+    set_threads(count);
+  }, "count"_a);
+  m.def("usable_cores", &usable_cores);
+  bind_ops(m);
+}

@@ -1,0 +1,239 @@
+#include "operator.h"
+
+#include <stdlib.h>
+
+#include <algorithm>
+#include <atomic>
+#include <new>
+#include <string_view>
+
+#include "pool.h"
+
+namespace anybit {
+
+namespace generic { extern const LinearKernels linear_kernels; }
+#if defined(ANYBIT_X86)
+namespace avx2 { extern const LinearKernels linear_kernels; }
+namespace avx512 { extern const LinearKernels linear_kernels; }
+#endif
+
+namespace {
+
+std::atomic<int> chosen{-1};
+
+const LinearKernels &kernels_of(Isa isa) {
+#if defined(ANYBIT_X86)
+  if (isa == Isa::Avx512) return avx512::linear_kernels;
+  if (isa == Isa::Avx2) return avx2::linear_kernels;
+#endif
+  (void)isa;
+  return generic::linear_kernels;
+}
+
+// One activation block: the weight's block up to 512, else 128 restarting at every weight block (docs/contract.md).
+int64_t activation_block(int64_t block) { return block <= 512 ? block : 128; }
+
+}  // namespace
+
+bool isa_supported(Isa isa) {
+#if defined(ANYBIT_X86)
+#if defined(ANYBIT_SIMDE)
+  if (isa == Isa::Avx512) return true;
+#endif
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  if (isa == Isa::Avx2) return avx2;
+  if (isa == Isa::Avx512)
+    return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni");
+#endif
+  return isa == Isa::Generic;
+}
+
+const char *isa_name(Isa isa) { return isa == Isa::Avx512 ? "avx512" : isa == Isa::Avx2 ? "avx2" : "generic"; }
+
+Isa isa() {
+  int now = chosen.load(std::memory_order_relaxed);
+  if (now < 0) {
+    now = isa_supported(Isa::Avx512) ? 2 : isa_supported(Isa::Avx2) ? 1 : 0;
+#if defined(ANYBIT_SIMDE)
+    now = isa_supported(Isa::Avx2) ? 1 : 0;  // emulated AVX-512 is for tests that ask for it
+#endif
+    chosen.store(now);
+  }
+  return static_cast<Isa>(now);
+}
+
+const char *set_isa(const char *name) {
+  for (int i = 0; i < 3; i++) {
+    const Isa candidate = static_cast<Isa>(i);
+    std::string_view text = isa_name(candidate);
+    if (text != name) continue;
+    if (!isa_supported(candidate)) return "this machine does not have it";
+    chosen.store(i);
+    return nullptr;
+  }
+  return "not one of generic, avx2, avx512";
+}
+
+void OwnedWeight::finish(const int32_t *integers) {
+  kernels = &kernels_of(isa());
+  tiles = (n + 15) / 16;
+  chunks = (k + 31) / 32;
+  if (block == 0 || block > k) block = k;
+  blocks = (k + block - 1) / block;
+  if (!integers) return;
+
+  const int64_t step_k = activation_block(block);
+  int64_t at = 0;
+  for (int64_t b = 0; b < blocks; b++) {
+    const int64_t end = std::min((b + 1) * block, k);
+    for (int64_t k0 = b * block; k0 < end; k0 += step_k) {
+      const int64_t k1 = std::min(k0 + step_k, end), g0 = k0 / 4, g1 = (k1 + 3) / 4;
+      segment_list.push_back({k0, k1, g0, g1, at, b});
+      at += 4 * (g1 - g0);
+    }
+  }
+  codes_length = at;
+  segments = segment_list.data();
+  segment_count = static_cast<int64_t>(segment_list.size());
+  for (int64_t s = 0, first = 0; s < segment_count; s++) {  // cut where a chunk of 32 ends, at 512 k or soon after
+    const int64_t c0 = segments[first].k0 / 32, k1 = segments[s].k1, span = k1 - 32 * c0;
+    if (s + 1 == segment_count || (span >= 512 && k1 % 32 == 0) || span >= 2048) {
+      panel_list.push_back({first, s + 1, c0, (k1 + 31) / 32});
+      first = s + 1;
+    }
+  }
+  panels = panel_list.data();
+  panel_count = static_cast<int64_t>(panel_list.size());
+
+  const int count = 1 << bits, top = count / 2;
+  affine = true;
+  sign = integers[count - 1] < 0 ? top : 0;
+  int lo = integers[0], hi = integers[0];
+  for (int c = 0; c < count; c++) {
+    affine = affine && integers[c] == (c ^ sign) - sign;
+    lo = std::min(lo, integers[c]);
+    hi = std::max(hi, integers[c]);
+  }
+  const bool wide_dot = kernels->wide_dot;
+  if (hi - lo <= (wide_dot ? 255 : 129)) {
+    kind = Kind::Unsigned8;
+    bias = affine ? sign : -lo;
+  } else if (hi - lo <= 255) {
+    kind = Kind::Signed8;
+    const int centre = lo < -128 || hi > 127 ? lo + 128 : 0;
+    bias = -centre;
+  } else {
+    kind = Kind::Wide16;
+    affine = false;
+  }
+  // An affine table is read off the code: t + bias = code ^ flip, as an unsigned or a signed byte.
+  if (affine) flip = kind == Kind::Unsigned8 ? sign : sign ? 0 : 128;
+  chain = std::max(1, 32767 / (2 * 127 * std::max(1, hi + bias)));
+  for (int c = 0; c < std::max(count, 16); c++) {  // fewer than 16 entries repeat: a shuffle reads 16
+    const uint32_t t = static_cast<uint32_t>(integers[c % count] + bias);
+    low[c] = static_cast<uint8_t>(t);
+    high[c] = static_cast<uint8_t>(t >> 8);
+  }
+}
+
+void Workspace::Free::operator()(void *p) const { free(p); }
+
+void *Workspace::take(size_t bytes) {
+  bytes = (bytes + 63) / 64 * 64;
+  total_ += bytes;
+  if (used_ + bytes > size_) {
+    size_ = std::max<size_t>(bytes, 1 << 16);
+    used_ = 0;
+    void *p = aligned_alloc(64, size_);
+    if (!p) throw std::bad_alloc();
+    blocks_.emplace_back(p);
+  }
+  void *p = static_cast<char *>(blocks_.back().get()) + used_;
+  used_ += bytes;
+  return p;
+}
+
+void Workspace::reset() {
+  if (blocks_.size() > 1) {  // next time one block will do
+    blocks_.clear();
+    size_ = used_ = 0;
+    const size_t all = total_;
+    total_ = 0;
+    take(all);
+  }
+  used_ = total_ = 0;
+}
+
+bool same_input(const Weight &a, Act act_a, const Weight &b, Act act_b) {
+  if (a.k != b.k || act_a != act_b) return false;
+  if (act_a == Act::Int8) return a.segment_count > 0 && b.segment_count > 0 && a.block == b.block;
+  return a.has_offset == b.has_offset && (!a.has_offset || a.block == b.block);
+}
+
+int64_t prepare(const Weight &w, Act act, bool wide, const float *x, int64_t stride, int64_t m, Workspace &workspace, Input *input) {
+  *input = Input();
+  input->m = m;
+  input->x = x;
+  input->stride = stride;
+  const int64_t per = std::max<int64_t>(1, 16384 / std::max<int64_t>(1, w.k)), units = (m + per - 1) / per;
+  std::atomic<int64_t> bad{INT64_MAX};
+  const auto note = [&bad](int64_t row) {
+    int64_t seen = bad.load();
+    while (row >= 0 && row < seen && !bad.compare_exchange_weak(seen, row)) {
+    }
+  };
+  if (act == Act::Int8) {
+    const size_t codes = static_cast<size_t>(m * w.codes_length), count = static_cast<size_t>(m * w.segment_count);
+    int8_t *q = static_cast<int8_t *>(workspace.take(codes));
+    int16_t *q16 = wide ? static_cast<int16_t *>(workspace.take(2 * codes)) : nullptr;
+    float *scale = static_cast<float *>(workspace.take(4 * count));
+    int32_t *total = static_cast<int32_t *>(workspace.take(4 * count));
+    parallel_for(units, [&](int64_t u) { note(w.kernels->quantize(w, x, stride, u * per, std::min(m, (u + 1) * per), q, q16, scale, total)); });
+    input->integer = true;
+    input->q = q, input->q16 = q16, input->scale = scale, input->total = total;
+  } else {
+    float *sums = w.has_offset ? static_cast<float *>(workspace.take(static_cast<size_t>(4 * m * w.blocks))) : nullptr;
+    parallel_for(units, [&](int64_t u) { note(w.kernels->row_sums(w, x, stride, u * per, std::min(m, (u + 1) * per), sums)); });
+    input->sums = sums;
+  }
+  return bad.load() == INT64_MAX ? -1 : bad.load();
+}
+
+void multiply(const Weight &w, const Input &input, const float *bias, float *y, int64_t stride) {
+  const size_t bytes = w.kernels->scratch_bytes(w, input);
+  // A unit is some rows of tiles: enough work to pay for taking it (about 64k products), few enough that threads end together.
+  const int64_t work = std::max<int64_t>(1, w.k * 16 * input.m);
+  int64_t per = std::max<int64_t>((65536 + work - 1) / work, w.tiles / (8 * threads()));
+  per = std::max<int64_t>(4, (per + 3) / 4 * 4);
+  if (w.tiles <= 4 * threads()) per = std::max<int64_t>(1, (65536 + work - 1) / work);
+  std::atomic<bool> failed{false};
+  parallel_for((w.tiles + per - 1) / per, [&](int64_t u) {
+    void *memory = scratch(bytes);
+    if (!memory) {
+      failed.store(true);
+      return;
+    }
+    w.kernels->multiply(w, input, bias, u * per, std::min(w.tiles, (u + 1) * per), y, stride, memory);
+  });
+  if (failed.load()) throw std::bad_alloc();
+}
+
+void rows_of(const Weight &w, const int64_t *rows, int64_t count, float *out) {
+  void *memory = scratch(256 * 16 * sizeof(float));
+  if (!memory) throw std::bad_alloc();
+  for (int64_t i = 0; i < count; i++) w.kernels->dequantize(w, rows[i] / 16, rows[i], out + i * w.k, w.k, memory);
+}
+
+void all_rows(const Weight &w, float *out) {
+  std::atomic<bool> failed{false};
+  parallel_for(w.tiles, [&](int64_t t) {
+    void *memory = scratch(256 * 16 * sizeof(float));
+    if (memory) w.kernels->dequantize(w, t, -1, out + t * 16 * w.k, w.k, memory);
+    else failed.store(true);
+  });
+  if (failed.load()) throw std::bad_alloc();
+}
+
+}  // namespace anybit

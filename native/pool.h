@@ -1,0 +1,43 @@
+// A pool of threads with low fork and join cost, shared by the process.
+//
+// Tasks are taken one by one from a counter, so a worker that the machine delays costs little. A job is open while tasks are left: a worker that
+// wakes too late finds it closed and nobody waits for it. Workers spin for about 100 us after the last job and then sleep, using no CPU.
+// Results must not depend on which worker runs a task: every task writes its own outputs.
+#pragma once
+#include <stddef.h>
+#include <stdint.h>
+
+#include <type_traits>
+
+namespace anybit {
+
+using Task = void (*)(void *context, int64_t index);
+
+// Runs task(context, 0 .. count-1) on the pool and returns when all are done. Inside a task, or while another thread uses the pool, it runs serially.
+void parallel(int64_t count, Task task, void *context);
+
+// The same for a callable object: parallel_for(n, [&](int64_t i) { ... }).
+template <class Body> void parallel_for(int64_t count, Body &&body) {
+  parallel(count, [](void *context, int64_t index) { (*static_cast<typename std::remove_reference<Body>::type *>(context))(index); }, &body);
+}
+
+int threads();                // how many threads a job may use, the caller included
+void set_threads(int count);  // 1 .. 256; workers are started on first use
+int usable_cores();           // cores that this process may use: affinity mask and cgroup quota
+
+// This thread's scratch memory, at least `bytes`, 64-byte aligned, valid until its next call on the same thread. nullptr: out of memory.
+void *scratch(size_t bytes);
+
+// Sets nearest-even without flush to zero for the calling thread and restores what was there (another library may have changed it).
+class FloatState {
+ public:
+  FloatState();
+  ~FloatState();
+  FloatState(const FloatState &) = delete;
+  FloatState &operator=(const FloatState &) = delete;
+
+ private:
+  uint64_t saved_;
+};
+
+}  // namespace anybit

@@ -1,0 +1,94 @@
+// A weight matrix [n, k] as the kernels see it, and an input prepared for it. Plain data: the binding checks everything, kernels check nothing.
+//
+// Coded weights lie in tiles of 16 outputs x 4 k ("tile16x4"), 32 k a chunk, chunks of a row of tiles one after the other:
+//   codes  [n/16][k/32][64 * bits bytes]; a chunk is its bit planes, lowest bits first: 1 -> (1), 2 -> (2), 3 -> (2,1), 4 -> (4), 5 -> (4,1),
+//          6 -> (4,2), 7 -> (4,2,1), 8 -> (8). A plane of width w is w vectors of 64 bytes; byte 4*o + j of vector v holds, in bits
+//          [f*w, f*w + w), output o at k = 32*chunk + v*(32/w) + 4*f + j.
+//   scale  one a row:       [n/16][k/block][16] in the stored width, padding rows zero
+//          one for R rows:  [n/R][k/block];     one in all: [1]
+//   zero   [n/16][k/block][16] raw codes, one byte each
+// Dense weights lie as [n/16][k][16] ("tile16x1").
+#pragma once
+#include <stddef.h>
+#include <stdint.h>
+
+namespace anybit {
+
+enum class Kind : int { Unsigned8, Signed8, Wide16, Float };  // how integer dots are made; Float: no integer path (dense)
+enum class Dense : int { None, Float32, Float16, BFloat16 };
+enum class ScaleKind : int { One, Float32, Float16, BFloat16, Exponent, Mini, Integer, Table };
+
+struct Scale {
+  ScaleKind kind = ScaleKind::One;
+  const uint8_t *data = nullptr;
+  int64_t rows = 1;               // rows that share a scale: 1 = tiled by 16; 0 = one scale in all
+  int64_t columns = 0;            // blocks along k
+  int bits = 0, mantissa = 0;     // Mini, Integer: width, mantissa bits
+  float factor = 1.0f;            // Mini: 2^(127 - bias)
+  bool has_sign = false;          // Mini, Integer: the top bit is a sign
+  float second = 1.0f;            // second level: one for the whole tensor
+  float table[256] = {};          // Table: decoded values; kept too for every kind of at most 8 bits
+};
+
+struct Segment {  // one activation block: k in [k0, k1), four-k groups [g0, g1), its codes at q + at
+  int64_t k0, k1, g0, g1, at, block;
+};
+struct Panel {  // segments [s0, s1) lie inside chunks [c0, c1)
+  int64_t s0, s1, c0, c1;
+};
+
+struct Weight {
+  int64_t n = 0, k = 0, tiles = 0, chunks = 0;
+  int bits = 0;
+  Dense dense = Dense::None;
+  const uint8_t *codes = nullptr;
+  int64_t block = 0, blocks = 0;  // weight block along k, and how many
+  Scale scale, offset;
+  bool has_offset = false;
+  const uint8_t *zero = nullptr;
+  int zero_flip = 0;   // two's complement zero points: sign bit
+  float step = 1.0f;        // integer path: value = t * step
+  float float_step = 1.0f;  // float path: value = table * float_step
+  Kind kind = Kind::Float;
+  bool affine = false;  // codes are integers: no table
+  int sign = 0;         // affine: the sign bit of two's complement, 0 for unsigned
+  int flip = 0;         // affine: code ^ flip is what the panel holds
+  int bias = 0;         // the panel holds t + bias
+  int chain = 1;        // AVX2: how many four-k groups fit an int16 pair sum
+  alignas(64) uint8_t low[256] = {}, high[256] = {};  // int8 (t + bias) or int16 table, as bytes
+  alignas(64) float table[256] = {};                  // float path: integer t as float, or the exact values (step 1)
+  alignas(64) float values[256] = {};                 // exact values, for dequantization
+  const Segment *segments = nullptr;
+  const Panel *panels = nullptr;
+  int64_t segment_count = 0, panel_count = 0;
+  int64_t codes_length = 0;  // int8 codes of one prepared row
+  const struct LinearKernels *kernels = nullptr;  // of the ISA that kind, bias and chain were chosen for
+};
+
+struct Input {  // m rows prepared for weights of one geometry
+  int64_t m = 0;
+  const float *x = nullptr;  // float path: [m, stride]
+  int64_t stride = 0;
+  const float *sums = nullptr;  // float path with offsets: [m, blocks]
+  bool integer = false;
+  const int8_t *q = nullptr;       // [m, codes_length]
+  const int16_t *q16 = nullptr;    // the same, for Wide16
+  const float *scale = nullptr;    // [m, segments]
+  const int32_t *total = nullptr;  // [m, segments]
+};
+
+// The functions that linear.cc gives for one ISA.
+struct LinearKernels {
+  const char *isa;
+  bool wide_dot;  // any u8 x s8 product sum is exact (dpbusd); otherwise the unsigned side must stay <= 129
+  // Codes of rows [m0, m1) into the input's arrays. Returns the first row with a non-finite value, or -1.
+  int64_t (*quantize)(const Weight &w, const float *x, int64_t stride, int64_t m0, int64_t m1, int8_t *q, int16_t *q16, float *scale, int32_t *total);
+  int64_t (*row_sums)(const Weight &w, const float *x, int64_t stride, int64_t m0, int64_t m1, float *sums);
+  // y[m, n0..] = input x weight^T (+ bias) for tiles [t0, t1); scratch holds scratch_bytes(w, input).
+  void (*multiply)(const Weight &w, const Input &in, const float *bias, int64_t t0, int64_t t1, float *y, int64_t stride, void *scratch);
+  size_t (*scratch_bytes)(const Weight &w, const Input &in);
+  // float32 values of tile row t: out[r, k] for its 16 rows, those at or beyond n left out; `only` >= 0: just that row.
+  void (*dequantize)(const Weight &w, int64_t tile, int64_t only, float *out, int64_t stride, void *scratch);
+};
+
+}  // namespace anybit

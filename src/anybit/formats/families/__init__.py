@@ -1,0 +1,1 @@
+"""One file for each family of elements; importing this folder registers them all."""

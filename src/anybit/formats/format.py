@@ -1,0 +1,205 @@
+"""Format: what the codes of an array mean: an element, the blocks that share scales, the scales' own formats, zero points, offsets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from math import ceil, prod
+from typing import Any
+
+from anybit.errors import FormatError, ShapeError
+from anybit.formats.block import Block
+from anybit.formats.element import Element
+
+PACKS = {"base3": Fraction(8, 5)}
+"""Other ways to store codes than `bits` bits each: bits a weight."""
+
+
+@dataclass(frozen=True)
+class Level:
+    """Scales of one level: their element, and the block in which the next level scales them (None: the last level)."""
+
+    element: Element
+    block: Block | None = None
+
+    def __str__(self) -> str:
+        return self.element.name + (f"@{self.block}" if self.block else "")
+
+
+@dataclass(frozen=True, init=False, eq=False, repr=False)
+class Format:
+    """value = element * s0 * s1 ...; with a zero point (element - z) * s; with an offset element * s + m.
+
+    Args of the constructor: an expression (see docs/expressions.md), or a Format.
+    Fields: `levels` has defaults filled in and is empty without a block; `zero` and `offset` are the elements of zero points and of
+        first-level offsets, or None; `nested` and `opened` are for nested integers; `pack` is "" or the name of a packing.
+    Formats are equal when they mean the same: spelling out a default changes nothing. FormatError: no such format.
+
+    >>> fmt = Format("int4@128")
+    >>> str(fmt), fmt.explicit, fmt.bits_per_weight, fmt == Format("int4@128:bf16")
+    ('int4@128', 'int4@128:bf16', Fraction(33, 8), True)
+    """
+
+    element: Element
+    block: Block | None
+    levels: tuple[Level, ...]
+    zero: Element | None
+    offset: Element | None
+    nested: tuple[int, ...]
+    opened: int | None
+    pack: str
+
+    def __init__(self, expression: str | Format) -> None:
+        if not isinstance(expression, Format):
+            from anybit.formats.parse import parse_format
+
+            expression = parse_format(expression)
+        self.__dict__.update({name: expression.__dict__[name] for name in _FIELDS})
+
+    @classmethod
+    def of(
+        cls,
+        element: Element,
+        block: Block | None = None,
+        levels: tuple[Level, ...] = (),
+        zero: Element | None = None,
+        offset: Element | None = None,
+        pack: str = "",
+    ) -> Format:
+        """A format from its parts, with the checks and defaults of the expression. FormatError: parts that do not go together."""
+        fmt = cls.__new__(cls)
+        if block is not None:
+            levels = levels or (Level(default_scale(block)),)
+            if levels[-1].block is not None:
+                levels = (*levels, Level(default_scale(None)))
+        fmt.__dict__.update(element=element, block=block, levels=levels, zero=zero, offset=offset, nested=(), opened=None, pack=pack)
+        _check(fmt)
+        return fmt
+
+    @property
+    def explicit(self) -> str:
+        """The expression with every default written out, as checkpoints store it."""
+        text = self.element.name
+        if self.block is not None:
+            text += f"@{self.block}" + "".join(f":{level}" for level in self.levels)
+        text += f"+zp={self.zero}" if self.zero else ""
+        text += f"+off={self.offset}" if self.offset else ""
+        return text + (f"+pack={self.pack}" if self.pack else "")
+
+    def __str__(self) -> str:
+        """The shortest expression: no aliases, no defaults."""
+        levels = list(self.levels)
+        if levels and levels[-1] == Level(default_scale(self.block if len(levels) == 1 else None)):
+            levels.pop()
+        text = self.element.name
+        if self.block is not None:
+            text += f"@{self.block}" + "".join(f":{level}" for level in levels)
+        if self.zero:
+            text += "+zp" + ("" if self.zero == self.element else f"={self.zero}")
+        if self.offset:
+            text += "+off" + ("" if self.offset == self.levels[0].element else f"={self.offset}")
+        return text + (f"+pack={self.pack}" if self.pack else "")
+
+    def __repr__(self) -> str:
+        return f"Format('{self}')"
+
+    def __eq__(self, other: Any) -> bool:
+        return self.explicit == other.explicit if isinstance(other, Format) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.explicit)
+
+    @property
+    def alias(self) -> str | None:
+        """The built-in name of this format (mxfp4), if it has one."""
+        return _alias(self)
+
+    @property
+    def dense(self) -> bool:
+        """Whether values are stored one by one in more than 8 bits, as in bf16, fp16 and fp32: no block, no scale."""
+        return self.block is None and self.element.bits > 8
+
+    def size_bits(self, shape: tuple[int, ...]) -> int:
+        """The exact number of bits of codes, scales, zero points and offsets of an array, without padding.
+
+        >>> Format("nvfp4").size_bits((4096, 4096)) - 4096 * 4096 * 9 // 2
+        32
+        """
+        if any(n < 0 for n in shape) or not shape:
+            raise ShapeError(f"a shape has at least one axis and no negative sizes, not {tuple(shape)}")
+        shape = tuple(int(n) for n in shape)
+        total = ceil(prod(shape) * PACKS.get(self.pack, Fraction(self.element.bits, self.element.dim)))
+        block = self.block
+        for i, level in enumerate(self.levels):
+            assert block is not None
+            total += block.count(shape) * self._block_bits(i)
+            block = level.block
+        return total
+
+    @property
+    def bits_per_weight(self) -> Fraction:
+        """The limit of size_bits / weights for large arrays (whole-axis and whole-tensor scales cost nothing in the limit)."""
+        total = PACKS.get(self.pack, Fraction(self.element.bits, self.element.dim))
+        block = self.block
+        for i, level in enumerate(self.levels):
+            assert block is not None
+            total += block.per_weight * self._block_bits(i)
+            block = level.block
+        return total
+
+    def _block_bits(self, level: int) -> int:
+        """Bits that each block of a level costs: its scale, and its zero point or offset."""
+        bits = self.levels[level].element.bits
+        if level == 0:
+            return bits + (self.zero.bits if self.zero else 0) + (self.offset.bits if self.offset else 0)
+        return bits * (2 if self.offset else 1)
+
+    def offset_element(self, level: int) -> Element:
+        """The element of the offsets of a level."""
+        assert self.offset is not None
+        return self.offset if level == 0 else self.levels[level].element
+
+
+_FIELDS = ("element", "block", "levels", "zero", "offset", "nested", "opened", "pack")
+_ALIASES: dict[str, str] = {}
+
+
+def _alias(fmt: Format) -> str | None:
+    from anybit.formats.named import ALIASES
+
+    if not _ALIASES:
+        _ALIASES.update({Format(text).explicit: name for name, (text, _) in ALIASES.items()})
+    return _ALIASES.get(fmt.explicit)
+
+
+def default_scale(block: Block | None) -> Element:
+    """bf16 for blocks of a size, float32 for tensor, channel and token and for the scales of scales (None)."""
+    from anybit.formats.family import parse_element
+
+    return parse_element("bf16" if block is not None and block.kind == "sized" else "fp32")
+
+
+def _check(fmt: Format) -> None:
+    """Raises FormatError for parts that do not go together."""
+    element, block = fmt.element, fmt.block
+    if block is None and (fmt.levels or fmt.zero or fmt.offset):
+        raise FormatError("scales, zero points and offsets belong to blocks; write one, as in int4@128 or int8@channel")
+    for i, level in enumerate(fmt.levels):
+        if i + 1 < len(fmt.levels) and level.block is None:
+            raise FormatError(f"the scales {level.element} have a scale but no block for it; write {level.element}@tensor or another block")
+        if not level.element.max > 0:
+            raise FormatError(f"{level.element} has no positive value to scale with")
+        if level.block is not None:
+            assert block is not None
+            if not level.block.holds(block):
+                raise FormatError(f"a block of {level.block} does not hold whole blocks of {block}; each size must be a multiple of it")
+            block = level.block
+    family = element.fields["family"]
+    if fmt.zero is not None and family != "integer":
+        raise FormatError(f"zero points need integer codes, and {element} is none; use +off")
+    if fmt.offset is not None:
+        last = fmt.offset_element(len(fmt.levels) - 1)
+        if not last.signed or not all(fmt.offset_element(i).has_zero for i in range(len(fmt.levels))):
+            raise FormatError(f"offsets need zero and a sign, which {last} cannot store; write +off=bf16 or other scales")
+    if fmt.pack == "base3" and element.name != "ternary":
+        raise FormatError(f"pack=base3 packs 5 ternary codes a byte, and {element} is not ternary")

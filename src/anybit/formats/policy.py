@@ -1,0 +1,75 @@
+"""Policy and Spec: how codes are chosen, beside what they mean."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from anybit.errors import FormatError
+from anybit.formats.format import Format
+from anybit.formats.rounding import NONFINITES, OVERS, ROUNDS, check_choice
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How codes are chosen.
+
+    scale: the name of a scale rule (absmax, floor, mse, signmax); "auto" is floor for E8M0 scales and absmax for all others.
+    round, over, nonfinite: as in Element.encode. FormatError: an unknown name.
+    """
+
+    scale: str = AUTO
+    round: str = "nearest-even"
+    over: str = "saturate"
+    nonfinite: str = "error"
+
+    def __post_init__(self) -> None:
+        check_choice("round", self.round, ROUNDS)
+        check_choice("over", self.over, OVERS)
+        check_choice("nonfinite", self.nonfinite, NONFINITES)
+
+    def __str__(self) -> str:
+        """`+scale=mse+round=zero`: what differs from the defaults."""
+        return "".join(f"+{f.name}={getattr(self, f.name)}" for f in fields(self) if getattr(self, f.name) != f.default)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What quantize() is told: a format and a policy.
+
+    >>> str(Spec.parse("mxfp4+scale=mse"))
+    'fp4_e2m1@32:e8m0+scale=mse'
+    """
+
+    format: Format
+    policy: Policy = Policy()
+
+    @classmethod
+    def parse(cls, text: str | Format | Spec) -> Spec:
+        """A Spec from an expression, a Format (default policy) or a Spec. FormatError: an expression that does not parse."""
+        if isinstance(text, Spec):
+            return text
+        if isinstance(text, Format):
+            return cls(text)
+        from anybit.formats.parse import parse_spec
+
+        return parse_spec(text)
+
+    def __str__(self) -> str:
+        return f"{self.format}{self.policy}"
+
+    @property
+    def scale_rule(self) -> str:
+        """The name of the scale rule, with "auto" resolved."""
+        if self.policy.scale != AUTO:
+            return self.policy.scale
+        levels = self.format.levels
+        plain = self.format.zero is None and self.format.offset is None
+        return "floor" if plain and levels and levels[0].element.name == "e8m0" else "absmax"
+
+    def check(self) -> None:
+        """Raises FormatError if the element cannot serve the policy (over=inf without an infinity)."""
+        self.format.element.check_policy(self.policy.round, self.policy.over, self.policy.nonfinite)
+        if self.policy.nonfinite == "propagate" and self.format.zero is not None:
+            raise FormatError("nonfinite=propagate needs codes for NaN, which integers with zero points do not have")

@@ -1,0 +1,170 @@
+"""Saves anybit's own checkpoint: a Hugging Face directory whose config.json carries a `quantization_config` (docs/checkpoint.md)."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from anybit.errors import DoesNotFitError, ShapeError
+from anybit.io.quantization import PART_NAME, Quantization, StoredLayer, quantization_json
+from anybit.io.safetensors import DTYPES, entry_nbytes
+from anybit.io.safetensors_writer import Entry, raw, write_safetensors
+from anybit.io.save import atomic_directory, create, write_all
+
+SHARD_BYTES = 5_000_000_000
+
+
+@dataclass(frozen=True)
+class QuantizedEntry:
+    """A quantized tensor to be saved: what is known beforehand, and the call that makes its arrays or buffers, one for each part."""
+
+    stored: StoredLayer
+    produce: Callable[[], Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class _Item:
+    """One tensor with all its arrays: never split over two files."""
+
+    name: str
+    entries: list[Entry]
+    produce: Callable[[], dict[str, Any]]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(entry_nbytes(dtype, shape) for _, dtype, shape in self.entries)
+
+
+def _quantized_item(name: str, entry: QuantizedEntry) -> _Item:
+    parts = entry.stored.parts
+    if any(PART_NAME.fullmatch(part) is None for part in parts):
+        raise ShapeError(f"tensor '{name}': part names are lower-case words joined by dots, not {list(parts)}")
+
+    def produce() -> dict[str, Any]:
+        made = {f"{name}.{part}": data for part, data in entry.produce().items()}
+        if made.keys() != {f"{name}.{part}" for part in parts}:
+            raise ShapeError(f"tensor '{name}': parts {list(parts)} were announced, {list(made)} came")
+        return made
+
+    return _Item(name, [(f"{name}.{part}", info.dtype, info.shape) for part, info in parts.items()], produce)
+
+
+def _dense_item(name: str, dtype: str, array: Any) -> _Item:
+    return _Item(name, [(name, dtype, tuple(np.shape(array)))], lambda: {name: array})
+
+
+def _shards(items: Iterable[_Item], limit: int) -> list[list[_Item]]:
+    groups: list[list[_Item]] = [[]]
+    room = limit
+    for item in items:
+        if groups[-1] and item.nbytes > room:
+            groups.append([])
+            room = limit
+        groups[-1].append(item)
+        room -= item.nbytes
+    return groups
+
+
+def _stream(items: Sequence[_Item], on_written: Callable[[str], None] | None) -> Iterator[tuple[str, Any]]:
+    """Makes one item at a time and lets each array go as soon as it is written."""
+    for item in items:
+        made = item.produce()
+        for name, dtype, shape in item.entries:
+            data = made.pop(name)
+            if isinstance(data, np.ndarray) and (data.shape != shape or data.dtype.itemsize != DTYPES[dtype].itemsize):
+                raise ShapeError(f"tensor '{name}': {data.dtype}{list(data.shape)} came for {dtype}{list(shape)}")
+            view = raw(data)
+            del data
+            yield name, view
+            del view
+        if on_written is not None:
+            on_written(item.name)
+
+
+def _pretty(value: Any, levels: int, indent: str = "") -> str:
+    """JSON with one line for each field of the outer `levels` objects and for each whole value below them."""
+    if not (levels and isinstance(value, dict) and value):
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    inner = indent + "  "
+    lines = (f"{inner}{json.dumps(key, ensure_ascii=False)}: {_pretty(item, levels - 1, inner)}" for key, item in value.items())
+    return "{\n" + ",\n".join(lines) + f"\n{indent}}}"
+
+
+def save_checkpoint(
+    target: str | Path,
+    config: Mapping[str, Any],
+    quantized: Iterable[tuple[str, QuantizedEntry]],
+    dense: Iterable[tuple[str, str, Any]],
+    files: Iterable[Path] = (),
+    *,
+    kv_cache: dict[str, Any] | None = None,
+    tables: Mapping[str, Sequence[float]] | None = None,
+    provenance: Sequence[dict[str, Any]] = (),
+    policy: str | None = None,
+    recipe_digest: str | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    on_written: Callable[[str], None] | None = None,
+) -> int:
+    """Writes a checkpoint, all of it or nothing, one tensor at a time.
+
+    Args: config, the model's config.json (a `quantization_config` in it is replaced); quantized, (tensor name, entry); dense, (tensor name,
+        dtype as safetensors spells it, array), which keep their names and bytes; files, copied beside (tokenizer, generation_config);
+        shard_bytes, the most that one file holds unless a single tensor is larger; on_written(name), called after each tensor.
+    Returns: bytes of the safetensors files.
+    Raises: OutputError: target exists, disk fails. DoesNotFitError: too little space, found before work starts. ShapeError: data that do
+        not match what was announced.
+    Cost: holds the arrays of one quantized tensor.
+    """
+    target = Path(target)
+    entries = list(quantized)
+    items = [*(_quantized_item(name, entry) for name, entry in entries), *(_dense_item(*item) for item in dense)]
+    names = [name for item in items for name in {item.name, *(entry[0] for entry in item.entries)}]
+    if len(set(names)) != len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ShapeError(f"tensor '{twice}' would be stored twice")
+    described = Quantization(
+        layers={name: entry.stored for name, entry in entries},
+        kv_cache=kv_cache,
+        tables={name: tuple(values) for name, values in (tables or {}).items()},
+        provenance=tuple(provenance),
+        policy=policy,
+        recipe_digest=recipe_digest,
+    )
+    text = _pretty({**config, "quantization_config": quantization_json(described)}, levels=3) + "\n"
+    groups = _shards(items, shard_bytes)
+    digests: dict[str, str] = {}
+    weight_map: dict[str, str] = {}
+    total = 0
+    with atomic_directory(target, digests) as temp:
+        _check_space(target, sum(item.nbytes for item in items))
+        for number, group in enumerate(groups, 1):
+            file = "model.safetensors" if len(groups) == 1 else f"model-{number:05}-of-{len(groups):05}.safetensors"
+            listed = [entry for item in group for entry in item.entries]
+            written = write_safetensors(temp / file, listed, _stream(group, on_written), {"format": "pt"})
+            digests[file] = written.sha256
+            total += written.size
+            weight_map |= dict.fromkeys((name for name, _, _ in listed), file)
+        if len(groups) > 1:
+            index = {"metadata": {"total_size": sum(item.nbytes for item in items)}, "weight_map": weight_map}
+            _put(temp / "model.safetensors.index.json", json.dumps(index, indent=1, ensure_ascii=False).encode() + b"\n")
+        _put(temp / "config.json", text.encode())
+        for path in files:
+            _put(temp / path.name, path.read_bytes())
+    return total
+
+
+def _put(path: Path, data: bytes) -> None:
+    with create(path) as fd:
+        write_all(fd, data, path)
+
+
+def _check_space(target: Path, needed: int) -> None:
+    free = shutil.disk_usage(target.absolute().parent).free
+    if free < needed:
+        raise DoesNotFitError(f"{target} needs {needed} bytes, but only {free} are free there; free some space or choose another place")

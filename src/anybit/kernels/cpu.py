@@ -1,0 +1,230 @@
+"""The native CPU kernels: how a stored tensor becomes a native weight. The only importer of the native module.
+
+`ANYBIT_ISA=generic|avx2|avx512` forces an instruction set, `ANYBIT_THREADS` the number of threads; without them the best and all usable cores.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import lru_cache
+
+import numpy as np
+
+from anybit.errors import MissingDependencyError, NoKernelError, UsageError
+from anybit.formats import Element, Format
+from anybit.kernels import KERNELS, Kernel, OpSpec
+from anybit.layouts import Geometry, Parts, geometry
+from anybit.layouts.tile import level_grids
+
+try:
+    from anybit.kernels import _native as native
+except ImportError as error:  # the one place that can say what is wrong with the build
+    raise MissingDependencyError(f"anybit's native module does not load ({error}); build it with 'pip install .' or 'make native'") from error
+
+ACTS = {None: 0, "int8": 1}
+DENSE_KINDS = {"fp32": 1, "fp16": 2, "bf16": 3}
+_NO_TABLE = np.empty(0, np.float32)
+
+
+def _from_environment() -> None:
+    name = os.environ.get("ANYBIT_ISA")
+    if name:
+        use_isa(name)
+    count = os.environ.get("ANYBIT_THREADS")
+    if count:
+        if not count.isdigit():
+            raise UsageError(f"ANYBIT_THREADS={count} is not a number from 1 to 256")
+        set_threads(int(count))
+
+
+def use_isa(name: str) -> None:
+    """Uses an instruction set for weights prepared from now on. NoKernelError: this machine does not have it."""
+    try:
+        native.set_isa(name)
+    except ValueError as error:
+        raise NoKernelError(f"{error}; this machine has {', '.join(native.supported_isas())}") from None
+
+
+def isa() -> str:
+    """The instruction set in use."""
+    return str(native.isa())
+
+
+def set_threads(count: int) -> None:
+    """How many threads an operation may use. Results do not depend on it. UsageError: not 1 to 256."""
+    try:
+        native.set_threads(count)
+    except (ValueError, TypeError):
+        raise UsageError(f"threads={count}: use 1 to 256") from None
+
+
+_from_environment()
+
+
+# ------------------------------------------------------------------------------------------------ kernels that dispatch knows
+def _accept_coded(spec: OpSpec) -> str | None:
+    if spec.device != "cpu" or spec.op != "linear":
+        return f"it is for linear on cpu, not {spec.op} on {spec.device}"
+    if spec.layout != "tile16x4":
+        return f"it reads tile16x4, not {spec.layout}"
+    if spec.act is not None and spec.table == "f32":
+        return "the element fits no integer table: use float activations"
+    return None
+
+
+def _accept_dense(spec: OpSpec) -> str | None:
+    if spec.device != "cpu" or spec.op != "linear":
+        return f"it is for linear on cpu, not {spec.op} on {spec.device}"
+    if spec.layout != "tile16x1":
+        return f"it reads tile16x1, not {spec.layout}"
+    return None if spec.act is None else "dense weights have no integer table: use float activations"
+
+
+def _accept_expanded(spec: OpSpec) -> str | None:
+    if spec.device != "cpu" or spec.op != "linear":
+        return f"it is for linear on cpu, not {spec.op} on {spec.device}"
+    return None if spec.act is None else "it computes in float32 only: use float activations"
+
+
+KERNELS.add("linear_tile16x4", Kernel("linear_tile16x4", 20, _accept_coded, isa, "codes of 1 to 8 bits, decoded panel by panel"))
+KERNELS.add("linear_tile16x1", Kernel("linear_tile16x1", 20, _accept_dense, isa, "dense float32, float16, bfloat16"))
+KERNELS.add("linear_expanded", Kernel("linear_expanded", 0, _accept_expanded, isa, "the whole weight expanded to float32 once: 32 bits a weight in memory"))
+
+
+def op_spec(fmt: Format, layout: str, act: str | None) -> OpSpec:
+    """The properties of a linear operator that dispatch looks at."""
+    levels = len(fmt.levels)
+    second = "" if levels < 2 else "tensor" if levels == 2 and _whole(fmt) else "blocks"
+    return OpSpec("linear", layout, fmt.element.bits, fmt.block is None, fmt.element.table.kind, levels, second, act)
+
+
+# ------------------------------------------------------------------------------------------------ native weights
+def _whole(fmt: Format) -> bool:
+    """The scales of level 0 share one second scale."""
+    block = fmt.levels[0].block
+    return block is not None and block.kind == "tensor"
+
+
+@lru_cache(maxsize=256)
+def scale_kind(element: Element) -> dict[str, object] | None:
+    """How native code reads a scale element in its stored width; None: it cannot (more than 8 bits and no machine type)."""
+    plain = {"bits": element.bits, "mantissa": 0, "factor": 1.0, "has_sign": False, "table": _NO_TABLE}
+    machine = {"fp32": 1, "fp16": 2, "bf16": 3}.get(element.name)
+    if machine:
+        return plain | {"kind": machine, "bits": 0}
+    if element.bits > 8:
+        return None
+    values = element.values
+    table = np.resize(values.astype(np.float32), 256)
+    plain["table"] = table
+    finite = np.isfinite(values)
+    codes = np.arange(len(values))
+    if np.array_equal(values[finite], np.ldexp(1.0, codes[finite] - 127)):
+        return plain | {"kind": 4}
+    for signed in (False, True):
+        half = len(values) // 2 if signed else len(values)
+        integers = np.where(codes >= half, codes - len(values), codes)
+        if np.array_equal(values[finite], integers[finite].astype(np.float64)):
+            return plain | {"kind": 6, "has_sign": signed}
+        size, sign = codes % half, np.where(codes >= half, -1.0, 1.0)
+        for mantissa in range(element.bits):
+            if half < 2 or values[1] <= 0 or not finite[1]:
+                break
+            as_float = (size.astype(np.uint32) << np.uint32(23 - mantissa)).view(np.float32).astype(np.float64)
+            factor = values[1] / as_float[1]
+            if factor < 2.0**127 and np.array_equal(values[finite], (as_float * factor * sign)[finite]):
+                return plain | {"kind": 5, "mantissa": mantissa, "factor": float(factor), "has_sign": signed}
+    return plain | {"kind": 7}
+
+
+def _collapsed(fmt: Format, parts: Parts, name: str, shape: tuple[int, int]) -> np.ndarray:
+    """float32 scales (or offsets) on level 0's grid: the product of all levels, in their order, in float32."""
+    grids = level_grids(fmt, shape)
+    total: np.ndarray | None = None
+    spread = np.indices(grids[0])
+    block = None
+    for i, level in enumerate(fmt.levels):
+        values = _element(fmt, name, i).decode(parts[f"{name}.{i}"]).astype(np.float32)
+        if block is not None:
+            sizes = _sizes(block, len(spread), grids[i - 1])
+            spread = np.stack([axis // size for axis, size in zip(spread, sizes, strict=True)])
+        here = values[tuple(spread)]
+        total = here if total is None else (total * here).astype(np.float32)
+        block = level.block
+    assert total is not None
+    return total
+
+
+def _sizes(block: object, ndim: int, grid: tuple[int, ...]) -> tuple[int, ...]:
+    kind, sizes = block.kind, block.sizes  # type: ignore[attr-defined]
+    if kind == "tensor":
+        return grid
+    padded = (1,) * (ndim - len(sizes)) + tuple(sizes)
+    return tuple(n if size is None else size for size, n in zip(padded, grid, strict=True))
+
+
+def _tile(values: np.ndarray) -> np.ndarray:
+    n, blocks = values.shape
+    padded = np.zeros((-(-n // 16) * 16, blocks), np.float32)
+    padded[:n] = values
+    return np.ascontiguousarray(padded.reshape(-1, 16, blocks).transpose(0, 2, 1))
+
+
+def _scale(values: np.ndarray, element: Element | None, where: Geometry, second: float) -> native.Scale:
+    kind = scale_kind(element) if element is not None else {"kind": 1, "bits": 0, "mantissa": 0, "factor": 1.0, "has_sign": False, "table": _NO_TABLE}
+    assert kind is not None
+    flat = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+    return native.Scale.make(data=flat, rows=where.rows, columns=where.grid_columns, second=second, **kind)
+
+
+def _element(fmt: Format, name: str, level: int) -> Element:
+    """The element that scales or offsets of a level are stored in."""
+    return fmt.offset if name == "offset" and level == 0 and fmt.offset is not None else fmt.levels[level].element
+
+
+def _level_zero(fmt: Format, stored: Parts, logical: Parts | None, name: str, where: Geometry, shape: tuple[int, int]) -> native.Scale:
+    """The native scale (or offset), read in place where the kernel can, otherwise collapsed to float32."""
+    element = _element(fmt, name, 0)
+    in_place = scale_kind(element) is not None and (len(fmt.levels) == 1 or (len(fmt.levels) == 2 and _whole(fmt)))
+    if in_place:
+        second = 1.0
+        if len(fmt.levels) == 2:
+            second = float(np.float32(fmt.levels[1].element.decode(stored[f"{name}.1"]).reshape(-1)[0]))
+        return _scale(stored[f"{name}.0"], element, where, second)
+    assert logical is not None
+    values = _collapsed(fmt, logical, name, shape)
+    return _scale(_tile(values) if where.rows == 1 else values, None, where, 1.0)
+
+
+def coded_weight(fmt: Format, shape: tuple[int, int], stored: Parts, logical_scales: Parts) -> native.Weight:
+    """A native weight over tile16x4 parts. `logical_scales`: scale parts in grid order, for what the kernels do not read in place."""
+    where = geometry(fmt, shape)
+    element, table = fmt.element, fmt.element.table
+    integer = table.ints is not None
+    exact = table.kind in ("i8", "i16")
+    scale = _level_zero(fmt, stored, logical_scales, "scale", where, shape)
+    offset = _level_zero(fmt, stored, logical_scales, "offset", where, shape) if fmt.offset is not None else None
+    zero: np.ndarray | None = None
+    flip = 0
+    if fmt.zero is not None and fmt.zero.table.kind == "i8" and fmt.zero.bits <= 8 and where.rows == 1:
+        zero = np.ascontiguousarray(stored["zero"]).reshape(-1)
+        flip = 1 << (fmt.zero.bits - 1) if fmt.zero.signed else 0
+    elif fmt.zero is not None:  # a float zero point, or one shared by rows, runs as an offset of -z * s
+        values = _collapsed(fmt, logical_scales, "scale", shape)
+        off = -(fmt.zero.decode(logical_scales["zero"]).astype(np.float32) * values).astype(np.float32)
+        offset = _scale(_tile(off) if where.rows == 1 else off, None, where, 1.0)
+    table_float = table.ints.astype(np.float32) if exact and table.ints is not None else table.values
+    return native.Weight.make(
+        n=shape[0], k=shape[1], bits=element.bits, dense=0, codes=stored["codes"].reshape(-1).view(np.uint8), block=where.columns,
+        scale=scale, offset=offset, zero=zero, zero_flip=flip, integers=table.ints if integer else None,
+        step=float(table.step), table=table_float, float_step=float(table.step) if exact else 1.0, values=table.values,
+    )  # fmt: skip
+
+
+def dense_weight(kind: str, shape: tuple[int, int], codes: np.ndarray) -> native.Weight:
+    """A native weight over tile16x1 codes; kind is fp32, fp16 or bf16."""
+    bits = 32 if kind == "fp32" else 16
+    return native.Weight.make(
+        n=shape[0], k=shape[1], bits=bits, dense=DENSE_KINDS[kind], codes=codes.reshape(-1).view(np.uint8), block=0, scale=None, offset=None,
+        zero=None, zero_flip=0, integers=None, step=1.0, table=_NO_TABLE, float_step=1.0, values=_NO_TABLE,
+    )  # fmt: skip

@@ -1,0 +1,59 @@
+"""The plain layout for any shape and width: each row (last axis) a little-endian stream of bits, rows padded to whole bytes.
+
+    codes  uint8 [..., ceil(k * bits / 8)]; code i of a row lies in bits [i * bits, (i + 1) * bits) of its stream
+    scale.i, offset.i, zero  in block-grid order, one unsigned integer each
+
+For interchange, and for tensors that the tile layouts do not hold (other than two dimensions, codes of more than 8 bits).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from anybit.formats import Format
+from anybit.layouts import LAYOUTS, Parts
+from anybit.layouts.tile import Sizes, scale_parts
+
+
+def pack_rows(codes: np.ndarray, bits: int) -> np.ndarray:
+    """Unsigned codes [..., k] of `bits` bits each to bytes [..., ceil(k * bits / 8)].
+
+    >>> pack_rows(np.array([[1, 2, 3]], np.uint8), 3).tolist()
+    [[209, 0]]
+    """
+    each = np.unpackbits(np.ascontiguousarray(codes.astype("<u4"))[..., None].view(np.uint8), axis=-1, count=bits, bitorder="little")
+    return np.packbits(each.reshape(*codes.shape[:-1], codes.shape[-1] * bits), axis=-1, bitorder="little")
+
+
+def unpack_rows(stored: np.ndarray, bits: int, k: int, dtype: np.dtype) -> np.ndarray:
+    """The inverse of `pack_rows`."""
+    each = np.unpackbits(stored, axis=-1, count=k * bits, bitorder="little").reshape(*stored.shape[:-1], k, bits)
+    packed = np.packbits(each, axis=-1, bitorder="little")
+    whole = np.zeros((*packed.shape[:-1], 4), np.uint8)
+    whole[..., : packed.shape[-1]] = packed
+    return whole.view("<u4")[..., 0].astype(dtype)
+
+
+class Rows:
+    """Any shape, any width."""
+
+    name = "rows"
+    tile = (1, 1)
+
+    def accepts(self, fmt: Format, shape: tuple[int, ...]) -> str | None:
+        return None
+
+    def parts(self, fmt: Format, shape: tuple[int, ...]) -> Sizes:
+        width = -(-shape[-1] * fmt.element.bits // 8)
+        return {"codes": (np.dtype(np.uint8), (*shape[:-1], width)), **scale_parts(fmt, shape)}
+
+    def pack(self, fmt: Format, shape: tuple[int, ...], logical: Parts) -> dict[str, np.ndarray]:
+        stored = {"codes": pack_rows(logical["codes"], fmt.element.bits)}
+        return stored | {name: np.ascontiguousarray(logical[name]) for name in scale_parts(fmt, shape)}
+
+    def unpack(self, fmt: Format, shape: tuple[int, ...], stored: Parts) -> dict[str, np.ndarray]:
+        codes = unpack_rows(stored["codes"], fmt.element.bits, shape[-1], fmt.element.code_dtype)
+        return {"codes": codes} | {name: stored[name] for name in scale_parts(fmt, shape)}
+
+
+LAYOUTS.add("rows", Rows())

@@ -1,0 +1,128 @@
+"""Linear: a weight with everything that runs around it in one call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from anybit.errors import NoKernelError, NonFiniteError, ShapeError
+from anybit.formats import Format, Policy
+from anybit.tensor import QTensor
+
+
+@dataclass(frozen=True)
+class ActSpec:
+    """The format of a linear layer's input. `dynamic`: scales are taken from each block of each token; `scale`: a calibrated one."""
+
+    format: Format
+    dynamic: bool = True
+    scale: float | None = None
+    policy: Policy = field(default_factory=Policy)
+
+    @property
+    def kernel_name(self) -> str:
+        """The name under which kernels know it. NoKernelError: no kernel takes such activations."""
+        if self.dynamic and self.scale is None and self.format == Format("int8_sym"):
+            return "int8"
+        raise NoKernelError(f"no kernel takes activations in {self.format}; use none (float) or dynamic int8")
+
+    @classmethod
+    def named(cls, name: str | None) -> ActSpec | None:
+        """None and "float" mean float activations, "int8" dynamic int8 (|q| <= 127), one scale a block of each token."""
+        if name in (None, "float"):
+            return None
+        if name == "int8":
+            return cls(Format("int8_sym"))
+        raise NoKernelError(f"no kernel takes '{name}' activations; use float or int8")
+
+
+@dataclass(frozen=True)
+class Transform:
+    """On the input, its inverse applied to the weight beforehand. kind: scale, permute, hadamard, rotate or shift."""
+
+    kind: str
+    block: int | None = None
+    data: np.ndarray | None = None
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class Branch:
+    """Added to the output in the same call. kind: low_rank, columns or residual."""
+
+    kind: str
+    a: QTensor | None = None
+    b: QTensor | None = None
+    index: np.ndarray | None = None
+    source: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Linear:
+    """y = x weight^T + bias, with the input's format, transforms before and after, and added branches.
+
+    `weight` is a QTensor (dense weights are one too), `bias` float32[n]. No kernel runs transforms, branches or a product rule yet: a layer
+    that has one is refused when it is prepared.
+    """
+
+    weight: QTensor
+    bias: np.ndarray | None = None
+    pre: tuple[Transform, ...] = ()
+    act: ActSpec | None = None
+    branches: tuple[Branch, ...] = ()
+    post: tuple[Transform, ...] = ()
+    product: str | None = None
+
+    @property
+    def act_name(self) -> str | None:
+        """Kernels' name of the input format: None (float) or "int8"."""
+        return None if self.act is None else self.act.kernel_name
+
+    @cached_property
+    def native(self) -> Any:
+        """The native weight. NoKernelError: something that no kernel runs."""
+        if self.pre or self.post or self.branches or self.product:
+            raise NoKernelError("no kernel runs transforms, branches or product rules yet")
+        check_kernel(self.weight, self.act_name)
+        return self.weight.native
+
+    @property
+    def input_key(self) -> tuple[object, ...]:
+        """Layers with equal keys may share one prepared input (q, k, v; gate and up)."""
+        block = self.weight.format.block
+        return (self.pre, self.act, self.weight.shape[1], str(block) if self.act is not None else None)
+
+    def __call__(self, x: Any) -> np.ndarray:
+        """float32[..., n] of float32[..., k]."""
+        assert self.native is not None
+        return run_matmul(self.weight, x, self.act_name, self.bias)
+
+
+def check_kernel(weight: QTensor, act: str | None) -> Any:
+    """The choice of kernel for a weight and an input format. NoKernelError: none."""
+    from anybit.kernels import choose
+    from anybit.kernels.cpu import op_spec
+
+    return choose(op_spec(weight.format, weight.layout, act))
+
+
+def run_matmul(weight: QTensor, x: Any, act: str | None, bias: np.ndarray | None) -> np.ndarray:
+    """See `QTensor.matmul`."""
+    from anybit.kernels.cpu import ACTS
+
+    check_kernel(weight, act)
+    array = np.asarray(x)
+    if array.ndim == 0 or array.shape[-1] != weight.shape[-1]:
+        raise ShapeError(f"x of shape {list(array.shape)} does not end in k = {weight.shape[-1]}")
+    rows = np.ascontiguousarray(array, dtype=np.float32).reshape(-1, array.shape[-1])
+    flat_bias = None if bias is None else np.ascontiguousarray(bias, dtype=np.float32)
+    try:
+        y = weight.native.matmul(rows, ACTS[act], flat_bias)
+    except ValueError as error:
+        if "non-finite" in str(error):
+            raise NonFiniteError(str(error)) from None
+        raise
+    return np.asarray(y).reshape(*array.shape[:-1], weight.shape[0])

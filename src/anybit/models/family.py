@@ -1,0 +1,35 @@
+"""From a `config.json` to a `ModelSpec`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from anybit.errors import FileFormatError, near_misses
+from anybit.models.fields import Fields
+from anybit.models.spec import ModelSpec
+from anybit.registry import Registry
+
+FAMILIES: Registry[Callable[[Fields], ModelSpec]] = Registry("model family", "anybit.models")
+
+
+def describe(config: Mapping[str, Any], file: str = "config.json") -> ModelSpec:
+    """What the engine runs, from a Hugging Face configuration.
+
+    Raises FileFormatError: an unsupported architecture (named, with the supported ones), or any field that is missing, of the
+    wrong type or contradicts another. `file` is what messages name.
+    """
+    fields = Fields(config, file)
+    family = fields.text("model_type")
+    supported = sorted(FAMILIES)
+    if family not in FAMILIES:
+        hint = near_misses(family, supported)
+        raise fields.fail("model_type", f"is '{family}', which is not supported{hint}; supported: {', '.join(supported)}")
+    # A sequence classifier or a reward model has the same model_type and other weights.
+    architectures = [f"{name.capitalize()}ForCausalLM" for name in supported]
+    for given in fields.sequence("architectures", []):
+        if given not in architectures:
+            raise fields.fail("architectures", f"names {given!r}, which is not supported; supported: {', '.join(architectures)}")
+        if given.removesuffix("ForCausalLM").lower() != family:
+            raise FileFormatError(f"{file}: architectures names {given}, but model_type is '{family}'; they must agree")
+    return FAMILIES[family](fields)

@@ -1,0 +1,137 @@
+"""What the engine needs to know of a model: frozen data, one value a layer, no code.
+
+A family (llama.py, qwen.py) turns a `config.json` into a `ModelSpec`; the engine runs any spec. A new mixer or MLP is a new
+dataclass in the unions `Mixer` and `Mlp` below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+from anybit.errors import FileFormatError
+
+Role = Literal["linear", "bias", "norm", "embedding", "head"]
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary position embedding: pair i of a head (elements i and i + dim/2) turns by position * frequencies[i].
+
+    `frequencies` are exactly representable in float32. `scale` multiplies cosine and sine. `long`, if not empty, replaces the
+    frequencies for every sequence planned to be longer than `original` tokens (longrope).
+    """
+
+    kind: str
+    theta: float
+    dim: int
+    frequencies: tuple[float, ...] = field(repr=False)
+    scale: float = 1.0
+    long: tuple[float, ...] = field(default=(), repr=False)
+    original: int = 0
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Softmax attention with grouped queries. Names are those of the weight tensors; `window` counts the token itself."""
+
+    q: str
+    k: str
+    v: str
+    o: str
+    heads: int
+    kv_heads: int
+    head_dim: int
+    rope: Rope
+    window: int | None = None
+    q_norm: str | None = None
+    k_norm: str | None = None
+
+
+@dataclass(frozen=True)
+class Gated:
+    """down(activation(gate(x)) * up(x))"""
+
+    gate: str
+    up: str
+    down: str
+    width: int
+    activation: Literal["silu"] = "silu"
+
+
+Mixer: TypeAlias = Attention
+Mlp: TypeAlias = Gated
+
+
+@dataclass(frozen=True)
+class Layer:
+    """x = x + residual * mixer(norm(x)), then x = x + residual * mlp(norm(x))."""
+
+    mixer: Mixer
+    mlp: Mlp
+    mixer_norm: str
+    mlp_norm: str
+    residual: float = 1.0
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A tensor that the checkpoint must hold. A bias belongs to the weight of the same module."""
+
+    name: str
+    shape: tuple[int, ...]
+    role: Role
+
+    @property
+    def module(self) -> str:
+        """`model.norm.weight` -> `model.norm`."""
+        return self.name.rpartition(".")[0]
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A decoder-only transformer. `tensors` is everything that a checkpoint must hold, in the order of execution."""
+
+    family: str
+    vocab: int
+    width: int
+    context: int
+    norm_eps: float
+    layers: tuple[Layer, ...]
+    tensors: tuple[TensorSpec, ...] = field(repr=False)
+    embedding: str = "model.embed_tokens.weight"
+    norm: str = "model.norm.weight"
+    head: str = "lm_head.weight"
+    tied: bool = False
+    bos: int | None = None
+    eos: tuple[int, ...] = ()
+
+    def tensor(self, name: str) -> TensorSpec:
+        """The expected tensor of that name. KeyError: the model has none."""
+        for tensor in self.tensors:
+            if tensor.name == name:
+                return tensor
+        raise KeyError(name)
+
+    def check_tensors(self, shapes: Mapping[str, tuple[int, ...]], file: str = "model") -> None:
+        """Raises FileFormatError for the first tensor that is missing, has another shape, or belongs to no part of the model."""
+        for tensor in self.tensors:
+            if tensor.name not in shapes:
+                raise FileFormatError(
+                    f"{file}: tensor '{tensor.name}' {list(tensor.shape)} is missing; "
+                    f"a {self.family} model with this config needs it"
+                )
+            if tuple(shapes[tensor.name]) != tensor.shape:
+                raise FileFormatError(
+                    f"{file}: tensor '{tensor.name}' has shape {list(shapes[tensor.name])}, but the config asks for {list(tensor.shape)}"
+                )
+        known = {tensor.name for tensor in self.tensors}
+        for name in shapes:
+            # Older exports carry the rotary frequencies, and tied models sometimes a copy of the embedding as head.
+            if name in known or name.endswith("rotary_emb.inv_freq") or (self.tied and name == "lm_head.weight"):
+                continue
+            raise FileFormatError(
+                f"{file}: tensor '{name}' is not part of a {self.family} model with this config; "
+                "running without it would give other results"
+            )

@@ -1,0 +1,35 @@
+"""What the linker sees: an object compiled for one instruction set must not hold code that another path could link to."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FLAGS = {"generic": [], "avx2": ["-mavx2", "-mfma", "-mf16c"], "avx512": "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mavx2 -mfma -mf16c".split()}
+
+
+def kernel_sources() -> list[str]:
+    text = (ROOT / "CMakeLists.txt").read_text()
+    return text.split("set(kernel_sources ", 1)[1].split(")", 1)[0].split()
+
+
+@pytest.mark.skipif(shutil.which("g++") is None or shutil.which("nm") is None, reason="needs g++ and nm")
+@pytest.mark.parametrize("isa", FLAGS)
+def test_kernel_objects_hold_no_weak_symbols(isa: str, tmp_path: Path) -> None:
+    if isa != "generic" and subprocess.run(["uname", "-m"], capture_output=True, text=True).stdout.strip() != "x86_64":
+        pytest.skip("x86-64 only")
+    sources = kernel_sources()
+    assert "native/linear.cc" in sources
+    for source in sources:
+        target = tmp_path / "kernel.o"
+        # -O1 inlines less than the build does, so a shared inline function would show here first
+        command = ["g++", "-std=gnu++17", "-O1", "-ffp-contract=off", "-fno-exceptions", "-fno-rtti", "-w", f"-DANYBIT_ISA={isa}", *FLAGS[isa]]
+        subprocess.run([*command, "-c", str(ROOT / source), "-o", str(target)], check=True)
+        symbols = subprocess.run(["nm", "-C", str(target)], capture_output=True, text=True, check=True).stdout.splitlines()
+        weak = [line for line in symbols if len(line.split()) > 2 and line.split()[1] in "WVu"]
+        assert weak == []
+        defined = [line.split(maxsplit=2)[2] for line in symbols if len(line.split()) > 2 and line.split()[1] in "TDRB"]
+        assert defined
+        assert all(name.startswith(f"anybit::{isa}::") for name in defined), defined

@@ -17,7 +17,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout and nothing else there.")
 threads_option = click.option(
-    "--threads", type=click.IntRange(1, 1024), envvar="ANYBIT_THREADS", default=None, help="Worker threads; all cores by default."
+    "--threads", type=click.IntRange(1, 256), default=None, help="Worker threads; all cores by default."
 )
 seed_option = click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of the random numbers.")
 progress_option = click.option("--no-progress", is_flag=True, help="No progress on stderr.")
@@ -27,9 +27,9 @@ model_argument = click.argument("model")
 def use_threads(count: int | None) -> None:
     """Sets the size of the native thread pool, when the user asked for one."""
     if count is not None:
-        from anybit import kernels
+        from anybit.kernels.cpu import set_threads
 
-        kernels.set_threads(count)
+        set_threads(count)
 
 
 def load(name: str) -> Any:

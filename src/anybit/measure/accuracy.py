@@ -25,8 +25,9 @@ from numpy.typing import NDArray
 from anybit.errors import NonFiniteError, UsageError
 
 Floats = NDArray[np.float64]
-Rows = tuple[Floats, Floats, NDArray[np.bool_]]
-RowStats = Callable[[NDArray[np.float32], NDArray[np.float32], NDArray[np.int32]], Rows]
+Rows = tuple[Floats, Floats | None, NDArray[np.bool_] | None]
+"""Of each scored token: negative log-likelihood, KL divergence, same most likely token; the last two None without a reference."""
+RowStats = Callable[[NDArray[np.float32] | None, NDArray[np.float32], NDArray[np.int32]], Rows]
 
 
 class HasLogits(Protocol):
@@ -110,16 +111,18 @@ def kl_difference(a: Accuracy, b: Accuracy) -> Estimate:
     return clustered(a.kl - b.kl, a.counts)
 
 
-def row_stats_numpy(reference: NDArray[np.float32], logits: NDArray[np.float32], targets: NDArray[np.int32]) -> Rows:
-    """Definition in float64 of what the native `row_stats` computes. Args: float32[t, vocab] twice, int32[t].
+def row_stats_numpy(reference: NDArray[np.float32] | None, logits: NDArray[np.float32], targets: NDArray[np.int32]) -> Rows:
+    """Definition in float64 of what the native kernel computes. Args: float32[t, vocab] twice, int32[t].
 
     Returns the negative log-likelihood of the targets under `logits`, KL(softmax(reference) || softmax(logits)) and whether both have
     the same most likely token (the first of equals); float64[t], float64[t], bool[t], nats.
     """
-    p, q = _log_softmax(reference), _log_softmax(logits)
-    kl = np.sum(np.exp(p) * (p - q), axis=1)
+    q = _log_softmax(logits)
     nll = -q[np.arange(len(targets)), targets]
-    return nll, kl, reference.argmax(axis=1) == logits.argmax(axis=1)
+    if reference is None:
+        return nll, None, None
+    p = _log_softmax(reference)
+    return nll, np.sum(np.exp(p) * (p - q), axis=1), reference.argmax(axis=1) == logits.argmax(axis=1)
 
 
 def _log_softmax(logits: NDArray[np.float32]) -> Floats:
@@ -128,12 +131,19 @@ def _log_softmax(logits: NDArray[np.float32]) -> Floats:
     return result
 
 
-def native_row_stats(reference: NDArray[np.float32], logits: NDArray[np.float32], targets: NDArray[np.int32]) -> Rows:
-    """`row_stats_numpy` by the native kernel, which reads each row once and keeps no float64 copy of it."""
-    from anybit import kernels
+def native_row_stats(reference: NDArray[np.float32] | None, logits: NDArray[np.float32], targets: NDArray[np.int32]) -> Rows:
+    """`row_stats_numpy` by the native kernel, which reads each row where it lies and keeps no float64 copy of it."""
+    from anybit.kernels.cpu import native
 
-    nll, kl, same = kernels.row_stats(reference, logits, targets)
-    return np.asarray(nll, np.float64), np.asarray(kl, np.float64), np.asarray(same, np.bool_)
+    try:
+        if reference is None:
+            return np.asarray(native.row_nll(logits, targets)[0]), None, None
+        _, nll, kl, expected, found = (np.asarray(part) for part in native.row_stats(reference, logits, targets))
+    except ValueError as error:
+        if "not finite" in str(error):
+            raise NonFiniteError(f"logits: {error}") from None
+        raise
+    return nll, kl, expected == found
 
 
 def evaluate(
@@ -149,7 +159,7 @@ def evaluate(
     Args: `ids` int32[t]: window w scores targets ids[w*window + 1 ...] from inputs ids[w*window ...], so that every token but the first
     is scored once; the last window may be short. `progress(1, name)` is called after each model and window. A model that is the
     reference itself is given its logits instead of computing them twice.
-    Raises: NonFiniteError when a model's logits give a loss that is no number. UsageError when there is nothing to score.
+    Raises: NonFiniteError when logits are not finite. UsageError when there is nothing to score.
     Memory: the logits of two models for one window; 17 bytes a token and model besides.
     """
     if window < 1 or len(ids) < 2:
@@ -162,19 +172,21 @@ def evaluate(
         expected = None if reference is None else reference.logits(inputs)
         for name, model in models.items():
             logits = expected if expected is not None and model is reference else model.logits(inputs)
-            found = row_stats(logits if expected is None else expected, logits, targets)
-            if not np.isfinite(found[0].sum() + found[1].sum()):
-                raise NonFiniteError(f"{name}: the logits of tokens {start} to {start + counts[index] - 1} hold NaN or Inf")
+            try:
+                found = row_stats(expected, logits, targets)
+            except NonFiniteError as error:
+                raise NonFiniteError(f"{name}, tokens from {start}: {error}") from None
             rows[name].append(found)
             if progress is not None:
                 progress(1, name)
-    return {name: _accuracy(found, counts, reference is not None) for name, found in rows.items()}
+    return {name: _accuracy(found, counts) for name, found in rows.items()}
 
 
-def _accuracy(rows: list[Rows], counts: NDArray[np.int64], has_reference: bool) -> Accuracy:
-    nll = np.array([window[0].sum() for window in rows])
-    if not has_reference:
+def _accuracy(rows: list[Rows], counts: NDArray[np.int64]) -> Accuracy:
+    nll = np.array([loss.sum() for loss, _, _ in rows])
+    divergences = [kl for _, kl, _ in rows if kl is not None]
+    same = [equal for _, _, equal in rows if equal is not None]
+    if not divergences:
         return Accuracy(nll, None, counts, None, None)
-    kl = np.array([window[1].sum() for window in rows])
-    p99 = float(np.quantile(np.concatenate([window[1] for window in rows]), 0.99))
-    return Accuracy(nll, kl, counts, p99, float(np.concatenate([window[2] for window in rows]).mean()))
+    p99 = float(np.quantile(np.concatenate(divergences), 0.99))
+    return Accuracy(nll, np.array([kl.sum() for kl in divergences]), counts, p99, float(np.concatenate(same).mean()))

@@ -56,12 +56,22 @@ def compile_regex(text: str | None, option: str) -> str | None:
     return text
 
 
+def refuse_existing(path: str) -> None:
+    """Says so before any work. OutputError: there is something at that path already."""
+    import os
+
+    from anybit.errors import OutputError
+
+    if os.path.lexists(path):
+        raise OutputError(f"{path} exists already; remove it or choose another name")
+
+
 def plain(value: Any) -> Any:
-    """What JSON can hold: Fractions become floats, non-finite floats strings, arrays lists, unknown objects their text."""
+    """What JSON can hold: Fractions become floats, NaN and infinities null, arrays lists, unknown objects their text."""
     if isinstance(value, bool | int | str) or value is None:
         return value
     if isinstance(value, float):
-        return value if math.isfinite(value) else str(value)
+        return value if math.isfinite(value) else None
     if isinstance(value, Fraction):
         return float(value)
     if isinstance(value, Mapping):

@@ -51,6 +51,7 @@ class Accuracy:
     nll: Floats  # float64[windows]: summed negative log-likelihood of the targets, nats
     kl: Floats | None  # float64[windows]: summed KL(reference || model), nats; None without a reference
     counts: NDArray[np.int64]  # tokens scored in each window
+    windows: NDArray[np.int64]  # which windows of the text these are
     kl_p99: float | None
     same_top1: float | None
 
@@ -100,15 +101,16 @@ def clustered(sums: Floats, counts: NDArray[np.int64]) -> Estimate:
 
 
 def kl_difference(a: Accuracy, b: Accuracy) -> Estimate:
-    """Mean KL of `a` less that of `b` with its paired error: both saw the same windows, so what the windows share cancels.
+    """Mean KL of `a` less that of `b` with its paired error over the windows that both saw: what the windows share cancels.
 
-    UsageError: no reference, or different texts.
+    UsageError: no reference, or no window in common.
     """
     if a.kl is None or b.kl is None:
         raise UsageError("KL divergences need a reference model; give --reference MODEL")
-    if not np.array_equal(a.counts, b.counts):
+    common, in_a, in_b = np.intersect1d(a.windows, b.windows, return_indices=True)
+    if not len(common) or not np.array_equal(a.counts[in_a], b.counts[in_b]):
         raise UsageError("the two results were not measured on the same windows")
-    return clustered(a.kl - b.kl, a.counts)
+    return clustered(a.kl[in_a] - b.kl[in_b], a.counts[in_a])
 
 
 def row_stats_numpy(reference: NDArray[np.float32] | None, logits: NDArray[np.float32], targets: NDArray[np.int32]) -> Rows:
@@ -153,12 +155,13 @@ def evaluate(
     window: int = 512,
     row_stats: RowStats = native_row_stats,
     progress: Callable[[int, str], None] | None = None,
+    every: Mapping[str, int] | None = None,
 ) -> dict[str, Accuracy]:
     """Evaluates all `models` on the same windows against one `reference`.
 
     Args: `ids` int32[t]: window w scores targets ids[w*window + 1 ...] from inputs ids[w*window ...], so that every token but the first
-    is scored once; the last window may be short. `progress(1, name)` is called after each model and window. A model that is the
-    reference itself is given its logits instead of computing them twice.
+    is scored once; the last window may be short. `progress(1, name)` is called after each model and window. `every` n: that model sees
+    every n-th window only. A model that is the reference itself is given its logits instead of computing them twice.
     Raises: NonFiniteError when logits are not finite. UsageError when there is nothing to score.
     Memory: the logits of two models for one window; 17 bytes a token and model besides.
     """
@@ -166,11 +169,14 @@ def evaluate(
         raise UsageError(f"nothing to evaluate: {len(ids)} tokens in windows of {window}")
     starts = range(0, len(ids) - 1, window)
     counts = np.array([min(window, len(ids) - 1 - start) for start in starts], dtype=np.int64)
+    strides = {name: (every or {}).get(name, 1) for name in models}
     rows: dict[str, list[Rows]] = {name: [] for name in models}
     for index, start in enumerate(starts):
         inputs, targets = ids[start : start + counts[index]], ids[start + 1 : start + 1 + counts[index]]
         expected = None if reference is None else reference.logits(inputs)
         for name, model in models.items():
+            if index % strides[name]:
+                continue
             logits = expected if expected is not None and model is reference else model.logits(inputs)
             try:
                 found = row_stats(expected, logits, targets)
@@ -179,14 +185,15 @@ def evaluate(
             rows[name].append(found)
             if progress is not None:
                 progress(1, name)
-    return {name: _accuracy(found, counts) for name, found in rows.items()}
+    return {name: _accuracy(found, counts, np.arange(0, len(counts), strides[name])) for name, found in rows.items()}
 
 
-def _accuracy(rows: list[Rows], counts: NDArray[np.int64]) -> Accuracy:
+def _accuracy(rows: list[Rows], counts: NDArray[np.int64], windows: NDArray[np.int64]) -> Accuracy:
+    counts = counts[windows]
     nll = np.array([loss.sum() for loss, _, _ in rows])
     divergences = [kl for _, kl, _ in rows if kl is not None]
     same = [equal for _, _, equal in rows if equal is not None]
     if not divergences:
-        return Accuracy(nll, None, counts, None, None)
+        return Accuracy(nll, None, counts, windows, None, None)
     p99 = float(np.quantile(np.concatenate(divergences), 0.99))
-    return Accuracy(nll, np.array([kl.sum() for kl in divergences]), counts, p99, float(np.concatenate(same).mean()))
+    return Accuracy(nll, np.array([kl.sum() for kl in divergences]), counts, windows, p99, float(np.concatenate(same).mean()))

@@ -74,7 +74,9 @@ def generated_weight(spec: Spec, shape: tuple[int, int], seed: int = 0) -> QTens
     return QTensor.from_stored(spec.format, shape, small.layout, parts)
 
 
-def generated_blocks(fmt: str | Format, act: str | None, blocks: int, config: dict[str, Any] | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+def generated_blocks(
+    fmt: str | Format, act: str | None, blocks: int, config: dict[str, Any] | None = None
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Configuration and weights of a model of `blocks` blocks in one format; embedding in bf16."""
     config = (BLOCK_CONFIG if config is None else config) | {"num_hidden_layers": blocks}
     spec = Spec.parse(str(fmt))

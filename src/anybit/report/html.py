@@ -92,9 +92,10 @@ def _part(part: Part) -> str:
     if isinstance(part, Drawing):
         return f'<div class="scroll">{part.markup}</div>'
     if isinstance(part, Facts):
-        rows = "".join(f'<tr><th class="left">{escape(str(name))}</th><td class="left">{escape(str(value))}</td></tr>' for name, value in part.pairs)
+        cells = (f'<th class="left">{escape(str(name))}</th><td class="left">{escape(str(value))}</td>' for name, value in part.pairs)
+        rows = "".join(f"<tr>{cell}</tr>" for cell in cells)
         return f'<div class="scroll"><table>{rows}</table></div>'
-    head = "".join(f"<th{_align(column)}>{escape(column.heading)}</th>" for column in part.columns)
+    head = "".join(f"<th{_align(column)}>{escape(column.heading.replace(chr(10), ' '))}</th>" for column in part.columns)
     rows = "".join(
         "<tr>" + "".join(f"<td{_align(column)}>{escape(cell)}</td>" for column, cell in zip(part.columns, row, strict=True)) + "</tr>"
         for row in part.rows

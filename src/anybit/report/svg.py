@@ -5,6 +5,7 @@ Colours are mid-tones and the text takes the page's colour, so that the plot rea
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -96,8 +97,8 @@ def pareto(points: Sequence[Point], x_title: str, y_title: str, first: str, seco
     points = [point for point in points if point.loss > 0 and math.isfinite(point.loss)]
     names = ' xmlns="http://www.w3.org/2000/svg"' if standalone else ""
     head = (
-        f'<svg{names} viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" role="img" font-family="sans-serif" font-size="{FONT}"'
-        f' fill="currentColor"><title>{escape(f"{y_title} against {x_title}")}</title>'
+        f'<svg{names} viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" role="img"'
+        f' font-family="sans-serif" font-size="{FONT}" fill="currentColor"><title>{escape(f"{y_title} against {x_title}")}</title>'
     )
     if not points:
         return head + f'<text x="{WIDTH / 2}" y="{HEIGHT / 2}" text-anchor="middle">nothing to plot</text></svg>'
@@ -112,9 +113,8 @@ def _text(x: float, y: float, text: str, anchor: str = "middle", extra: str = ""
 
 
 def _line(x0: float, y0: float, x1: float, y1: float, opacity: float, width: float = 1) -> str:
-    return (
-        f'<line x1="{x0:.1f}" y1="{y0:.1f}" x2="{x1:.1f}" y2="{y1:.1f}" stroke="currentColor" stroke-opacity="{opacity}" stroke-width="{width}"/>'
-    )
+    ends = f'x1="{x0:.1f}" y1="{y0:.1f}" x2="{x1:.1f}" y2="{y1:.1f}"'
+    return f'<line {ends} stroke="currentColor" stroke-opacity="{opacity}" stroke-width="{width}"/>'
 
 
 def _grid(axes: Axes, x_title: str, y_title: str) -> list[str]:
@@ -165,7 +165,7 @@ def _labels(axes: Axes, points: Sequence[Point]) -> list[str]:
                 x, y = axes.x(float(point.bits)), axes.y(loss)
                 taken.append(Box(x - RADIUS - 1, y - RADIUS - 1, x + RADIUS + 1, y + RADIUS + 1))
     best = frontier(points)
-    for before, after in zip(best, best[1:], strict=False):
+    for before, after in itertools.pairwise(best):
         x0, y0, x1, y1 = axes.x(float(before.bits)), axes.y(before.loss), axes.x(float(after.bits)), axes.y(after.loss)
         taken += [Box(x0, y0 - 2, x1, y0 + 2), Box(x1 - 2, y0, x1 + 2, y1)]
     parts = []

@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 @dataclass(frozen=True)
 class Column:
-    """A column's heading, and how its cells are aligned: "left" or "right"."""
+    """A column's heading, which may have several lines, and how its cells are aligned: "left" or "right"."""
 
     heading: str
     align: str = "right"
@@ -72,7 +72,7 @@ def size(count: int) -> str:
 
 
 def significant(value: float | None, digits: int = 3) -> str:
-    """A number with some significant digits and no exponent where that stays short; a dash for None.
+    """A number with some significant digits, with an exponent only where it would be long; a dash for None.
 
     >>> significant(0.0012345), significant(27.46, 4), significant(1.2e-7)
     ('0.00123', '27.46', '1.20e-07')
@@ -84,6 +84,6 @@ def significant(value: float | None, digits: int = 3) -> str:
     import math
 
     places = digits - 1 - math.floor(math.log10(abs(value)))
-    if places > 6:
+    if places > 6 or abs(value) >= 1e7:
         return f"{value:.{digits - 1}e}"
     return f"{value:.{max(places, 0)}f}"

@@ -304,7 +304,7 @@ nb::object op_attention(Cube q, Cube k, Cube v, Positions positions, int64_t win
     std::vector<const float *> key_tiles, value_tiles;
     for (int64_t i = 0; i < length; i++)
       for (int64_t d = 0; d < dim; d++) {
-        keys[static_cast<size_t>((i / kTileKeys * dim + d) * kTileKeys + i % kTileKeys)] = k.data()[(head * length + i) * dim + d];
+        keys[static_cast<size_t>((i / 16 * dim + d) * 16 + i % 16)] = k.data()[(head * length + i) * dim + d];
         values[static_cast<size_t>(i * padded + d)] = v.data()[(head * length + i) * dim + d];
       }
     for (int64_t i = 0; i < tiles; i++) {

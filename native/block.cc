@@ -150,7 +150,7 @@ struct Decoder::Run {
         float *page = of_row[static_cast<size_t>(r)]->cache->page(at / kTileKeys) + place.at;
         for (int64_t head = 0; head < layer.kv_heads; head++) {
           float *keys = page + head * kTileKeys * (dim + place.padded), *values = keys + kTileKeys * dim + slot * place.padded;
-          for (int64_t i = 0; i < dim; i++) keys[i * kTileKeys + slot] = kr[head * dim + i];
+          for (int64_t i = 0; i < dim; i++) keys[(slot / 16 * dim + i) * 16 + slot % 16] = kr[head * dim + i];
           memcpy(values, vr + head * dim, sizeof(float) * static_cast<size_t>(dim));
         }
       }

@@ -11,7 +11,8 @@ namespace anybit {
 
 const OpsKernels &ops();  // of the instruction set in use
 
-// Where the keys and values of each layer lie in a page of 64 tokens: a key head's [dim][64] tile, then its values [64][padded].
+// Where the keys and values of each layer lie in a page of 64 tokens: a key head's
+// tile [4][dim][16] (16 tokens side by side, so that a score needs no sum across lanes), then its values [64][padded].
 struct CacheShape {
   struct Layer {
     int64_t heads, dim, padded, at;

@@ -26,6 +26,7 @@
 
 #define AB_INLINE static inline __attribute__((always_inline, unused))
 #define AB_LAMBDA __attribute__((always_inline))
+#define AB_KEEP_IN_MEMORY() __asm__ volatile("" ::: "memory")  // compilers do not move stores across
 
 namespace anybit {
 namespace ANYBIT_ISA {
@@ -42,7 +43,7 @@ AB_INLINE float half_float(uint32_t h) {
 
 #if ANYBIT_512
 // ------------------------------------------------------------------------------------------------ AVX-512 F, BW, VL, DQ and VNNI
-constexpr int kRowsInt = 8, kRowsFloat = 12;  // rows of a register block: 8 or 12 accumulators of 16 lanes
+constexpr int kRowsInt = 8, kRowsWide = 8, kRowsFloat = 12;  // rows of a register block: 8 to 16 accumulators of 16 lanes
 constexpr bool kWideDot = true;               // dpbusd: any u8 x s8, summed in int32
 struct F { __m512 v; };
 struct I { __m512i v; };
@@ -133,7 +134,7 @@ AB_INLINE I w_end(W s) {
 
 #elif ANYBIT_256
 // ------------------------------------------------------------------------------------------------ AVX2, FMA, F16C
-constexpr int kRowsInt = 4, kRowsFloat = 6;
+constexpr int kRowsInt = 4, kRowsWide = 2, kRowsFloat = 6;
 constexpr bool kWideDot = false;  // maddubs saturates in int16: the unsigned side must stay <= 129
 struct F { __m256 a, b; };
 struct I { __m256i a, b; };
@@ -215,7 +216,9 @@ AB_INLINE I b_dwords(B a) { return {a.a, a.b}; }
 AB_INLINE C c_zero() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
 AB_INLINE B q_four(const int8_t *q) { int32_t x; memcpy(&x, q, 4); __m256i v = _mm256_set1_epi32(x); return {v, v}; }
 AB_INLINE C c_step(C c, B u, B q) {
-  return {_mm256_add_epi16(c.a, _mm256_maddubs_epi16(u.a, q.a)), _mm256_add_epi16(c.b, _mm256_maddubs_epi16(u.b, q.b))};
+  C r = {_mm256_add_epi16(c.a, _mm256_maddubs_epi16(u.a, q.a)), _mm256_add_epi16(c.b, _mm256_maddubs_epi16(u.b, q.b))};
+  __asm__("" : "+x"(r.a), "+x"(r.b));  // keeps sums in their registers: compilers regroup integer adds, and spill what they hoist
+  return r;
 }
 AB_INLINE I c_end(I sum, C c) {
   __m256i one = _mm256_set1_epi16(1);
@@ -223,7 +226,9 @@ AB_INLINE I c_end(I sum, C c) {
 }
 AB_INLINE I signed_dot(I sum, B w, B q) {  // |w| as the unsigned side (128 included), q with w's sign: |q| <= 127, so a pair stays <= 32,512
   C c = {_mm256_maddubs_epi16(_mm256_abs_epi8(w.a), _mm256_sign_epi8(q.a, w.a)), _mm256_maddubs_epi16(_mm256_abs_epi8(w.b), _mm256_sign_epi8(q.b, w.b))};
-  return c_end(sum, c);
+  I r = c_end(sum, c);
+  __asm__("" : "+x"(r.a), "+x"(r.b));  // as in c_step
+  return r;
 }
 // int16 weights as pairs: four registers, (0 1 | 4 5) (2 3 | 6 7) (8 9 | 12 13) (10 11 | 14 15), four k each
 struct W { __m256i a, b, c, d; };
@@ -238,14 +243,16 @@ AB_INLINE W w_step(W s, const uint8_t *p, const int16_t *q) {
   int64_t x; memcpy(&x, q, 8);
   __m256i v = _mm256_set1_epi64x(x);
   const __m256i *w = (const __m256i *)p;
-  return {_mm256_add_epi32(s.a, _mm256_madd_epi16(_mm256_loadu_si256(w), v)), _mm256_add_epi32(s.b, _mm256_madd_epi16(_mm256_loadu_si256(w + 1), v)),
-          _mm256_add_epi32(s.c, _mm256_madd_epi16(_mm256_loadu_si256(w + 2), v)), _mm256_add_epi32(s.d, _mm256_madd_epi16(_mm256_loadu_si256(w + 3), v))};
+  W r = {_mm256_add_epi32(s.a, _mm256_madd_epi16(_mm256_loadu_si256(w), v)), _mm256_add_epi32(s.b, _mm256_madd_epi16(_mm256_loadu_si256(w + 1), v)),
+         _mm256_add_epi32(s.c, _mm256_madd_epi16(_mm256_loadu_si256(w + 2), v)), _mm256_add_epi32(s.d, _mm256_madd_epi16(_mm256_loadu_si256(w + 3), v))};
+  __asm__("" : "+x"(r.a), "+x"(r.b), "+x"(r.c), "+x"(r.d));  // as in c_step
+  return r;
 }
 AB_INLINE I w_end(W s) { return {_mm256_hadd_epi32(s.a, s.b), _mm256_hadd_epi32(s.c, s.d)}; }
 
 #else
 // ------------------------------------------------------------------------------------------------ any machine: plain C++, fma from libm
-constexpr int kRowsInt = 4, kRowsFloat = 4;
+constexpr int kRowsInt = 4, kRowsWide = 4, kRowsFloat = 4;
 constexpr bool kWideDot = true;
 struct F { float v[16]; };
 struct I { int32_t v[16]; };

@@ -188,6 +188,17 @@ template <int rows, int count> AB_INLINE void unsigned_steps(C *c, const uint8_t
   }
 }
 
+// One chain: `run` groups summed in the narrow accumulators, then into sum (or as its first value). Moves p and q on.
+template <int rows> AB_INLINE int64_t unsigned_chain(I *sum, bool first, int64_t run, const uint8_t *&p, const int8_t *&q, int64_t stride) {
+  C c[rows];
+  for (int r = 0; r < rows; r++) c[r] = c_zero();
+  int64_t left = run;
+  for (; left >= 4; left -= 4, p += 256, q += 16) unsigned_steps<rows, 4>(c, p, q, stride);
+  for (; left > 0; left--, p += 64, q += 4) unsigned_steps<rows, 1>(c, p, q, stride);
+  for (int r = 0; r < rows; r++) sum[r] = c_end(first ? i_zero() : sum[r], c[r]);
+  return run;
+}
+
 template <int rows, int count> AB_INLINE void signed_steps(I *sum, const uint8_t *p, const int8_t *q, int64_t stride) {
 #pragma GCC unroll 4
   for (int i = 0; i < count; i++) {
@@ -196,69 +207,76 @@ template <int rows, int count> AB_INLINE void signed_steps(I *sum, const uint8_t
   }
 }
 
-template <int rows, Kind kind>
+// Extra work at the end of a segment: nothing, a constant correction (bias), or zero points and offsets.
+enum class Extra { None, Bias, Full };
+
+template <int rows, Kind kind, Extra extra>
 static void dot_rows(const Weight &w, const Panel &panel, const uint8_t *bytes, const Side &side, const Input &in, int64_t row, float *state) {
-  F acc[rows];
-  for (int r = 0; r < rows; r++) acc[r] = f_load(state + 16 * r);
-  const int64_t stride = w.codes_length, segments = w.segment_count, base = panel.c0 * 8;
-  const bool corrected = w.bias != 0 || w.zero;
+  const int64_t stride = w.codes_length, segments = w.segment_count, base = panel.c0 * 8, chain = w.chain, first = side.first;
+  const float *const scales = in.scale + row * segments, *const sws = side.scale, *const offsets = w.has_offset ? side.offset : nullptr;
+  const int32_t *const totals = in.total + row * segments, *const shifts = w.zero ? side.shift : nullptr;
+  const int8_t *const codes = in.q + row * stride;
+  const int32_t bias = w.bias;
   for (int64_t s = panel.s0; s < panel.s1; s++) {
     const Segment &seg = w.segments[s];
+    const int64_t side_at = 16 * (seg.block - first);
+    int64_t left = seg.g1 - seg.g0;
     I sum[rows];
-    for (int r = 0; r < rows; r++) sum[r] = i_zero();
     if constexpr (kind == Kind::Wide16) {
       const int16_t *q = in.q16 + row * stride + seg.at;
+      const uint8_t *p = bytes + (seg.g0 - base) * 128;
       W wide[rows];
       for (int r = 0; r < rows; r++) wide[r] = w_zero();
-      for (int64_t g = seg.g0; g < seg.g1; g++, q += 4)
-        for (int r = 0; r < rows; r++) wide[r] = w_step(wide[r], bytes + (g - base) * 128, q + r * stride);
+      for (; left > 0; left--, q += 4, p += 128)
+        for (int r = 0; r < rows; r++) wide[r] = w_step(wide[r], p, q + r * stride);
       for (int r = 0; r < rows; r++) sum[r] = w_end(wide[r]);
     } else {
-      const int8_t *q = in.q + row * stride + seg.at;
+      const int8_t *q = codes + seg.at;
       const uint8_t *p = bytes + (seg.g0 - base) * 64;
-      int64_t left = seg.g1 - seg.g0;
       if constexpr (kind == Kind::Signed8) {
+        for (int r = 0; r < rows; r++) sum[r] = i_zero();
         for (; left >= 4; left -= 4, p += 256, q += 16) signed_steps<rows, 4>(sum, p, q, stride);
         for (; left > 0; left--, p += 64, q += 4) signed_steps<rows, 1>(sum, p, q, stride);
       } else {
-        const int64_t chain = kWideDot ? left : w.chain;
-        while (left > 0) {
-          int64_t run = left < chain ? left : chain;
-          left -= run;
-          C c[rows];
-          for (int r = 0; r < rows; r++) c[r] = c_zero();
-          for (; run >= 4; run -= 4, p += 256, q += 16) unsigned_steps<rows, 4>(c, p, q, stride);
-          for (; run > 0; run--, p += 64, q += 4) unsigned_steps<rows, 1>(c, p, q, stride);
-          for (int r = 0; r < rows; r++) sum[r] = c_end(sum[r], c[r]);
-        }
+        const int64_t most = kWideDot ? left : chain;
+        left -= unsigned_chain<rows>(sum, true, left < most ? left : most, p, q, stride);
+        while (left > 0) left -= unsigned_chain<rows>(sum, false, left < most ? left : most, p, q, stride);
       }
     }
-    const F sw = f_load(side.scale + 16 * (seg.block - side.first));
+    const F sw = f_load(sws + side_at);
     for (int r = 0; r < rows; r++) {
-      const int64_t at = (row + r) * segments + s;
-      if (corrected) {
-        if (w.zero) sum[r] = i_sub(sum[r], i_mul(i_load(side.shift + 16 * (seg.block - side.first)), i_set(in.total[at])));
-        else sum[r] = i_sub(sum[r], i_set(w.bias * in.total[at]));
-      }
-      const F sx = f_set(in.scale[at]);
-      acc[r] = f_fma(i_to_f(sum[r]), f_mul(sx, sw), acc[r]);
-      if (w.has_offset) acc[r] = f_fma(f_mul(sx, f_set((float)in.total[at])), f_load(side.offset + 16 * (seg.block - side.first)), acc[r]);
+      const int32_t total = totals[r * segments + s];
+      const F sx = f_set(scales[r * segments + s]);
+      if constexpr (extra == Extra::Bias) sum[r] = i_sub(sum[r], i_set(bias * total));
+      if constexpr (extra == Extra::Full) sum[r] = i_sub(sum[r], shifts ? i_mul(i_load(shifts + side_at), i_set(total)) : i_set(bias * total));
+      F acc = f_fma(i_to_f(sum[r]), f_mul(sx, sw), f_load(state + 16 * r));
+      if constexpr (extra == Extra::Full)
+        if (offsets) acc = f_fma(f_mul(sx, f_set((float)total)), f_load(offsets + side_at), acc);
+      f_store(state + 16 * r, acc);
     }
+    AB_KEEP_IN_MEMORY();  // the sums above stay in memory: registers belong to the dots
   }
-  for (int r = 0; r < rows; r++) f_store(state + 16 * r, acc[r]);
+}
+
+template <int rows, Kind kind>
+AB_INLINE void dot_with(const Weight &w, const Panel &p, const uint8_t *b, const Side &side, const Input &in, int64_t row, float *state) {
+  if (w.zero || w.has_offset) dot_rows<rows, kind, Extra::Full>(w, p, b, side, in, row, state);
+  else if (w.bias) dot_rows<rows, kind, Extra::Bias>(w, p, b, side, in, row, state);
+  else dot_rows<rows, kind, Extra::None>(w, p, b, side, in, row, state);
 }
 
 template <Kind kind, int rows> AB_INLINE void dot_some(int64_t count, const Weight &w, const Panel &p, const uint8_t *b, const Side &side, const Input &in, int64_t row, float *state) {
   if constexpr (rows > 0) {
-    if (count == rows) dot_rows<rows, kind>(w, p, b, side, in, row, state);
+    if (count == rows) dot_with<rows, kind>(w, p, b, side, in, row, state);
     else dot_some<kind, rows - 1>(count, w, p, b, side, in, row, state);
   }
 }
 
 template <Kind kind> static void dot_all(const Weight &w, const Panel &p, const uint8_t *bytes, const Side &side, const Input &in, int64_t m0, int64_t m1, float *state) {
+  constexpr int rows = kind == Kind::Wide16 ? kRowsWide : kRowsInt;
   int64_t row = m0;
-  for (; row + kRowsInt <= m1; row += kRowsInt) dot_rows<kRowsInt, kind>(w, p, bytes, side, in, row, state + (row - m0) * 16);
-  dot_some<kind, kRowsInt - 1>(m1 - row, w, p, bytes, side, in, row, state + (row - m0) * 16);
+  for (; row + rows <= m1; row += rows) dot_with<rows, kind>(w, p, bytes, side, in, row, state + (row - m0) * 16);
+  dot_some<kind, rows - 1>(m1 - row, w, p, bytes, side, in, row, state + (row - m0) * 16);
 }
 
 // ------------------------------------------------------------------------------------------------ float path

@@ -19,7 +19,7 @@ struct Query {
 };
 
 struct Attend {  // queries that share one key head, over the tiles [tile0, tile1) of one span
-  const float *const *keys;    // by tile: [dim][64]
+  const float *const *keys;    // by tile: [4][dim][16], 16 keys side by side
   const float *const *values;  // by tile: [64][padded]
   int64_t tile0, tile1;
   int64_t dim, padded;         // padded: dim rounded up to 16, values beyond dim zero

@@ -30,37 +30,33 @@ int64_t choose(const OpsKernels &ops, const float *logits, int64_t n, const Choi
   std::vector<float> weight(static_cast<size_t>(n));
   ops.weights(logits, n, logits[best], choice.temperature, weight.data());
 
-  // Candidates: all in the order of ids, or, if some are to be dropped, the most probable first (the lower id of equals).
   std::vector<int32_t> order(static_cast<size_t>(n));
   for (int64_t i = 0; i < n; i++) order[static_cast<size_t>(i)] = static_cast<int32_t>(i);
-  const auto before = [logits](int32_t a, int32_t b) { return logits[a] != logits[b] ? logits[a] > logits[b] : a < b; };
-  int64_t count = n;
-  if (choice.top_k > 0 && choice.top_k < n) {
-    count = choice.top_k;
-    std::nth_element(order.begin(), order.begin() + count, order.end(), before);
-    order.resize(static_cast<size_t>(count));
+  const auto of = [&](int32_t id) { return static_cast<double>(weight[static_cast<size_t>(id)]); };
+  if ((choice.top_k > 0 && choice.top_k < n) || choice.top_p < 1.0) {  // the most probable first, the lower id of equals
+    const auto before = [logits](int32_t a, int32_t b) { return logits[a] != logits[b] ? logits[a] > logits[b] : a < b; };
+    if (choice.top_k > 0 && choice.top_k < n) {
+      std::nth_element(order.begin(), order.begin() + choice.top_k, order.end(), before);
+      order.resize(static_cast<size_t>(choice.top_k));
+    }
+    if (choice.top_p < 1.0) {
+      std::sort(order.begin(), order.end(), before);
+      double total = 0.0, sum = 0.0;
+      for (int32_t id : order) total += of(id);
+      size_t kept = 0;
+      while (kept < order.size() && (kept == 0 || sum < choice.top_p * total)) sum += of(order[kept++]);
+      order.resize(kept);
+    }
+    std::sort(order.begin(), order.end());
   }
-  if (count < n || choice.top_p < 1.0) std::sort(order.begin(), order.end(), before);
+  if (choice.min_p > 0.0)  // the most probable token has weight 1
+    order.erase(std::remove_if(order.begin(), order.end(), [&](int32_t id) { return of(id) < choice.min_p; }), order.end());
   double total = 0.0;
-  for (int32_t id : order) total += static_cast<double>(weight[static_cast<size_t>(id)]);
-  if (choice.top_p < 1.0) {
-    const double enough = choice.top_p * total;
-    double sum = 0.0;
-    size_t kept = 0;
-    while (kept < order.size() && (kept == 0 || sum < enough)) sum += static_cast<double>(weight[static_cast<size_t>(order[kept++])]);
-    order.resize(kept);
-    total = sum;
-  }
-  if (choice.min_p > 0.0) {  // the most probable token has weight 1
-    const auto low = [&](int32_t id) { return static_cast<double>(weight[static_cast<size_t>(id)]) < choice.min_p; };
-    order.erase(std::remove_if(order.begin(), order.end(), low), order.end());
-    total = 0.0;
-    for (int32_t id : order) total += static_cast<double>(weight[static_cast<size_t>(id)]);
-  }
+  for (int32_t id : order) total += of(id);
   const double target = uniform(choice.seed, position) * total;
   double sum = 0.0;
   for (int32_t id : order) {
-    sum += static_cast<double>(weight[static_cast<size_t>(id)]);
+    sum += of(id);
     if (target < sum) return id;
   }
   return order.back();  // rounding kept the sum just below

@@ -20,7 +20,7 @@ import pytest
 import anybit
 from anybit.errors import FileFormatError, OutputError
 from anybit.io import save
-from anybit.io.manifest import verify_directory
+from anybit.io.manifest import contents_digest, verify_directory
 from anybit.io.safetensors_writer import write_safetensors
 from anybit.io.save import atomic_directory, atomic_file, create, remove_stale, write_all
 
@@ -160,6 +160,7 @@ def test_every_failing_call_leaves_nothing(tmp_path: Path, run: Callable[[Path],
             except OutputError as error:
                 raised = True
                 assert ("disk is full" if code == errno.ENOSPC else "input/output error") in str(error), n
+                assert str(tmp_path / "out") in str(error) and "tmp-" not in str(error).replace(str(tmp_path), ""), n
         if run is save_file and (tmp_path / "out").exists():  # at worst the parent's sync failed, after the exchange
             assert (tmp_path / "out").read_bytes() == b"new" * 5000 and n >= count - 3
             (tmp_path / "out").unlink()
@@ -295,6 +296,16 @@ def test_stale_temporaries_of_a_reused_process_id_are_removed(tmp_path: Path) ->
     assert fresh.name in left and other.name in left and not {mine.name, aged.name} & left
 
 
+def test_a_lock_protects_whatever_the_process_id_says(tmp_path: Path) -> None:
+    """A save in another container shares the disk but not the process ids."""
+    elsewhere = tmp_path / f".anybit-tmp-4194304999-{'5' * 12}"
+    elsewhere.mkdir()
+    lock = save._lock(elsewhere)
+    assert lock is not None and remove_stale(tmp_path) == [] and elsewhere.exists()
+    os.close(lock)
+    assert remove_stale(tmp_path) == [elsewhere] and not elsewhere.exists()
+
+
 def test_file_is_replaced_or_refused(tmp_path: Path) -> None:
     (tmp_path / "out").write_bytes(b"old")
     with pytest.raises(OutputError, match="exists"), atomic_file(tmp_path / "out", replace=False):
@@ -333,6 +344,7 @@ def edit_manifest(**changes: Any) -> Callable[[Path], None]:
         (damage_size, "manifest.json says"),
         (damage_bytes, "SHA-256"),
         (lambda root: (root / "config.json").unlink(), "config.json: listed"),
+        (lambda root: ((root / "config.json").unlink(), os.mkfifo(root / "config.json")), "not a regular file"),
         (lambda root: (root / "manifest.json").unlink(), "manifest.json: no such file"),
         (lambda root: (root / "manifest.json").write_text("{"), "at byte 1"),
         (lambda root: (root / "manifest.json").write_text("[]"), "no anybit manifest"),
@@ -347,11 +359,16 @@ def edit_manifest(**changes: Any) -> Callable[[Path], None]:
         (edit_manifest(digest=None), "digest"),
     ],
 )
-def test_verify_names_what_changed(tmp_path: Path, damage: Callable[[Path], None], says: str) -> None:
+def test_verify_names_what_changed(tmp_path: Path, damage: Callable[[Path], Any], says: str) -> None:
     save_directory(tmp_path / "out")
     damage(tmp_path / "out")
     with pytest.raises(FileFormatError, match=says):
         verify_directory(tmp_path / "out")
+
+
+def test_digest_does_not_depend_on_order() -> None:
+    item = {"size": 1, "sha256": "0"}
+    assert contents_digest({"a": item, "b": item}) == contents_digest({"b": item, "a": item}) != contents_digest({"a": item})
 
 
 def test_verify_reports_files_that_were_added(tmp_path: Path) -> None:

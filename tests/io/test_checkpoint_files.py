@@ -161,7 +161,7 @@ def test_memory_holds_one_tensor(tmp_path: Path) -> None:
 
     def entry(value: int) -> QuantizedEntry:
         stored = StoredLayer(
-            "int4@32", "tile16x4", (1024, 2048), {"codes": PartInfo("U8", (size,)), "scale.0": PartInfo("U8", (size // 16,))}
+            "int4@32", "tile16x4", (1024, 2048), {"scale.0": PartInfo("U8", (size // 16,)), "codes": PartInfo("U8", (size,))}
         )
         return QuantizedEntry(stored, lambda: {"codes": np.full(size, value, np.uint8), "scale.0": np.zeros(size // 16, np.uint8)})
 

@@ -226,6 +226,7 @@ def test_a_hub_name_gets_the_download_command(tmp_path: Path, monkeypatch: pytes
 def test_json_limits() -> None:
     assert parse(b"[" * MAX_DEPTH + b"]" * MAX_DEPTH, "x") is not None
     assert parse(b'{"a": "' + b"[" * 100 + b'\\"", "b": [{"a": 1}, {"a": 2}]}', "x")["b"] == [{"a": 1}, {"a": 2}]
+    assert parse(b"[" + b"[1],{}," * 100 + b"0]", "x")[-1] == 0
     assert parse(b'"\\ud83d\\ude00"', "x") == "😀"
     with pytest.raises(FileFormatError, match="limit"):
         parse(b" " * (MAX_BYTES + 1), "x")

@@ -214,6 +214,18 @@ def test_missing_tensor_is_named(tmp_path: Path) -> None:
         file.tensor("x")
 
 
+def test_only_real_fillers_are_hidden(tmp_path: Path) -> None:
+    made = {
+        "__pad__.0": np.zeros(64, np.uint8),
+        "__pad__.1": np.zeros(3, np.int8),
+        "__pad__.2": np.zeros(3, np.uint8),
+        "x": np.zeros(1, np.uint8),
+    }
+    safetensors.numpy.save_file(made, tmp_path / "a")
+    with SafeFile(tmp_path / "a") as file:
+        assert set(file.tensors) == {"__pad__.0", "__pad__.1", "x"} and file.padding == 3
+
+
 def test_plan_knows_the_size_before_any_data() -> None:
     head, gaps, size = plan([("a", "U8", (1,)), ("b", "BF16", (3, 5)), ("c", "U8", (1,))])
     assert gaps == [63, 34, 0] and size == len(head) + 64 + 64 + 1 and len(head) % ALIGN == 0

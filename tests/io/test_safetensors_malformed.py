@@ -71,7 +71,8 @@ BAD_TEXTS = [
     "{//\n}", '{"__metadata__":{"a":"\\ud8"}}',
     "{" * 100_000, '{"a":' * 50_000, '{"a":' + "[" * 100_000, '{"a":{"shape":' + "[" * 4_000 + "]" * 4_000 + "}}",
     '{"__metadata__":' + '{"a":' * 50_000,
-    '{"a":' + "9" * 100_000 + "}", '{"a":"' + "x" * 100_000, '{"a":NaN}', '{"__metadata__":{"a":Infinity}}',
+    '{"a":' + "9" * 100_000 + "}", '{"a":"' + "x" * 100_000, '{"a":NaN}', '{"__metadata__":{"a":"\\ud800"}}',
+    '{"__metadata__":{"a":Infinity}}',
 ]  # fmt: skip
 
 
@@ -119,6 +120,9 @@ def variants() -> Iterator[tuple[str, bytes]]:
             yield f"{number}: named {name[:30]}", container(text.replace(f'"{first}":', f"{name}:"), data)
         yield f"{number}: not UTF-8", container(text.encode().replace(b'"' + first.encode() + b'"', b'"\xff\xfe"'), data)
         yield f"{number}: overlong UTF-8", container(text.encode().replace(b'"' + first.encode() + b'"', b'"\xc0\xaf"'), data)
+        moved = copy.deepcopy(header)
+        moved[entries(header)[-1]]["data_offsets"] = [n + 8 for n in header[entries(header)[-1]]["data_offsets"]]
+        yield f"{number}: a hole of 8 bytes, or a start after 0", container(json.dumps(moved, **style), data + bytes(8))
         yield f"{number}: holes", changed(lambda h: h.__setitem__("far", {"dtype": "U8", "shape": [1], "data_offsets": [60, 61]}))
     for text in BAD_TEXTS:
         yield f"text {text[:40]!r}", container(text, b"")
@@ -162,7 +166,7 @@ def test_damaged_headers_are_refused_or_read_as_the_stock_library_reads_them(tmp
     rng = random.Random(7)
     path = tmp_path / "a"
     for header, data in bases():
-        for style in ({}, {"separators": (",", ":")}) * 300:
+        for style in ({}, {"separators": (",", ":")}) * 150:
             whole = container(json.dumps(header, **style), data)
             content = bytearray(whole)
             for _ in range(rng.choice((1, 1, 2, 4))):

@@ -7,7 +7,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FLAGS = {"generic": [], "avx2": ["-mavx2", "-mfma", "-mf16c"], "avx512": "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mavx2 -mfma -mf16c".split()}
+FLAGS = {
+    "generic": [],
+    "avx2": ["-mavx2", "-mfma", "-mf16c"],
+    "avx512": "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mavx2 -mfma -mf16c".split(),
+}
 
 
 def kernel_sources() -> list[str]:
@@ -25,7 +29,17 @@ def test_kernel_objects_hold_no_weak_symbols(isa: str, tmp_path: Path) -> None:
     for source in sources:
         target = tmp_path / "kernel.o"
         # -O1 inlines less than the build does, so a shared inline function would show here first
-        command = ["g++", "-std=gnu++17", "-O1", "-ffp-contract=off", "-fno-exceptions", "-fno-rtti", "-w", f"-DANYBIT_ISA={isa}", *FLAGS[isa]]
+        command = [
+            "g++",
+            "-std=gnu++17",
+            "-O1",
+            "-ffp-contract=off",
+            "-fno-exceptions",
+            "-fno-rtti",
+            "-w",
+            f"-DANYBIT_ISA={isa}",
+            *FLAGS[isa],
+        ]
         subprocess.run([*command, "-c", str(ROOT / source), "-o", str(target)], check=True)
         symbols = subprocess.run(["nm", "-C", str(target)], capture_output=True, text=True, check=True).stdout.splitlines()
         weak = [line for line in symbols if len(line.split()) > 2 and line.split()[1] in "WVu"]

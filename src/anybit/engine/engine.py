@@ -37,7 +37,8 @@ class Engine:
             mixer, mlp = layer.mixer, layer.mlp
             if mixer.rope not in ropes:
                 ropes.append(mixer.rope)
-                self._decoder.add_rope(np.float32(mixer.rope.frequencies), np.float32(mixer.rope.long), mixer.rope.scale)
+                frequencies = (np.asarray(values, np.float32) for values in (mixer.rope.frequencies, mixer.rope.long))
+                self._decoder.add_rope(*frequencies, mixer.rope.scale)
             self._decoder.add_layer(
                 heads=mixer.heads, kv_heads=mixer.kv_heads, dim=mixer.head_dim, window=mixer.window or 0, rope=ropes.index(mixer.rope),
                 eps=spec.norm_eps, residual=layer.residual,

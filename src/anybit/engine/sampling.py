@@ -12,8 +12,8 @@ from anybit.errors import UsageError
 class Sampling:
     """temperature 0 takes the largest logit (the lowest id among equals). Otherwise, in this order: the `top_k` most probable tokens
     (0: all), of these the smallest set that holds `top_p` of their probability, of these the ones at least `min_p` times as
-    probable as the most probable; one of them is drawn with Philox4x32-10, counter (seed, position), so that the result depends
-    on nothing else: neither on the batch nor on earlier draws.
+    probable as the most probable. One of them is drawn, in the order of ids, with the first 53 bits of Philox4x32-10 at key `seed` and
+    counter `position`, so that the result depends on nothing else: neither on the batch nor on earlier draws.
 
     >>> Sampling(temperature=-1.0)
     Traceback (most recent call last):

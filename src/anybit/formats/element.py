@@ -32,7 +32,7 @@ class Element(ABC):
 
     @abstractmethod
     def decode(self, codes: Any) -> np.ndarray:
-        """float64 values of an integer array of codes, same shape. Total: every code of `bits` bits has a value, which may be NaN or infinite.
+        """float64 values of an integer array of codes, same shape. Total: every code has a value, which may be NaN or infinite.
 
         FormatError: a code that does not fit in `bits` bits, or codes that are no integers.
         """
@@ -41,6 +41,11 @@ class Element(ABC):
     def fields(self) -> dict[str, Any]:
         """The definition as plain data, for the reference definitions and for reports."""
         return {"family": "listed", "bits": self.bits, "values": self.values.tolist()}
+
+    @property
+    def unused(self) -> tuple[int, ...]:
+        """Codes that encoding never gives although their value has no smaller code."""
+        return ()
 
     @property
     def code_dtype(self) -> np.dtype:
@@ -58,7 +63,7 @@ class Element(ABC):
 
     @cached_property
     def _sorted(self) -> tuple[np.ndarray, np.ndarray]:
-        codes = np.flatnonzero(np.isfinite(self.values))
+        codes = np.setdiff1d(np.flatnonzero(np.isfinite(self.values)), self.unused)
         finite = self.values[codes]
         # Smallest code first among equals: -0 equals 0 and has the larger code.
         order = np.lexsort((codes, finite))
@@ -75,7 +80,7 @@ class Element(ABC):
 
     @property
     def finite_codes(self) -> np.ndarray:
-        """The code that encoding gives for each of `finite`: the smallest one of that value."""
+        """The code that encoding gives for each of `finite`: the smallest used one of that value."""
         return self._sorted[1]
 
     @cached_property
@@ -154,6 +159,8 @@ class Element(ABC):
         [1, 12, 7]
         """
         array = as_real(x)
+        if array.ndim == 0:
+            return self.encode(array.reshape(1), round, over, nonfinite).reshape(())
         self.check_policy(round, over, nonfinite)
         bad = ~np.isfinite(array)
         if not bad.any():

@@ -7,6 +7,8 @@ from fractions import Fraction
 from math import ceil, prod
 from typing import Any
 
+import numpy as np
+
 from anybit.errors import FormatError, ShapeError
 from anybit.formats.block import Block
 from anybit.formats.element import Element
@@ -118,6 +120,14 @@ class Format:
     def dense(self) -> bool:
         """Whether values are stored one by one in more than 8 bits, as in bf16, fp16 and fp32: no block, no scale."""
         return self.block is None and self.element.bits > 8
+
+    @property
+    def whole_zero(self) -> bool:
+        """Whether zero points are whole numbers that fit a byte: kernels take them off integer sums, others run as offsets -z * s."""
+        if self.zero is None or self.zero.bits > 8:
+            return False
+        low, high, values = self.zero.min, self.zero.max, self.zero.values
+        return bool(np.array_equal(values, np.rint(values))) and -128 <= low and high <= (127 if low < 0 else 255)
 
     def size_bits(self, shape: tuple[int, ...]) -> int:
         """The exact number of bits of codes, scales, zero points and offsets of an array, without padding.

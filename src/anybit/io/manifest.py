@@ -109,8 +109,11 @@ def verify_directory(path: str | os.PathLike[str]) -> Verified:
 def check_size(root: Path, name: str, size: int) -> None:
     """Raises: FileFormatError: a listed file is missing or has another length."""
     try:
-        actual = (root / name).stat().st_size
+        status = (root / name).stat()
     except OSError as error:
         raise FileFormatError(f"{root / name}: listed in {MANIFEST} but {error.strerror}; save or fetch the directory again") from None
-    if actual != size:
-        raise FileFormatError(f"{root / name}: {actual} bytes, but {MANIFEST} says {size}: cut short or changed; save or fetch it again")
+    if not stat.S_ISREG(status.st_mode):
+        raise FileFormatError(f"{root / name}: listed in {MANIFEST} but not a regular file; save or fetch the directory again")
+    if status.st_size != size:
+        what = f"{status.st_size} bytes, but {MANIFEST} says {size}"
+        raise FileFormatError(f"{root / name}: {what}: cut short or changed; save or fetch it again")

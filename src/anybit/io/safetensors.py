@@ -52,6 +52,7 @@ _SPACE = re.compile(r"[ \t\n\r]*")
 _INT = "(?:0|[1-9][0-9]{0,17})"
 # what nearly every writer writes; anything else takes the general decoder, four times slower
 _PLAIN = re.compile(rf'\{{"dtype":"([A-Z0-9_]+)","shape":\[((?:{_INT}(?:,{_INT})*)?)\],"data_offsets":\[({_INT}),({_INT})\]\}}')
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _FRESH = "the file is damaged or was not written by a safetensors library; fetch or write it again"
 
@@ -112,6 +113,10 @@ def _entry(value: object) -> tuple[str, tuple[int, ...], int, int] | str:
     return dtype, tuple(shape), begin, end
 
 
+def _filler(name: str, info: TensorInfo) -> bool:
+    return name.startswith(PAD) and info.dtype == "U8" and len(info.shape) == 1 and info.nbytes < ALIGN
+
+
 class _Cursor:
     """Walks a header whose shape is known, so that no hostile one is decoded before its parts have been checked.
 
@@ -150,6 +155,8 @@ class _Cursor:
             raise self.wrong("header", start + error.start, "not UTF-8 text") from None
         except json.JSONDecodeError as error:
             raise self.wrong("header", error.pos, error.msg) from None
+        if not value.isascii() and _SURROGATE.search(value):
+            raise self.wrong("header", start, "half of a surrogate pair is no character")
         self.skip()
         return value
 
@@ -246,7 +253,9 @@ def parse_header(head: bytes, size: int, path: Path) -> tuple[dict[str, str], di
 class SafeFile:
     """A safetensors file, mapped read-only. Opening parses the header and maps; no tensor is read before it is used.
 
-    `tensors` maps names to TensorInfo in the order of the data; `metadata` is the header's `__metadata__`; `size` the file's bytes.
+    `tensors` maps names to TensorInfo in the order of the data; `metadata` is the header's `__metadata__`; `size` the file's bytes,
+    `padding` those of its fillers. As with every map, cutting the file short while it is in use ends the process: replace files by
+    renaming, as `io.save` does.
     Raises: FileFormatError on opening: anything that the format or this module's limits forbid.
     """
 
@@ -263,8 +272,9 @@ class SafeFile:
             raise FileFormatError(f"{self.path}: cannot be read: {error.strerror}; check the disk and the file") from None
         finally:
             os.close(fd)
-        self.padding = sum(info.nbytes for name, info in everything.items() if name.startswith(PAD))
-        self.tensors: Mapping[str, TensorInfo] = MappingProxyType({k: v for k, v in everything.items() if not k.startswith(PAD)})
+        shown_ones = {name: info for name, info in everything.items() if not _filler(name, info)}
+        self.tensors: Mapping[str, TensorInfo] = MappingProxyType(shown_ones)
+        self.padding = sum(info.nbytes for info in everything.values()) - sum(info.nbytes for info in shown_ones.values())
 
     def _open(self, fd: int) -> tuple[dict[str, str], dict[str, TensorInfo]]:
         status = os.fstat(fd)

@@ -179,6 +179,8 @@ def _cleared(target: Path, temp: Path) -> Iterator[None]:
         yield
     except BaseException as error:
         _remove(temp)
+        if isinstance(error, OutputError) and str(temp) in str(error):  # the temporary's name would tell a user nothing
+            raise OutputError(str(error).replace(str(temp), str(target))) from None
         if isinstance(error, OSError) and not isinstance(error, AnybitError) and (error.errno in _DISK or temp.name in str(error)):
             raise _failed(target, error) from error
         raise

@@ -14,7 +14,6 @@ from anybit.errors import MissingDependencyError, NoKernelError, UsageError
 from anybit.formats import Element, Format
 from anybit.kernels import KERNELS, Kernel, OpSpec
 from anybit.layouts import Geometry, Parts, geometry
-from anybit.layouts.tile import level_grids
 
 try:
     from anybit.kernels import _native as native
@@ -139,33 +138,33 @@ def scale_kind(element: Element) -> dict[str, object] | None:
 
 def _collapsed(fmt: Format, parts: Parts, name: str, shape: tuple[int, int]) -> np.ndarray:
     """float32 scales (or offsets) on level 0's grid: the product of all levels, in their order, in float32."""
-    grids = level_grids(fmt, shape)
+    assert fmt.block is not None
+    at, first, block = np.indices(fmt.block.grid(shape)), fmt.block.on(shape), fmt.block
     total: np.ndarray | None = None
-    spread = np.indices(grids[0])
-    block = None
-    for i, level in enumerate(fmt.levels):
+    for i, level in enumerate(fmt.levels):  # every level's block is counted in weights
         values = _element(fmt, name, i).decode(parts[f"{name}.{i}"]).astype(np.float32)
-        if block is not None:
-            sizes = _sizes(block, len(spread), grids[i - 1])
-            spread = np.stack([axis // size for axis, size in zip(spread, sizes, strict=True)])
-        here = values[tuple(spread)]
-        total = here if total is None else (total * here).astype(np.float32)
-        block = level.block
+        owner = tuple(axis * size // outer for axis, size, outer in zip(at, first, block.on(shape), strict=True))
+        total = values[owner] if total is None else (total * values[owner]).astype(np.float32)
+        block = level.block or block
     assert total is not None
     return total
 
 
-def _sizes(block: object, ndim: int, grid: tuple[int, ...]) -> tuple[int, ...]:
-    kind, sizes = block.kind, block.sizes  # type: ignore[attr-defined]
-    if kind == "tensor":
-        return grid
-    padded = (1,) * (ndim - len(sizes)) + tuple(sizes)
-    return tuple(n if size is None else size for size, n in zip(padded, grid, strict=True))
+def _whole_zero(fmt: Format, stored: Parts, logical: Parts, where: Geometry, n: int) -> tuple[np.ndarray, int] | None:
+    """Zero points as bytes [n/16, blocks, 16] and the bit that makes them signed; None: not whole numbers that fit a byte."""
+    element = fmt.zero
+    if element is None or not fmt.whole_zero:
+        return None
+    if where.rows == 1 and element.fields["family"] == "integer":
+        return np.ascontiguousarray(stored["zero"]).reshape(-1), 1 << (element.bits - 1) if element.signed else 0
+    grid = element.decode(logical["zero"]).astype(np.int16).astype(np.uint8)
+    rows = np.arange(n) // where.rows if where.rows else np.zeros(n, np.int64)
+    return _tile(grid[rows]).reshape(-1), 128 if element.min < 0 else 0
 
 
 def _tile(values: np.ndarray) -> np.ndarray:
     n, blocks = values.shape
-    padded = np.zeros((-(-n // 16) * 16, blocks), np.float32)
+    padded = np.zeros((-(-n // 16) * 16, blocks), values.dtype)
     padded[:n] = values
     return np.ascontiguousarray(padded.reshape(-1, 16, blocks).transpose(0, 2, 1))
 
@@ -204,12 +203,9 @@ def coded_weight(fmt: Format, shape: tuple[int, int], stored: Parts, logical_sca
     exact = table.kind in ("i8", "i16")
     scale = _level_zero(fmt, stored, logical_scales, "scale", where, shape)
     offset = _level_zero(fmt, stored, logical_scales, "offset", where, shape) if fmt.offset is not None else None
-    zero: np.ndarray | None = None
-    flip = 0
-    if fmt.zero is not None and fmt.zero.table.kind == "i8" and fmt.zero.bits <= 8 and where.rows == 1:
-        zero = np.ascontiguousarray(stored["zero"]).reshape(-1)
-        flip = 1 << (fmt.zero.bits - 1) if fmt.zero.signed else 0
-    elif fmt.zero is not None:  # a float zero point, or one shared by rows, runs as an offset of -z * s
+    whole = _whole_zero(fmt, stored, logical_scales, where, shape[0])
+    zero, flip = whole or (None, 0)
+    if fmt.zero is not None and whole is None:  # runs as an offset of -z * s
         values = _collapsed(fmt, logical_scales, "scale", shape)
         off = -(fmt.zero.decode(logical_scales["zero"]).astype(np.float32) * values).astype(np.float32)
         offset = _scale(_tile(off) if where.rows == 1 else off, None, where, 1.0)

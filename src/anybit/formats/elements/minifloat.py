@@ -127,7 +127,7 @@ class Minifloat(Element):
                 return x.astype(np.float16).view(np.uint16).astype(np.uint32) & np.uint32(0x7FFF)
         if self.name not in _NAMED:
             return None
-        pattern = np.ascontiguousarray(x).view(np.uint32) & np.uint32(0x7FFFFFFF)
+        pattern = np.array(x, order="C").view(np.uint32) & np.uint32(0x7FFFFFFF)
         shift = 23 - self.mantissa
         if shift:
             pattern += ((pattern >> np.uint32(shift)) & np.uint32(1)) + np.uint32((1 << (shift - 1)) - 1)
@@ -139,7 +139,7 @@ class Minifloat(Element):
         with np.errstate(under="ignore"):
             a, negative = np.minimum(np.abs(x, dtype=np.float64), 4 * self.max), np.signbit(x)
             least = (1 if self.subnormals else 0) - self.bias
-            e = np.maximum(np.frexp(a)[1] - 1, least)
+            e = np.where(a > 0, np.maximum(np.frexp(a)[1] - 1, least), least)
             # A positive value must stay positive, whatever the bias: it decides the directed modes.
             scaled = np.maximum(np.ldexp(a, self.mantissa - e), np.where(a > 0, 1e-300, 0.0))
         whole = np.floor(scaled)

@@ -32,6 +32,10 @@ class Integer(Element):
         return {"family": "integer", "bits": self.bits, "signed": self.negative, "symmetric": self.symmetric}
 
     @property
+    def unused(self) -> tuple[int, ...]:
+        return (1 << (self.bits - 1),) if self.symmetric else ()
+
+    @property
     def reach(self) -> tuple[float, float]:
         # Both ends to the same magnitude: a block's extreme of either sign lands on a code, and the grid of positive and negative is one.
         return (self.max, self.max) if self.negative else (0.0, self.max)

@@ -1,0 +1,77 @@
+"""Run as a program: operators whose operands end, or begin, at a page that may not be touched. A kernel that reads too far dies."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import sys
+
+import numpy as np
+from cases import CODED, DENSE, Case, spread
+
+from anybit.kernels import cpu
+from anybit.reference import linear
+from anybit.tensor import QTensor
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_LIBC.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+PAGE = mmap.PAGESIZE
+_KEPT: list[mmap.mmap] = []
+
+
+def guarded(array: np.ndarray, at_end: bool) -> np.ndarray:
+    """A copy whose last byte is the last, or whose first is the first, before or after a protected page."""
+    size = -(-max(array.nbytes, 1) // PAGE) * PAGE
+    memory = mmap.mmap(-1, size + 2 * PAGE)
+    _KEPT.append(memory)
+    whole = np.frombuffer(memory, np.uint8)
+    address = whole.ctypes.data
+    for page in (address, address + PAGE + size):
+        if _LIBC.mprotect(page, PAGE, 0) != 0:
+            raise OSError(ctypes.get_errno(), "mprotect")
+    start = PAGE + size - array.nbytes if at_end else PAGE
+    view = whole[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    view[...] = array
+    return view
+
+
+def check(case: Case, at_end: bool) -> None:
+    packed = QTensor.pack(case.format, case.shape, case.parts)
+    parts = {name: guarded(part, at_end) for name, part in packed.parts.items()}
+    weight = QTensor.from_stored(case.format, case.shape, packed.layout, parts)
+    x = guarded(case.x, at_end)
+    bias = None if case.bias is None else guarded(case.bias, at_end)
+    for act in (None, "int8") if case.format.block is not None else (None,):
+        want = linear.matmul(case.x, case.parts, case.format, case.shape, act, case.bias)
+        got = weight.matmul(x, act, bias)
+        if not np.array_equal(got.view(np.uint32), want.view(np.uint32)):
+            raise AssertionError(f"{case} {act}")
+    weight.dequantize()
+    weight.rows(guarded(np.array([case.n - 1, 0]), at_end))
+
+
+def main() -> None:
+    for isa in cpu.native.supported_isas():
+        cpu.use_isa(isa)
+        for expression in (*CODED, *DENSE):
+            for case in spread(expression, 2):
+                for at_end in (True, False):
+                    check(case, at_end)
+                    _KEPT.clear()
+        ops = cpu.native
+        for n in (1, 15, 16, 17, 33, 64):
+            for at_end in (True, False):
+                row = guarded(np.linspace(-3, 3, n, dtype=np.float32), at_end)
+                ops.op_exp(row)
+                ops.op_swiglu(row, row)
+                ops.op_rmsnorm(row[None], row, 1e-5)
+                ops.row_nll(row[None], guarded(np.zeros(1, np.int32), at_end))
+                table = ops.op_rope_table(guarded(np.arange(3), at_end), row, 1.0)
+                ops.op_rotate(guarded(np.ones((3, 2 * n), np.float32), at_end), *(guarded(t, at_end) for t in table))
+                cube = guarded(np.ones((2, 5, n), np.float32), at_end)
+                ops.op_attention(cube, cube, cube, guarded(np.arange(5), at_end), 0)
+    print("no access outside the operands")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,234 @@
+"""The native product equals the reference bit for bit: instruction sets, threads, awkward sizes, every kind of format."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from itertools import product
+
+import numpy as np
+import pytest
+from cases import CODED, DENSE, EXPANDED, WITNESSES, Case, spread
+
+from anybit.errors import NoKernelError, NonFiniteError
+from anybit.formats import Format
+from anybit.kernels import cpu
+from anybit.linear import run_matmul
+from anybit.methods.rtn import dequantize_parts
+from anybit.reference import linear
+from anybit.tensor import QTensor
+
+ISAS = tuple(cpu.native.supported_isas())
+THREADS = (1, 2)
+POISON = 0x80  # glibc fills fresh memory with the complement, 0x7f: every float is 3.4e38
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory_and_settings_restored() -> Iterator[None]:
+    """What malloc hands out is filled with huge numbers, so that an output that a kernel forgets is seen."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    before, threads = cpu.isa(), cpu.native.threads()
+    if mallopt is not None:
+        mallopt(-6, POISON)
+    yield
+    if mallopt is not None:
+        mallopt(-6, 0)
+    cpu.use_isa(before)
+    cpu.set_threads(threads)
+
+
+def acts(case: Case) -> tuple[str | None, ...]:
+    fmt = case.format
+    return (None,) if fmt.block is None or fmt.element.bits > 8 else (None, "int8")
+
+
+def same(a: np.ndarray, b: np.ndarray) -> bool:
+    return a.dtype == b.dtype == np.float32 and np.array_equal(a.view(np.uint32), b.view(np.uint32))
+
+
+def check(case: Case) -> None:
+    """One case on every instruction set and thread count, whole and row by row."""
+    for act in acts(case):
+        want = linear.matmul(case.x, case.parts, case.format, case.shape, act, case.bias)
+        for isa in ISAS:
+            cpu.use_isa(isa)
+            weight = QTensor.pack(case.format, case.shape, case.parts)
+            for threads in THREADS:
+                cpu.set_threads(threads)
+                got = run_matmul(weight, case.x, act, case.bias)
+                if not same(got, want):
+                    wrong = np.argwhere(got.view(np.uint32) != want.view(np.uint32))
+                    i, j = wrong[0]
+                    raise AssertionError(
+                        f"{case} act={act} isa={isa} threads={threads}: {len(wrong)} of {want.size} differ,"
+                        f" first [{i}, {j}] {float(got[i, j]).hex()} wanted {float(want[i, j]).hex()}"
+                    )
+            some = case.x[case.m // 2 :][:1]
+            assert same(run_matmul(weight, some, act, case.bias), want[case.m // 2 :][:1]), (str(case), act, isa, "one row")
+
+
+@pytest.mark.parametrize("expression", [*CODED, *DENSE, *EXPANDED])
+def test_equals_the_reference(expression: str) -> None:
+    for case in spread(expression, 9):
+        check(case)
+
+
+@pytest.mark.parametrize("case", WITNESSES, ids=str)
+def test_equals_the_reference_where_mutants_do_not(case: Case) -> None:
+    check(case)
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize("k", [1, 2, 3, 4, 5, 31, 32, 33])
+def test_every_width_and_short_rows(bits: int, k: int) -> None:
+    """Each combination of bit planes, k around the layout's 4 and 32, n around its 16."""
+    for n in (1, 15, 16, 17, 33):
+        check(Case(f"uint{bits}@32", 2, n, k))
+
+
+@pytest.mark.parametrize(
+    "element",
+    ["e8m0", "fp8_e4m3fn", "fp8_e4m3fnuz", "fp8_e5m2", "ufp8_e5m3", "fp6_e3m2", "int8", "uint6", "ternary", "nf4", "fp16", "bf16"],
+)
+def test_every_scale_code(element: str) -> None:
+    """Each finite code of a scale element, subnormal, zero and negative ones among them, as the scale of one row and as a shared one."""
+    for block in ("4", "16x4"):
+        one = Format(f"int4@{block}:{element}")
+        values = one.levels[0].element.decode(np.arange(2 ** one.levels[0].element.bits))
+        codes = np.flatnonzero(np.isfinite(values)).astype(one.levels[0].element.code_dtype)
+        if block != "4":
+            codes = codes[:: 1 + len(codes) // 512]
+        rows, columns = (len(codes), 1) if block == "4" else (16, len(codes))
+        case = Case(f"int4@{block}:{element}", 2, rows, 4 * columns, "positive")
+        parts = case.parts | {"scale.0": codes.reshape(-1, columns)}
+        for act in acts(case):
+            want = linear.matmul(case.x, parts, case.format, case.shape, act)
+            for isa in ISAS:
+                cpu.use_isa(isa)
+                got = run_matmul(QTensor.pack(case.format, case.shape, parts), case.x, act, None)
+                finite = np.isfinite(want)  # large scales overflow to infinity, and infinities may cancel to NaN
+                assert same(got[finite], want[finite]) and not np.isfinite(got[~finite]).any(), (element, block, act, isa)
+
+
+LONG = (
+    Case("int4@32", 1, 17, 4100),
+    Case("int4@33", 2, 17, 4101),  # no block ends where a chunk does: panels are cut by length
+    Case("int7@96", 5, 3, 2080),
+    Case("fp6_e3m2@500", 3, 16, 3001),
+    Case("uint4@700:fp16+zp", 2, 5, 2801),
+    Case("nf4@64", 7, 3, 2050),
+    Case("bf16", 7, 3, 2049),
+    Case("int4@128", 515, 3, 130),  # more rows than share a decoded panel
+    Case("fp16", 514, 2, 65),
+    Case("int2@32", 2, 1030, 64),  # many tiles: several tasks a thread
+    Case("int8@channel", 1, 2049, 33),
+    Case("bf16", 1, 1041, 64),
+)
+
+
+@pytest.mark.parametrize("case", LONG, ids=str)
+def test_long(case: Case) -> None:
+    check(case)
+
+
+@pytest.mark.parametrize("codes", ["lowest", "highest", "ends"])
+@pytest.mark.parametrize(
+    ("expression", "k"),
+    [
+        ("int8@channel", 131_072),
+        ("uint8@channel", 131_072),
+        ("uint8@512:fp16+zp", 131_072),
+        ("int8@512", 2_048),
+        ("int7@512", 2_048),
+        ("fp6_e2m3@512", 2_048),
+        ("codebook_-32767_0_1_32767@512", 131_072),
+        ("codebook_0_1_100_255@512", 2_048),
+        ("fp8_e5m2@512", 2_048),
+        ("binary@512", 2_048),
+        ("ternary@channel", 131_072),
+    ],
+)
+def test_extreme_codes_do_not_overflow(expression: str, k: int, codes: str) -> None:
+    """q is +-127 throughout and codes are the ends of the table, up to k = 131,072; only int8 activations, where sums are integers."""
+    case = Case(expression, 2, 17, k, "extreme", codes)
+    want = linear.matmul(case.x, case.parts, case.format, case.shape, "int8")
+    for isa in ISAS:
+        cpu.use_isa(isa)
+        assert same(run_matmul(QTensor.pack(case.format, case.shape, case.parts), case.x, "int8", None), want), (str(case), isa)
+
+
+@pytest.mark.parametrize("expression", ["int4@32", "uint4@600:fp16+zp", "nf4@64", "uint4@32:fp16+off", "bf16"])
+def test_rows_do_not_see_the_batch_or_the_chunk(expression: str) -> None:
+    """The result of a row is the same alone, in any batch at any place, and beside rows that are huge or zero."""
+    case = Case(expression, 64, 33, 200, "normal")
+    x = case.x.copy()
+    x[5], x[6] = 0, x[6] * np.float32(2.0**60)
+    for isa, act in product(ISAS, acts(case)):
+        cpu.use_isa(isa)
+        weight = QTensor.pack(case.format, case.shape, case.parts)
+        whole = run_matmul(weight, x, act, None)
+        for size in (1, 2, 3, 5, 7, 11, 16, 31):
+            chunks = [run_matmul(weight, x[i : i + size], act, None) for i in range(0, 64, size)]
+            assert same(np.concatenate(chunks), whole), (isa, act, size)
+        order = np.random.default_rng(0).permutation(64)
+        assert same(run_matmul(weight, x[order], act, None), whole[order])
+
+
+@pytest.mark.parametrize("expression", [*CODED, *DENSE, *EXPANDED])
+def test_dequantized_values(expression: str) -> None:
+    """`dequantize` and the methods' way back give the contract's values."""
+    for case in spread(expression, 3):
+        want = linear.dequantize(case.parts, case.format, case.shape)
+        assert same(dequantize_parts(case.parts, case.format, case.shape), want)
+        for isa in ISAS:
+            cpu.use_isa(isa)
+            assert same(QTensor.pack(case.format, case.shape, case.parts).dequantize(), want), (str(case), isa)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("expression", ["int4@32", "uint4@32:fp16+off", "bf16"])
+def test_non_finite_input_is_an_error_wherever_it_stands(expression: str, bad: float) -> None:
+    case = Case(expression, 3, 5, 77)
+    for isa, act, k in product(ISAS, acts(case), (0, 15, 16, 63, 64, 75, 76)):
+        cpu.use_isa(isa)
+        x = case.x.copy()
+        x[1, k] = bad
+        with pytest.raises(NonFiniteError, match="row 1"):
+            run_matmul(QTensor.pack(case.format, case.shape, case.parts), x, act, None)
+
+
+def test_codes_without_a_number() -> None:
+    """Codes that mean NaN or infinity count as 0 with int8 activations; float activations see what they mean."""
+    case = Case("fp8_e5m2@32", 2, 256, 33)
+    parts = dict(case.parts)
+    parts["codes"] = np.broadcast_to(np.arange(256, dtype=np.uint8)[:, None], (256, 33)).copy()
+    for isa, act in product(ISAS, (None, "int8")):
+        cpu.use_isa(isa)
+        want = linear.matmul(case.x, parts, case.format, case.shape, act)
+        got = run_matmul(QTensor.pack(case.format, case.shape, parts), case.x, act, None)
+        number = np.isfinite(want)
+        assert np.array_equal(number, np.isfinite(got)) and same(got[number], want[number])
+        assert number.all() == (act == "int8")
+
+
+def test_flush_to_zero_set_by_others_changes_nothing() -> None:
+    """Another library may set flush to zero in this thread: results, subnormal ones included, stay."""
+    torch = pytest.importorskip("torch")
+    case = Case("int8@channel:fp32", 3, 17, 65, "tiny")
+    want = {act: linear.matmul(case.x, case.parts, case.format, case.shape, act) for act in acts(case)}
+    assert all((np.abs(y[y != 0]) < 2.0**-126).any() for y in want.values())
+    weight = QTensor.pack(case.format, case.shape, case.parts)
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this machine cannot flush")
+    try:
+        got = {act: run_matmul(weight, case.x, act, None) for act in want}
+    finally:
+        torch.set_flush_denormal(False)
+    assert all(same(got[act], want[act]) for act in want)
+
+
+@pytest.mark.parametrize("expression", ["bf16", "int12@64"])
+def test_no_integer_path_is_said(expression: str) -> None:
+    case = Case(expression, 1, 2, 64)
+    with pytest.raises(NoKernelError, match="float activations"):
+        run_matmul(QTensor.pack(case.format, case.shape, case.parts), case.x, "int8", None)

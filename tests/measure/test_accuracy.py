@@ -122,11 +122,27 @@ def test_without_a_reference_there_is_perplexity_only(ids: NDArray[np.int32]) ->
 def test_what_cannot_be_evaluated(ids: NDArray[np.int32]) -> None:
     with pytest.raises(UsageError, match="nothing to evaluate"):
         evaluate({"m": Fake(1)}, ids[:1], None, 16, row_stats_numpy)
-    one = Accuracy(np.ones(2), np.ones(2), np.array([2, 2]), 0.1, 1.0)
+    one = result(windows=[0, 1])
     with pytest.raises(UsageError, match="same windows"):
-        kl_difference(one, Accuracy(np.ones(2), np.ones(2), np.array([2, 1]), 0.1, 1.0))
+        kl_difference(one, result(windows=[2, 3]))
     with pytest.raises(UsageError, match="reference"):
-        kl_difference(one, Accuracy(np.ones(2), None, np.array([2, 2]), None, None))
+        kl_difference(one, Accuracy(np.ones(2), None, np.array([2, 2]), np.arange(2), None, None))
+
+
+def result(windows: list[int]) -> Accuracy:
+    return Accuracy(np.ones(2), np.ones(2), np.array([2, 2]), np.array(windows), 0.1, 1.0)
+
+
+def test_a_model_may_see_every_third_window_only(ids: NDArray[np.int32]) -> None:
+    dense, sparse, reference = Fake(1), Fake(3), Fake(2)
+    found = evaluate({"dense": dense, "sparse": sparse}, ids, reference, 8, row_stats_numpy, every={"sparse": 3})
+    assert sparse.calls == [8, 8, 8]
+    assert found["sparse"].windows.tolist() == [0, 3, 6]
+    assert found["sparse"].tokens == 24
+    rows_a, rows_b = ([row for row in brute(m, reference, ids.tolist(), 8) if row[0] % 3 == 0] for m in (sparse, dense))
+    mean, se = jackknife_like([(x[0], x[2] - y[2]) for x, y in zip(rows_a, rows_b, strict=True)])
+    difference = kl_difference(found["sparse"], found["dense"])
+    assert (difference.mean, difference.se) == (pytest.approx(mean, rel=1e-9), pytest.approx(se, rel=1e-9))
 
 
 def test_the_native_kernel_computes_the_same() -> None:

@@ -16,9 +16,7 @@ from anybit.errors import UsageError
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout and nothing else there.")
-threads_option = click.option(
-    "--threads", type=click.IntRange(1, 256), default=None, help="Worker threads; all cores by default."
-)
+threads_option = click.option("--threads", type=click.IntRange(1, 256), default=None, help="Worker threads; all cores by default.")
 seed_option = click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of the random numbers.")
 progress_option = click.option("--no-progress", is_flag=True, help="No progress on stderr.")
 model_argument = click.argument("model")

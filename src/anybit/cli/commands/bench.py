@@ -11,7 +11,11 @@ from anybit.cli import options
 from anybit.cli.progress import Reporter
 
 
-@click.command("bench", epilog="Example: anybit bench my-model --explain")
+@click.command(
+    "bench",
+    short_help="Measure the speed and memory of a model on this machine.",
+    epilog="Example: anybit bench my-model --explain",
+)
 @options.model_argument
 @click.option("--prompt", type=click.IntRange(1), default=128, show_default=True, help="Tokens of the prefill.")
 @click.option("--tokens", type=click.IntRange(1), default=32, show_default=True, help="Tokens to decode in each repeat.")

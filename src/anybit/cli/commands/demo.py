@@ -25,7 +25,11 @@ NEXT = (
 )
 
 
-@click.command("demo", epilog="Example: anybit demo --out my-demo")
+@click.command(
+    "demo",
+    short_help="Try eleven formats on the bundled model; write a report.",
+    epilog="Example: anybit demo --out my-demo",
+)
 @click.option("--out", default="anybit-demo", show_default=True, help="Folder for report.html and results.json; these two are replaced.")
 @click.option("--tokens", type=click.IntRange(2), default=32_768, show_default=True, help="Tokens to evaluate on.")
 @options.threads_option
@@ -35,6 +39,7 @@ NEXT = (
 def command(out: str, tokens: int, threads: int | None, seed: int, as_json: bool, no_progress: bool) -> None:
     """Quantize the bundled model to eleven formats, measure each, write a report."""
     options.use_threads(threads)
+    make_folder(out)
     with Reporter(not no_progress) as progress:
         results = options.plain(measure(tokens, seed, progress))
     paths = write(results, out)
@@ -42,6 +47,20 @@ def command(out: str, tokens: int, threads: int | None, seed: int, as_json: bool
         options.print_json(results)
     else:
         say(results, paths)
+
+
+def make_folder(out: str) -> None:
+    """Before the work, not after it. OutputError: the folder cannot be made or written to."""
+    import os
+
+    from anybit.errors import OutputError
+
+    try:
+        os.makedirs(out, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{out}: {error.strerror}; give another folder with --out") from None
+    if not os.access(out, os.W_OK | os.X_OK):
+        raise OutputError(f"{out}: no permission to write there; give another folder with --out")
 
 
 def measure(tokens: int, seed: int, progress: Reporter) -> dict[str, Any]:
@@ -77,19 +96,14 @@ def measure(tokens: int, seed: int, progress: Reporter) -> dict[str, Any]:
 
 
 def write(results: dict[str, Any], out: str) -> tuple[str, str]:
-    """Writes both files, each wholly or not at all; their paths. OutputError: the folder cannot be made or written."""
+    """Writes both files, each wholly or not at all; their paths. OutputError: the disk fails."""
     from pathlib import Path
 
-    from anybit.errors import OutputError
     from anybit.io.save import atomic_file
     from anybit.report.sweep import report
 
     files = {"results.json": options.dumps(results, indent=1) + "\n", "report.html": report(results)}
     folder = Path(out)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{out}: {error.strerror}; give another folder with --out") from None
     for name, content in files.items():
         with atomic_file(folder / name) as file:
             file.write(content.encode())

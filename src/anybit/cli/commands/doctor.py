@@ -10,7 +10,11 @@ import click
 from anybit.cli import options
 
 
-@click.command("doctor", epilog="Example: anybit doctor --json")
+@click.command(
+    "doctor",
+    short_help="Show processor features, kernels, threads and versions.",
+    epilog="Example: anybit doctor --json",
+)
 @options.threads_option
 @options.json_option
 def command(threads: int | None, as_json: bool) -> None:

@@ -11,7 +11,11 @@ from anybit.cli import options
 from anybit.cli.progress import Reporter
 
 
-@click.command("eval", epilog="Example: anybit eval my-model --reference pycoder-5m --json")
+@click.command(
+    "eval",
+    short_help="Measure perplexity, and KL divergence from a reference.",
+    epilog="Example: anybit eval my-model --reference pycoder-5m --json",
+)
 @options.model_argument
 @click.option("--reference", metavar="MODEL", default=None, help="The original: adds KL divergence and top-1 agreement.")
 @click.option("--text", "texts", multiple=True, type=click.Path(exists=True, dir_okay=False), help="Text file; may be repeated.")

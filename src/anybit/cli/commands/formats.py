@@ -11,7 +11,11 @@ from anybit.cli import options
 SHOWN_VALUES = 256
 
 
-@click.command("formats", epilog="Example: anybit formats fp4_e2m1@32:e8m0")
+@click.command(
+    "formats",
+    short_help="List the built-in formats, or show one in full.",
+    epilog="Example: anybit formats fp4_e2m1@32:e8m0",
+)
 @click.argument("expression", required=False)
 @options.json_option
 def command(expression: str | None, as_json: bool) -> None:
@@ -28,7 +32,7 @@ def command(expression: str | None, as_json: bool) -> None:
 
 def listing(as_json: bool) -> None:
     """The table of all names."""
-    from anybit.formats import Format, families, named_formats
+    from anybit.formats import FAMILIES, Format, named_formats
     from anybit.report.table import Column, show, significant
 
     rows: list[dict[str, Any]] = []
@@ -39,7 +43,8 @@ def listing(as_json: bool) -> None:
             "name": named.name, "family": named.family, "expression": named.expression, "bits_per_weight": fmt.bits_per_weight,
             "max": element.max, "smallest": element.smallest, "about": named.about,
         })  # fmt: skip
-    forms = [{"family": family.name, "form": family.form, "about": family.about} for family in families().values()]
+    families = [FAMILIES[name] for name in FAMILIES]
+    forms = [{"family": family.name, "form": family.form, "about": family.about} for family in families]
     if as_json:
         options.print_json({"formats": rows, "families": forms})
         return

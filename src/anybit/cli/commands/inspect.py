@@ -7,7 +7,11 @@ import click
 from anybit.cli import options
 
 
-@click.command("inspect", epilog="Example: anybit inspect my-model")
+@click.command(
+    "inspect",
+    short_help="List what the files of a model hold; executes nothing.",
+    epilog="Example: anybit inspect my-model",
+)
 @options.model_argument
 @options.json_option
 def command(model: str, as_json: bool) -> None:

@@ -10,13 +10,17 @@ from anybit.cli import options
 from anybit.cli.progress import Reporter
 
 
-@click.command("quantize", epilog='Example: anybit quantize pycoder-5m my-model --format int4@32 --keep "embed|head"')
+@click.command(
+    "quantize",
+    short_help="Quantize a model into a new folder.",
+    epilog='Example: anybit quantize pycoder-5m my-model --format int4@32 --keep "embed|head"',
+)
 @options.model_argument
 @click.argument("out", type=click.Path())
 @click.option("--format", "expression", required=True, metavar="F", help="Format expression or name, such as int4@32 or mxfp4+scale=mse.")
 @click.option("--method", default="rtn", show_default=True, help="How codes are chosen.")
-@click.option("--keep", metavar="REGEX", default=None, help="Weights left as they are; by default embeddings and head, '' for none.")
-@click.option("--act", type=click.Choice(["float", "int8"]), default="float", show_default=True, help="Activations that the result runs with.")
+@click.option("--keep", metavar="REGEX", help="Weights to keep as they are; embeddings and head by default.")
+@click.option("--act", type=click.Choice(["float", "int8"]), default="float", show_default=True, help="Activations it runs with.")
 @options.threads_option
 @options.json_option
 @options.progress_option

@@ -10,14 +10,18 @@ import click
 from anybit.cli import options
 
 
-@click.command("run", epilog='Example: anybit run pycoder-5m "def main():" --max-tokens 60 --temperature 0.8 --seed 1')
+@click.command(
+    "run",
+    short_help="Continue a prompt.",
+    epilog='Example: anybit run pycoder-5m "def main():" --max-tokens 60 --temperature 0.8 --seed 1',
+)
 @options.model_argument
 @click.argument("prompt")
 @click.option("--max-tokens", type=click.IntRange(1), default=None, help="Tokens to generate, at most.")
 @click.option("--temperature", type=click.FloatRange(0), default=0.0, show_default=True, help="0 takes the most likely token each time.")
 @click.option("--top-k", type=click.IntRange(0), default=0, show_default=True, help="Choose among this many; 0 for all.")
 @click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True, help="Choose among this probability.")
-@click.option("--min-p", type=click.FloatRange(0, 1), default=0.0, show_default=True, help="Least probability, as a part of the best one's.")
+@click.option("--min-p", type=click.FloatRange(0, 1), default=0.0, show_default=True, help="Least probability, relative to the best.")
 @click.option("--stop", multiple=True, help="End at this text; may be repeated.")
 @click.option("--act", type=click.Choice(["float", "int8"]), default=None, help="Activations of the quantized layers, if not as stored.")
 @options.seed_option

@@ -145,7 +145,7 @@ void Workspace::Free::operator()(void *p) const { free(p); }
 void *Workspace::take(size_t bytes) {
   bytes = (bytes + 63) / 64 * 64;
   total_ += bytes;
-  if (used_ + bytes > size_) {
+  if (blocks_.empty() || used_ + bytes > size_) {
     size_ = std::max<size_t>(bytes, 1 << 16);
     used_ = 0;
     void *p = aligned_alloc(64, size_);

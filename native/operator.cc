@@ -111,7 +111,9 @@ void OwnedWeight::finish(const int32_t *integers) {
   affine = true;
   sign = integers[count - 1] < 0 ? top : 0;
   int lo = integers[0], hi = integers[0];
+  mirrored = true;
   for (int c = 0; c < count; c++) {
+    mirrored = mirrored && integers[c] == -integers[c ^ top];
     affine = affine && integers[c] == (c ^ sign) - sign;
     lo = std::min(lo, integers[c]);
     hi = std::max(hi, integers[c]);

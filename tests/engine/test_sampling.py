@@ -10,6 +10,7 @@ import pytest
 from anybit.engine import Sampling
 from anybit.errors import UsageError
 from anybit.kernels.cpu import native
+from anybit.reference.philox import uniform
 
 # Random123 1.14.0, examples/kat_vectors, "philox4x32 10": counter, key, result
 VECTORS = [
@@ -26,13 +27,6 @@ def words(text: str) -> list[int]:
 @pytest.mark.parametrize(("counter", "key", "result"), VECTORS)
 def test_philox_gives_the_published_vectors(counter: str, key: str, result: str) -> None:
     assert native.op_philox(words(counter), words(key)) == words(result)
-
-
-def uniform(seed: int, position: int) -> float:
-    """53 bits of the first two words."""
-    low = 0xFFFFFFFF
-    a, b, *_ = native.op_philox([position & low, position >> 32, 0, 0], [seed & low, seed >> 32])
-    return ((a >> 5) * 2**26 + (b >> 6)) / 2**53
 
 
 def chosen(logits: np.ndarray, s: Sampling, position: int) -> tuple[int, float]:

@@ -11,6 +11,7 @@ import pytest
 from cases import CODED, DENSE, EXPANDED, WITNESSES, Case, spread
 
 from anybit.errors import NoKernelError, NonFiniteError
+from anybit.formats import Format
 from anybit.kernels import cpu
 from anybit.linear import run_matmul
 from anybit.methods.rtn import dequantize_parts
@@ -83,6 +84,30 @@ def test_every_width_and_short_rows(bits: int, k: int) -> None:
     """Each combination of bit planes, k around the layout's 4 and 32, n around its 16."""
     for n in (1, 15, 16, 17, 33):
         check(Case(f"uint{bits}@32", 2, n, k))
+
+
+@pytest.mark.parametrize(
+    "element",
+    ["e8m0", "fp8_e4m3fn", "fp8_e4m3fnuz", "fp8_e5m2", "ufp8_e5m3", "fp6_e3m2", "int8", "uint6", "ternary", "nf4", "fp16", "bf16"],
+)
+def test_every_scale_code(element: str) -> None:
+    """Each finite code of a scale element, subnormal, zero and negative ones among them, as the scale of one row and as a shared one."""
+    for block in ("4", "16x4"):
+        one = Format(f"int4@{block}:{element}")
+        values = one.levels[0].element.decode(np.arange(2 ** one.levels[0].element.bits))
+        codes = np.flatnonzero(np.isfinite(values)).astype(one.levels[0].element.code_dtype)
+        if block != "4":
+            codes = codes[:: 1 + len(codes) // 512]
+        rows, columns = (len(codes), 1) if block == "4" else (16, len(codes))
+        case = Case(f"int4@{block}:{element}", 2, rows, 4 * columns, "positive")
+        parts = case.parts | {"scale.0": codes.reshape(-1, columns)}
+        for act in acts(case):
+            want = linear.matmul(case.x, parts, case.format, case.shape, act)
+            for isa in ISAS:
+                cpu.use_isa(isa)
+                got = run_matmul(QTensor.pack(case.format, case.shape, parts), case.x, act, None)
+                finite = np.isfinite(want)  # large scales overflow to infinity, and infinities may cancel to NaN
+                assert same(got[finite], want[finite]) and not np.isfinite(got[~finite]).any(), (element, block, act, isa)
 
 
 LONG = (

@@ -69,7 +69,7 @@ def test_refuses_what_the_contract_excludes() -> None:
 
 @pytest.mark.parametrize("expression", [*CODED, *DENSE, *EXPANDED])
 def test_within_the_derived_bound_of_exact_arithmetic(expression: str) -> None:
-    for case in spread(expression, 6, lengths=(15, 33, 65)):
+    for case in spread(expression, 3, lengths=(15, 33, 65)):
         small = Case(expression, min(case.m, 2), min(case.n, 5), case.k, case.inputs, biased=False)
         w = operands(small.parts, small.format, small.shape)
         for act in acts(small):
@@ -95,11 +95,10 @@ def right() -> dict[tuple[Case, str | None], np.ndarray]:
 
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_mutants_are_told(mutant: str, right: dict[tuple[Case, str | None], np.ndarray]) -> None:
-    caught = []
     for (case, act), want in right.items():
         if (mutant in FLOAT_ONLY and act is not None) or (mutant in INT8_ONLY and act is None):
             continue
         w = operands(case.parts, case.format, case.shape)
         if not same(plain(case.x, w, act, case.bias, mutant), want):
-            caught.append(str(case))
-    assert caught
+            return
+    pytest.fail(f"no case tells '{mutant}' from the contract")

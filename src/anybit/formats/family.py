@@ -1,4 +1,4 @@
-"""Families of elements: each is one file in `families/`, found by importing the folder."""
+"""Families of elements: each is one file in `elements/`, found by importing the folder."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Family:
     members: Mapping[str, str] = field(default_factory=dict)
 
 
-FAMILIES: Registry[Family] = Registry("format family", "anybit.formats.families")
+FAMILIES: Registry[Family] = Registry("format family", "anybit.formats.elements")
 
 
 def families() -> dict[str, Family]:
@@ -63,12 +63,18 @@ def parse_element(text: str) -> Element:
     except UnknownElementError:
         raise FormatError(unknown(text)) from None
     except FormatError as reason:
-        raise FormatError(f"{text}: {reason}") from None
+        raise FormatError(f"{shown(text)}: {reason}") from None
 
 
 def unknown(text: str) -> str:
     """The message for a name that nothing knows."""
-    return f"no format named '{text[:80]}'{suggestion(text) or '; `anybit formats` lists them'}"
+    return f"no format named '{shown(text)}'{suggestion(text) or '; `anybit formats` lists them'}"
+
+
+def shown(text: str) -> str:
+    """A user's text as one line of at most 80 characters."""
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:80])
+    return line if len(text) <= 80 else line[:77] + "..."
 
 
 def suggestion(text: str, more: Iterable[str] = ()) -> str:

@@ -8,7 +8,7 @@ from typing import NoReturn
 from anybit.errors import FormatError, near_misses
 from anybit.formats.block import KINDS, Block
 from anybit.formats.element import Element
-from anybit.formats.family import UnknownElementError, _find, suggestion
+from anybit.formats.family import UnknownElementError, _find, shown, suggestion
 from anybit.formats.format import PACKS, Format, Level
 from anybit.formats.named import ALIASES
 from anybit.formats.policy import Policy, Spec
@@ -28,7 +28,7 @@ class _Reader:
     def __init__(self, source: str) -> None:
         if not isinstance(source, str):
             raise FormatError(f"a format is a text such as int4@128, not {type(source).__name__}")
-        self.source = source if len(source) <= 80 else source[:77] + "..."
+        self.source = shown(source)
         if len(source) > LONGEST:
             self.fail("the expression is too long", LONGEST)
         legal = _TEXT.match(source)

@@ -7,7 +7,7 @@ point: the smallest float64 that goes to b. It is computed with exact fractions 
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 
@@ -172,11 +172,19 @@ class Switches:
 _HIGH_HALF = 1 if np.little_endian else 0
 
 
-def raise_out_of_range(element: Element, x: np.ndarray, outside: np.ndarray) -> None:
-    """Raises FormatError naming the first value that does not fit, its index and how many there are."""
+class OutOfRangeError(FormatError):
+    """over=error met a value that the element cannot hold: `value` is the first."""
+
+    value = float("nan")
+
+
+def raise_out_of_range(element: Element, x: np.ndarray, outside: np.ndarray) -> NoReturn:
+    """Raises OutOfRangeError naming the first value that does not fit, its index and how many there are."""
     index = np.unravel_index(int(np.argmax(outside)), outside.shape)
     place = f" at index ({', '.join(map(str, map(int, index)))})" if index else ""
-    raise FormatError(
+    error = OutOfRangeError(
         f"{int(outside.sum())} value(s) outside {element.name}'s range {element.min:g} to {element.max:g},"
         f" the first {float(x[index]):g}{place}; use over=saturate to clip"
     )
+    error.value = float(x[index])
+    raise error

@@ -5,29 +5,31 @@ Parts are logical: "codes" has the array's shape, "scale.0" the block grid, "sca
     s = fl(fl(s0 * s1) * s2) ...      value = fl(fl(t - z) * s), then fl(value + m)      all in float32
     a zero point that is no whole number: m = -fl(z * s)
     code = encode(fl(x / s)), with an offset encode(fl(fl(x - m) / s)), with an integer zero point round(fl(x / s)) + z, clipped
-Arrays are walked in boxes of about a quarter of a million values, so that temporary memory does not grow with the array.
+Arrays are walked in slabs of about a million values along the first axis, and those in boxes of a quarter of that, so that temporary memory
+stays at tens of megabytes whatever the array's size (unless one block's rows are longer than that).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from math import prod
 from typing import Any
 
 import numpy as np
 
-from anybit.errors import NonFiniteError, ShapeError
-from anybit.formats import Element, Format, Spec
+from anybit.errors import FormatError, NonFiniteError, ShapeError
+from anybit.formats import Format, Spec
 from anybit.formats.element import as_real
-from anybit.formats.rounding import round_integral
-from anybit.methods.chain import Chain, grids
+from anybit.formats.rounding import OutOfRangeError
+from anybit.methods.chain import Chain, Shape, blocks, grids
+from anybit.methods.grids import LIMIT, Chooser, Grids, tame, values_of
 from anybit.methods.method import METHODS, Parts
-from anybit.methods.scales import SCALES, Range, Rule
+from anybit.methods.scales import SCALES
 
-LIMIT = 1 << 18
-_LARGEST = float(np.finfo(np.float32).max)
+SLAB = 1 << 20
 
 
-def part_shapes(fmt: Format, shape: tuple[int, ...]) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
+def part_shapes(fmt: Format, shape: Shape) -> dict[str, tuple[np.dtype, Shape]]:
     """Name, dtype and shape of each logical part of an array of this format.
 
     >>> [(name, str(dtype), size) for name, (dtype, size) in part_shapes(Format("nvfp4"), (2, 64)).items()]
@@ -44,6 +46,24 @@ def part_shapes(fmt: Format, shape: tuple[int, ...]) -> dict[str, tuple[np.dtype
         for i in range(len(fmt.levels)):
             found[f"offset.{i}"] = fmt.offset_element(i).code_dtype, sizes[i]
     return found
+
+
+def _merged(fmt: Format, shape: Shape) -> Shape:
+    """The same array with fewer leading axes, where blocks do not care: slabs are cut along the first."""
+    if all(block.per_row or block.kind == "tensor" for block in blocks(fmt)):
+        return (prod(shape[:-1]), shape[-1]) if len(shape) > 1 and prod(shape[:-1]) > 1 else shape[-1:]
+    first = next((i for i, n in enumerate(shape) if n != 1), len(shape) - 1)
+    return shape[first:]
+
+
+def _slabs(fmt: Format, shape: Shape) -> Iterator[tuple[slice, slice]]:
+    """(rows of the array, rows of the block grid) of slabs of whole blocks."""
+    block = blocks(fmt)[0]
+    unit, grid = block.on(shape)[0], block.grid(shape)[0]
+    step = max(1, SLAB // max(1, prod(shape[1:]) * unit))
+    for start in range(0, grid, step):
+        stop = min(start + step, grid)
+        yield slice(start * unit, min(stop * unit, shape[0])), slice(start, stop)
 
 
 @METHODS.register("rtn")
@@ -64,98 +84,81 @@ def quantize_parts(w: Any, spec: Spec | Format | str, name: str = "array") -> Pa
     x = as_real(w)
     if x.ndim == 0:
         raise ShapeError(f"{name} is a single number; quantizing needs an array of at least one axis")
-    if spec.format.block is None:
-        return {"codes": _encode_plain(x, spec, name)}
-    rule = SCALES[spec.scale_rule]
-    low, high, finite = _extremes(x, spec, name)
-    if not x.size:
-        return {part: np.zeros(size, dtype) for part, (dtype, size) in part_shapes(spec.format, x.shape).items()}
-    choice = _choose(x, spec, rule, low, high)
-    codes = np.empty(x.shape, spec.format.element.code_dtype)
-    for box in spec.format.block.boxes(x.shape, LIMIT):
-        part = x[box.take]
-        values = part.reshape(box.split)
-        bad = None
-        if not finite:
-            bad = ~np.isfinite(values)
-            held = np.clip(np.where(np.isnan(values), 0, values), box.spread(low), box.spread(high))
-            values = np.where(bad, held, values).astype(x.dtype)
-        found = choice.encode(values, box, spec)
-        if bad is not None and spec.policy.nonfinite == "propagate" and bad.any():
-            found = np.where(bad, spec.format.element._non_finite_codes(part.reshape(box.split), "propagate"), found)
-        codes[box.take] = found.reshape(part.shape)
-    return {"codes": codes, **choice.parts}
+    fmt = spec.format
+    rule = None if fmt.block is None else SCALES[spec.scale_rule]
+    parts = {part: np.zeros(size, dtype) for part, (dtype, size) in part_shapes(fmt, x.shape).items()}
+    try:
+        if rule is None:
+            _encode_plain(x.reshape(-1), spec, parts["codes"].reshape(-1))
+        elif x.size:
+            shape = _merged(fmt, x.shape)
+            sizes = {part: size for part, (_, size) in part_shapes(fmt, shape).items()}
+            _quantize(x.reshape(shape), spec, Chooser(spec, rule, shape), {p: a.reshape(sizes[p]) for p, a in parts.items()})
+    except _NonFiniteFound:
+        _raise_non_finite(x, name)
+    except OutOfRangeError as error:
+        if rule is None:
+            raise
+        raise FormatError(
+            f"{name}: a value is {error.value:g} times its block's scale, outside {fmt.element}'s range"
+            f" {fmt.element.min:g} to {fmt.element.max:g}; use over=saturate or scale=absmax"
+        ) from None
+    return parts
 
 
-def dequantize_parts(parts: Parts, fmt: Format, shape: tuple[int, ...]) -> np.ndarray:
-    """float32 values of logical parts. ShapeError: parts that are missing or do not have the shapes of `part_shapes`."""
-    shape = tuple(shape)
-    for part, (_, size) in part_shapes(fmt, shape).items():
-        if part not in parts or parts[part].shape != size:
-            found = list(parts[part].shape) if part in parts else "missing"
-            raise ShapeError(f"part '{part}' of {fmt} {list(shape)} is {list(size)}, not {found}")
-    out = np.empty(shape, np.float32)
-    codes, table = parts["codes"], fmt.element.table.values
-    if fmt.block is None:
-        flat, target = codes.reshape(-1), out.reshape(-1)
-        for start in range(0, flat.size, LIMIT):
-            target[start : start + LIMIT] = _values(fmt.element, table, flat[start : start + LIMIT])
-        return out
-    scale, zero, offset = _stored(parts, fmt, shape)
-    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-        for box in fmt.block.boxes(shape, LIMIT):
-            taken = codes[box.take]
-            value = _values(fmt.element, table, taken).reshape(box.split)
-            if zero is not None:
-                value = value - box.spread(zero)
-            value = value * box.spread(scale)
-            if offset is not None:
-                value = value + box.spread(offset)
-            out[box.take] = value.reshape(taken.shape)
-    return out
+class _NonFiniteFound(Exception):
+    """Somewhere in the array, under nonfinite=error; the place is looked up once, in the array as it was given."""
 
 
-def _values(element: Element, table: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    return table[codes] if table.size else element.decode(codes).astype(np.float32)
+def _quantize(x: np.ndarray, spec: Spec, chooser: Chooser, parts: Parts) -> None:
+    """Fills the parts of an array with blocks."""
+    fmt = spec.format
+    slabs = list(_slabs(fmt, x.shape))
+
+    def ranges() -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+        for take, rows in slabs:
+            low, high, _ = _extremes(x[take], spec)
+            yield rows, low, high
+
+    offsets, scales = chooser.offsets, chooser.scales
+    if offsets is not None and offsets.deep:
+        offsets.settle((rows, chooser.offset_targets(low, high)) for rows, low, high in ranges())
+    if scales.deep:
+
+        def targets() -> Iterator[tuple[slice, np.ndarray]]:
+            for rows, low, high in ranges():
+                offset = offsets.offsets(chooser.offset_targets(low, high), rows)[1] if offsets is not None else None
+                yield rows, np.abs(chooser.rule(chooser.see(low, high, offset))[0])
+
+        scales.settle(targets())
+    for take, rows in slabs:
+        low, high, finite = _extremes(x[take], spec)
+        grids = chooser.choose(x[take], low, high, rows)
+        for part, codes in grids.parts.items():
+            parts[part][rows] = codes
+        _encode(x[take], spec, grids, None if finite else (low, high), parts["codes"][take])
+    for chain, name in ((scales, "scale"), (offsets, "offset")):
+        for i, codes in enumerate(chain.higher if chain is not None else [], start=1):
+            parts[f"{name}.{i}"][...] = codes
 
 
-def _stored(parts: Parts, fmt: Format, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
-    """float32 scale, zero point and offset of each first-level block."""
-    count = range(len(fmt.levels))
-    scale = Chain(fmt, shape, [level.element for level in fmt.levels]).product([parts[f"scale.{i}"] for i in count])
-    zero = offset = None
-    if fmt.zero is not None:
-        zero = fmt.zero.decode(parts["zero"]).astype(np.float32)
-        if not fmt.whole_zero:  # as kernels run it
-            with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-                zero, offset = None, -(zero * scale)
-    if fmt.offset is not None:
-        offset = Chain(fmt, shape, [fmt.offset_element(i) for i in count]).product([parts[f"offset.{i}"] for i in count])
-    return scale, zero, offset
+def _encode(x: np.ndarray, spec: Spec, grids: Grids, limits: tuple[np.ndarray, np.ndarray] | None, out: np.ndarray) -> None:
+    """Codes of a slab; `limits` are the extremes of its finite values where some are not finite."""
+    block = blocks(spec.format)[0]
+    for box in block.boxes(x.shape, LIMIT):
+        part = x[box.take].reshape(box.split)
+        values = part if limits is None else tame(part, box, *limits)
+        codes = grids.encode(values, box, spec)
+        if limits is not None and spec.policy.nonfinite == "propagate":
+            bad = ~np.isfinite(part)
+            codes = np.where(bad, spec.format.element.encode(np.where(bad, part, 0), nonfinite="propagate"), codes)
+        out[box.take] = codes.reshape(out[box.take].shape)
 
 
-def _encode_plain(x: np.ndarray, spec: Spec, name: str) -> np.ndarray:
-    """Codes of an array without scales."""
-    element, policy = spec.format.element, spec.policy
-    codes = np.empty(x.shape, element.code_dtype)
-    flat, target = x.reshape(-1), codes.reshape(-1)
-    for start in range(0, flat.size, LIMIT):
-        part = flat[start : start + LIMIT]
-        if np.isfinite(part).all():
-            target[start : start + LIMIT] = element._codes(part, policy.round, policy.over)
-            continue
-        if policy.nonfinite == "error":
-            _raise_non_finite(x, name)
-        target[start : start + LIMIT] = element.encode(part, policy.round, policy.over, policy.nonfinite)
-    return codes
-
-
-def _extremes(x: np.ndarray, spec: Spec, name: str) -> tuple[np.ndarray, np.ndarray, bool]:
-    """The least and largest finite value of each block, and whether all values are finite. NonFiniteError under nonfinite=error."""
-    block = spec.format.block
-    assert block is not None
-    grid = block.grid(x.shape)
-    low, high = np.full(grid, np.inf, x.dtype), np.full(grid, -np.inf, x.dtype)
+def _extremes(x: np.ndarray, spec: Spec) -> tuple[np.ndarray, np.ndarray, bool]:
+    """float64 least and largest finite value of each block of a slab (0 where it has none), and whether all values are finite."""
+    block = blocks(spec.format)[0]
+    low, high = np.full(block.grid(x.shape), np.inf), np.full(block.grid(x.shape), -np.inf)
     all_finite = True
     for box in block.boxes(x.shape, LIMIT):
         values = x[box.take].reshape(box.split)
@@ -163,7 +166,7 @@ def _extremes(x: np.ndarray, spec: Spec, name: str) -> tuple[np.ndarray, np.ndar
         # NaN passes through min and max, an infinity is one of them.
         if not (np.isfinite(least).all() and np.isfinite(most).all()):
             if spec.policy.nonfinite == "error":
-                _raise_non_finite(x, name)
+                raise _NonFiniteFound
             all_finite = False
             good = np.isfinite(values)
             least = values.min(axis=box.within, where=good, initial=np.inf)
@@ -174,131 +177,91 @@ def _extremes(x: np.ndarray, spec: Spec, name: str) -> tuple[np.ndarray, np.ndar
     return np.where(empty, 0, low), np.where(empty, 0, high), all_finite
 
 
+def _encode_plain(x: np.ndarray, spec: Spec, out: np.ndarray) -> None:
+    """Codes of a flat array without scales."""
+    element, policy = spec.format.element, spec.policy
+    for start in range(0, x.size, LIMIT):
+        part = x[start : start + LIMIT]
+        if np.isfinite(part).all():
+            out[start : start + LIMIT] = element._codes(part, policy.round, policy.over)
+        elif policy.nonfinite == "error":
+            raise _NonFiniteFound
+        else:
+            out[start : start + LIMIT] = element.encode(part, policy.round, policy.over, policy.nonfinite)
+
+
 def _raise_non_finite(x: np.ndarray, name: str) -> None:
-    count, first = 0, None
-    flat = x.reshape(-1)
+    flat, count, first = x.reshape(-1), 0, -1
     for start in range(0, flat.size, LIMIT):
         bad = ~np.isfinite(flat[start : start + LIMIT])
-        if first is None and bad.any():
+        if first < 0 and bad.any():
             first = start + int(np.argmax(bad))
         count += int(bad.sum())
-    index = [int(i) for i in np.unravel_index(first or 0, x.shape)]
+    index = [int(i) for i in np.unravel_index(first, x.shape)]
     raise NonFiniteError(
-        f"{name} holds {count} non-finite value(s), the first {float(x[tuple(index)])} at index {index};"
+        f"{name} holds {count} non-finite value(s), the first {float(flat[first])} at index {index};"
         " repair the array, or say nonfinite=saturate or propagate"
-    )
+    ) from None
 
 
-@dataclass(frozen=True)
-class _Choice:
-    """Scales, zero points and offsets of an array: as stored parts, and as the float32 numbers that they mean."""
+def dequantize_parts(parts: Parts, fmt: Format, shape: Shape) -> np.ndarray:
+    """float32 values of logical parts. ShapeError: parts that are missing or do not have the shapes of `part_shapes`."""
+    shape = tuple(shape)
+    for part, (_, size) in part_shapes(fmt, shape).items():
+        if part not in parts or parts[part].shape != size:
+            found = list(parts[part].shape) if part in parts else "missing"
+            raise ShapeError(f"part '{part}' of {fmt} {list(shape)} is {list(size)}, not {found}")
+    out = np.empty(shape, np.float32)
+    if not out.size:
+        return out
+    if fmt.block is None:
+        flat, codes = out.reshape(-1), parts["codes"].reshape(-1)
+        for start in range(0, flat.size, LIMIT):
+            flat[start : start + LIMIT] = values_of(fmt.element, codes[start : start + LIMIT])
+        return out
+    merged = _merged(fmt, shape)
+    _dequantize({p: parts[p].reshape(size) for p, (_, size) in part_shapes(fmt, merged).items()}, fmt, out.reshape(merged))
+    return out
 
-    parts: Parts
-    divisor: np.ndarray
-    scale: np.ndarray
-    zero: np.ndarray | None
-    offset: np.ndarray | None
-    whole_zero: bool
 
-    def encode(self, values: np.ndarray, box: Any, spec: Spec) -> np.ndarray:
-        """Codes of one box."""
-        element, policy = spec.format.element, spec.policy
-        with np.errstate(over="ignore", under="ignore"):
-            if self.offset is not None:
-                values = values - box.spread(self.offset)
-            ratio = np.divide(values, box.spread(self.divisor))
-            if self.zero is None:
-                return element._codes(ratio, policy.round, policy.over)
-            if not self.whole_zero:
-                return element._codes(ratio + box.spread(self.zero), policy.round, policy.over)
-            return element._codes(round_integral(ratio, policy.round) + box.spread(self.zero), "nearest-even", policy.over)
+def stored_grids(parts: Parts, fmt: Format, shape: Shape) -> Grids:
+    """float32 scale, zero point and offset (or None) of each first-level block, all levels multiplied. For formats with a block.
 
-    def squared_error(self, values: np.ndarray, box: Any, spec: Spec) -> np.ndarray:
-        """The sum of squared differences that coding a box would leave, float64, one number a block."""
-        element = spec.format.element
-        found = _values(element, element.table.values, self.encode(values, box, spec))
+    >>> parts = quantize_parts(np.array([[1.0, -7.0, 3.2, 0.0]]), "int4@2")
+    >>> stored_grids(parts, Format("int4@2"), (1, 4)).scale.tolist()
+    [[1.0, 0.45703125]]
+    """
+    scales, offsets = _chains(parts, fmt, tuple(shape))
+    return _grids(parts, fmt, scales, offsets, slice(None))
+
+
+def _chains(parts: Parts, fmt: Format, shape: Shape) -> tuple[Chain, Chain | None]:
+    """The stored levels of scales and of offsets."""
+    levels = range(1, len(fmt.levels))
+    scales = Chain(fmt, shape, [level.element for level in fmt.levels])
+    scales.load([parts[f"scale.{i}"] for i in levels])
+    if fmt.offset is None:
+        return scales, None
+    offsets = Chain(fmt, shape, [fmt.offset_element(i) for i in range(len(fmt.levels))])
+    offsets.load([parts[f"offset.{i}"] for i in levels])
+    return scales, offsets
+
+
+def _grids(parts: Parts, fmt: Format, scales: Chain, offsets: Chain | None, rows: slice) -> Grids:
+    scale = scales.product(parts["scale.0"][rows], rows)
+    zero = fmt.zero.decode(parts["zero"][rows]).astype(np.float32) if fmt.zero is not None else None
+    offset = offsets.product(parts["offset.0"][rows], rows) if offsets is not None else None
+    if zero is not None and not fmt.whole_zero:  # as kernels run it
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-            if self.zero is not None:
-                found = found - box.spread(self.zero)
-            found = found * box.spread(self.scale)
-            if self.offset is not None:
-                found = found + box.spread(self.offset)
-            difference = values - found
-            return np.square(difference, dtype=np.float64).sum(axis=box.within)
+            zero, offset = None, -(zero * scale)
+    return Grids({}, scale, zero, offset)
 
 
-def _choose(x: np.ndarray, spec: Spec, rule: Rule, low: np.ndarray, high: np.ndarray) -> _Choice:
-    """Scales by the rule; if it gives several, those with the least squared error, block by block."""
-    fmt = spec.format
-    element = fmt.element
-    low, high = low.astype(np.float64), high.astype(np.float64)
-    parts: Parts = {}
-    offset: np.ndarray | None = None
-    limit = np.full(low.shape, _LARGEST)
-    if fmt.offset is not None:
-        codes, offset = _offsets(fmt, x.shape, low, high)
-        parts = {f"offset.{i}": c for i, c in enumerate(codes)}
-        low, high = low - offset, high - offset
-        # Values past the offset must not run out of float32.
-        limit = limit - (np.abs(offset) if element.min < 0 else np.maximum(offset, 0))
-        seen = Range(low, high, min(element.min, 0.0), element.max, element.min, fmt.levels[0].element)
-    elif fmt.zero is not None:
-        span = np.maximum(high, 0) - np.minimum(low, 0)
-        seen = Range(np.zeros_like(span), span, 0.0, element.max - element.min, 0.0, fmt.levels[0].element)
-        limit = limit / 2
-    else:
-        reach = element.reach
-        seen = Range(low, high, -reach[0], reach[1], element.min, fmt.levels[0].element)
-    candidates = rule(seen)
-    chain = Chain(fmt, x.shape, [level.element for level in fmt.levels])
-    higher, outer = chain.outer(np.abs(candidates[0]))
-    limit = limit / max(element.max, -element.min)
-
-    def settle(target: np.ndarray) -> _Choice:
-        first, scale = chain.choose(target, outer, higher, limit)
-        stored = {f"scale.{i}": c for i, c in enumerate([first, *higher])}
-        zero, whole = None, True
-        if fmt.zero is not None:
-            if offset is None:
-                # A zero point's element may not reach as far as the codes do: then the scale grows until the range fits.
-                least, most = max(fmt.zero.min, element.min), min(fmt.zero.max, element.max)
-                wanted = np.clip(element.min - np.minimum(low, 0) / _divisor(scale), least, most)
-                if (fmt.zero.min > element.min) or (fmt.zero.max < element.max):
-                    above = np.maximum(high, 0) / np.maximum(element.max - wanted, 0.5)
-                    below = np.maximum(-low, 0) / np.maximum(wanted - element.min, 0.5)
-                    first, scale = chain.choose(np.maximum(np.maximum(above, below), target), outer, higher, limit)
-                    stored["scale.0"] = first
-            else:
-                wanted = np.zeros_like(low)
-            stored["zero"] = fmt.zero.encode(wanted)
-            zero = fmt.zero.decode(stored["zero"]).astype(np.float32)
-            whole = fmt.zero.fields["family"] == "integer"
-        return _Choice({**stored, **parts}, _divisor(scale), scale, zero, offset, whole)
-
-    if len(candidates) == 1:
-        return settle(candidates[0])
-    block = fmt.block
-    assert block is not None
-    best, least_error = candidates[0], np.full(low.shape, np.inf)
-    for target in candidates:
-        choice = settle(target)
-        error = np.zeros(low.shape)
-        for box in block.boxes(x.shape, LIMIT):
-            values = np.where(np.isfinite(x[box.take]), x[box.take], 0) if spec.policy.nonfinite != "error" else x[box.take]
-            error[box.grid] += choice.squared_error(values.reshape(box.split), box, spec)
-        better = error < least_error
-        best, least_error = np.where(better, target, best), np.where(better, error, least_error)
-    return settle(best)
-
-
-def _divisor(scale: np.ndarray) -> np.ndarray:
-    """The scale, but infinity where a product of tiny scales has vanished: such blocks become zero."""
-    return np.where(scale == 0, np.float32(np.inf), scale)
-
-
-def _offsets(fmt: Format, shape: tuple[int, ...], low: np.ndarray, high: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
-    """Codes of the offsets that put a block's range onto the element's, and the float32 offsets."""
-    element = fmt.element
-    step = (high - low) / (element.max - element.min)
-    chain = Chain(fmt, shape, [fmt.offset_element(i) for i in range(len(fmt.levels))])
-    return chain.offsets(low - element.min * step)
+def _dequantize(parts: Parts, fmt: Format, out: np.ndarray) -> None:
+    scales, offsets = _chains(parts, fmt, out.shape)
+    for take, rows in _slabs(fmt, out.shape):
+        grids = _grids(parts, fmt, scales, offsets, rows)
+        target, codes = out[take], parts["codes"][take]
+        for box in blocks(fmt)[0].boxes(target.shape, LIMIT):
+            part = codes[box.take]
+            target[box.take] = grids.decode(part.reshape(box.split), box, fmt.element).reshape(part.shape)

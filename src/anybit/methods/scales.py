@@ -15,13 +15,15 @@ from anybit.registry import Registry
 @dataclass(frozen=True)
 class Range:
     """What a rule sees. low, high: float64, extremes of each block. least, most: the element's values (or, for two's complement, minus the
-    largest) that they are brought to. bottom: the element's true least value. scale: the element that stores the scales."""
+    largest) that they are brought to. bottom: the element's true least value. count: how many values it has. scale: the element that stores
+    the scales."""
 
     low: np.ndarray
     high: np.ndarray
     least: float
     most: float
     bottom: float
+    count: int
     scale: Element
 
     @property
@@ -36,7 +38,8 @@ with the least squared error after storing it is taken, block by block; the firs
 
 SCALES: Registry[Rule] = Registry("scale rule")
 
-_STEPS = np.r_[1.0, np.linspace(0.6, 1.6, 26)]
+# Up to four values gain by clipping most of a block: their best scale may be a fifth of absmax's.
+_STEPS, _COARSE_STEPS = np.r_[1.0, np.linspace(0.6, 1.6, 26)], np.r_[1.0, np.linspace(0.15, 1.2, 36)]
 
 
 @SCALES.register("absmax")
@@ -66,12 +69,15 @@ def floor(r: Range) -> list[np.ndarray]:
 
 @SCALES.register("mse")
 def mse(r: Range) -> list[np.ndarray]:
-    """The least squared error of a search: power-of-two scales s/2, s, 2s around floor's s; others 27 multiples of absmax's."""
+    """The least squared error of a search: power-of-two scales s/2, s, 2s around floor's s; others multiples of absmax's.
+
+    27 multiples from 0.6 to 1.6; for elements of at most four values 37 from 0.15 to 1.2.
+    """
     if r.scale.bits <= 8 and bool(np.all(np.frexp(r.scale.finite)[0] == 0.5)):
         s = floor(r)[0]
         return [s, s / 2, s * 2]
     base = absmax(r)[0]
-    return [base * step for step in _STEPS]
+    return [base * step for step in (_STEPS if r.count > 4 else _COARSE_STEPS)]
 
 
 @SCALES.register("signmax")

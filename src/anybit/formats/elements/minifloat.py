@@ -127,7 +127,7 @@ class Minifloat(Element):
                 return x.astype(np.float16).view(np.uint16).astype(np.uint32) & np.uint32(0x7FFF)
         if self.name not in _NAMED:
             return None
-        pattern = np.ascontiguousarray(x).view(np.uint32) & np.uint32(0x7FFFFFFF)
+        pattern = np.array(x, order="C").view(np.uint32) & np.uint32(0x7FFFFFFF)
         shift = 23 - self.mantissa
         if shift:
             pattern += ((pattern >> np.uint32(shift)) & np.uint32(1)) + np.uint32((1 << (shift - 1)) - 1)

@@ -95,8 +95,8 @@ def test_nvfp4_by_hand() -> None:
 
 @pytest.mark.parametrize("name", ["fp8_e4m3fn", "fp8_e5m2", "fp4_e2m1", "bf16", "fp16"])
 def test_elements_encode_and_decode_as_ml_dtypes_does(name: str) -> None:
-    kind = {"fp8_e4m3fn": "float8_e4m3fn", "fp8_e5m2": "float8_e5m2", "fp4_e2m1": "float4_e2m1fn", "bf16": "bfloat16", "fp16": "float16"}[name]
-    dtype: Any = np.dtype(getattr(ml_dtypes, kind, kind))
+    kinds = {"fp8_e4m3fn": "float8_e4m3fn", "fp8_e5m2": "float8_e5m2", "fp4_e2m1": "float4_e2m1fn", "bf16": "bfloat16"}
+    dtype: Any = np.dtype(getattr(ml_dtypes, kinds[name]) if name in kinds else np.float16)
     element = anybit.Format(name).element
     x = random((500,)) * np.float32(element.max / 5)
     x = x[np.abs(x) < element.max]
@@ -150,7 +150,7 @@ def test_rows(fmt: str) -> None:
             q.rows(bad)
 
 
-@pytest.mark.parametrize("fmt", [*FORMATS, "int4@24x32", "int4@48x32", "int4@32x32+zp", "int4@32:fp16@64"])
+@pytest.mark.parametrize("fmt", [*FORMATS, "int4@24x32", "int4@48x32", "int4@32x32+zp", "int4@32:fp16@64x64", "int4@32:fp8_e4m3fn@64+off"])
 def test_narrow_cuts_rows_in_place(fmt: str) -> None:
     """Every cut that is allowed gives exactly those rows; the others are refused."""
     q = quantize(random((100, 64)), fmt)
@@ -166,7 +166,7 @@ def test_narrow_cuts_rows_in_place(fmt: str) -> None:
         assert part.shape == (stop - start, 64) and np.array_equal(part.dequantize(), whole[start:stop]), (start, stop)
         assert np.array_equal(part.matmul(x), q.matmul(x)[:, start:stop])
         assert np.shares_memory(part.parts["codes"], q.parts["codes"])
-    assert allowed >= 1
+    assert allowed >= 1 and np.array_equal(q.narrow(0, 100).dequantize(), whole)
     for start, stop in [(0, 0), (-16, 16), (16, 0), (0, 116)]:
         with pytest.raises(ShapeError):
             q.narrow(start, stop)
@@ -196,8 +196,9 @@ def test_quantize_refuses() -> None:
     w = random((4, 64))
     bad = w.copy()
     bad[2, 7], bad[3, 1], bad[3, 2] = np.nan, np.inf, -np.inf
-    refused(NonFiniteError, 4, r"^w holds 3 non-finite value\(s\), the first nan at index \[2, 7\]", lambda: quantize(bad, "int4@32", name="w"))
-    refused(NonFiniteError, 4, r"3 non-finite value\(s\), the first nan at index \[2, 7\]", lambda: fake_quantize(bad, "bf16"))
+    first = r"holds 3 non-finite value\(s\), the first nan at index \[2, 7\]"
+    refused(NonFiniteError, 4, f"^w {first}", lambda: quantize(bad, "int4@32", name="w"))
+    refused(NonFiniteError, 4, first, lambda: fake_quantize(bad, "bf16"))
     refused(ShapeError, 2, "at least one axis", lambda: quantize(1.0, "int4@32"))
     refused(ShapeError, 2, "at least one axis", lambda: quantize(np.zeros((0, 4)), "int4@32"))
     refused(ShapeError, 2, "numbers are", lambda: quantize(["a"], "int4@32"))
@@ -260,7 +261,8 @@ def test_a_layout_that_cannot_hold_a_format_is_refused() -> None:
     q = quantize(random((20, 70)), "int4@32")
     for fmt, layout in [("bf16", "tile16x4"), ("int12@32", "tile16x4"), ("int4@32", "tile16x1"), ("fp8_e5m2", "tile16x4")]:
         refused(ShapeError, 2, "cannot hold", lambda fmt=fmt, layout=layout: QTensor.from_stored(Format(fmt), q.shape, layout, q.parts))
-    refused(UnknownNameError, 2, "no layout named 'tile16x5'; did you mean", lambda: QTensor.from_stored(q.format, q.shape, "tile16x5", q.parts))
+    with pytest.raises(UnknownNameError, match="no layout named 'tile16x5'; did you mean"):
+        QTensor.from_stored(q.format, q.shape, "tile16x5", q.parts)
 
 
 # ---------------------------------------------------------------------------------------------- the native code's own checks
@@ -270,8 +272,8 @@ def make(**changes: Any) -> Any:
     assert table.ints is not None
     values = table.values
     scale: dict[str, Any] = {
-        "kind": 3, "data": np.zeros(2 * 3 * 16 * 2, np.uint8), "rows": 1, "columns": 3, "second": 1.0, "bits": 0, "mantissa": 0, "factor": 1.0,
-        "has_sign": False, "table": np.empty(0, np.float32),
+        "kind": 3, "data": np.zeros(2 * 3 * 16 * 2, np.uint8), "rows": 1, "columns": 3, "second": 1.0, "bits": 0, "mantissa": 0,
+        "factor": 1.0, "has_sign": False, "table": np.empty(0, np.float32),
     }  # fmt: skip
     scale |= changes.pop("scale", {})
     fields: dict[str, Any] = {
@@ -308,8 +310,14 @@ def test_native_weights_of_wrong_sizes_are_refused(changes: dict[str, Any]) -> N
         make(**changes)
 
 
+ANY_BYTES = [
+    "int4@32", "uint4@32+zp", "int4@32+off", "nvfp4", "mxfp8", "fp8_e5m2@32:fp8_e4m3fn", "int4@32:fp8_e4m3fnuz", "int4@32:fp8_e5m2",
+    "int8@16x16", "int4@16x16:fp8_e4m3fn", "ternary@256", "nf4@64:fp32", "int4@32:fp8_e4m3fn@128",
+]  # fmt: skip
+
+
 @pytest.mark.parametrize("isa", ["generic", "avx2", "avx512"])
-@pytest.mark.parametrize("fmt", ["int4@32", "uint4@32+zp", "int4@32+off", "nvfp4", "mxfp8", "fp8_e5m2@32:fp8_e4m3fn", "int8@16x16", "ternary@256", "nf4@64:fp32"])
+@pytest.mark.parametrize("fmt", ANY_BYTES)
 def test_any_bytes_are_weights(fmt: str, isa: str) -> None:
     """Codes, scales and zero points of any bits, at any address: numbers or NaN come out, nothing crashes, every path agrees."""
     if isa not in native.supported_isas():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +54,13 @@ def quantized_checkpoint(path: Path, config: dict[str, Any], fmt: str, kept: str
 
 def dense_model(path: Path, config: dict[str, Any]) -> int:
     """Writes a bf16 model directory as transformers does. Gives its safetensors bytes."""
-    import json
-
     path.mkdir()
     (path / "config.json").write_text(json.dumps(config))
     tensors = describe(config).tensors
     row = (np.random.default_rng(0).standard_normal(1 << 20, np.float32).view(np.uint32) >> 16).astype(np.uint16)
-    data = ((tensor.name, np.full(tensor.shape, 0x3F80, np.uint16) if tensor.role == "norm" else np.resize(row, tensor.shape)) for tensor in tensors)
-    return write_safetensors(path / "model.safetensors", [(tensor.name, "BF16", tensor.shape) for tensor in tensors], data).size
+
+    def data() -> Iterator[tuple[str, np.ndarray]]:
+        for tensor in tensors:
+            yield tensor.name, np.full(tensor.shape, 0x3F80, np.uint16) if tensor.role == "norm" else np.resize(row, tensor.shape)
+
+    return write_safetensors(path / "model.safetensors", [(tensor.name, "BF16", tensor.shape) for tensor in tensors], data()).size

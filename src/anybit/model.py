@@ -17,7 +17,7 @@ from anybit.engine.sampling import Sampling
 from anybit.errors import FileFormatError, NoKernelError
 from anybit.formats import Format, Spec
 from anybit.io.checkpoint import QuantizedEntry, save_checkpoint
-from anybit.io.hf import open_model
+from anybit.io.hf import CONFIG, open_model
 from anybit.linear import ActSpec, Linear, check_kernel
 from anybit.methods import METHODS
 from anybit.models import ModelSpec, describe
@@ -237,7 +237,7 @@ def load(path: str | Path) -> Model:
     """
     source = open_model(resolve(path))
     where = source.path
-    spec = describe(source.config)
+    spec = describe(source.config, str(source.path / CONFIG))
     layers = dict(source.quantization.layers) if source.quantization else {}
     if source.quantization:
         check_supported(source.quantization, where)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from anybit.io.safetensors_writer import write_safetensors
 from anybit.layouts import default_layout
 from anybit.models import describe
 from anybit.stored import describe_layer
-from anybit.tensor import quantize
+from anybit.tensor import QTensor, quantize
 
 # 1.1e9 weights
 BILLION: dict[str, Any] = {
@@ -26,11 +27,15 @@ BILLION: dict[str, Any] = {
 ROWS = 64
 
 
+@lru_cache(maxsize=16)
+def _few(fmt: str, k: int, seed: int) -> QTensor:
+    return quantize(np.random.default_rng(seed).standard_normal((ROWS, k), np.float32) * np.float32(k**-0.5), fmt)
+
+
 def _repeated(fmt: str, shape: tuple[int, ...], seed: int) -> QuantizedEntry:
     """A matrix whose rows repeat every 64; `fmt` must share no scale between rows."""
     n, k = shape
-    values = np.random.default_rng(seed).standard_normal((ROWS, k), np.float32) * np.float32(k**-0.5)
-    few = quantize(values, fmt)
+    few = _few(fmt, k, seed)
     exact = Format(fmt)
     stored = describe_layer(exact, shape, default_layout(exact, shape), None)
 
@@ -48,7 +53,7 @@ def quantized_checkpoint(path: Path, config: dict[str, Any], fmt: str, kept: str
         if tensor.role == "norm":
             plain.append((tensor.name, "F32", np.ones(tensor.shape, np.float32)))
         else:
-            entries.append((tensor.name, _repeated(fmt if tensor.role == "linear" else kept, tensor.shape, seed % 7)))
+            entries.append((tensor.name, _repeated(fmt if tensor.role == "linear" else kept, tensor.shape, seed % 3)))
     return save_checkpoint(path, config, entries, plain)
 
 

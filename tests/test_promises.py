@@ -72,7 +72,7 @@ needs_proc = pytest.mark.skipif(not can_reset_peak(), reason="memory is measured
 
 
 @needs_proc
-@pytest.mark.parametrize("fmt", ["ternary@256", pytest.param("int4@32", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("fmt", ["ternary@256", "int4@32"])
 def test_a_model_of_a_billion_weights_loads_at_once_and_fits_into_its_file(tmp_path: Path, fmt: str) -> None:
     """Under 0.3 s; at most 1.05 times its file beside the cache, after a prompt of 8 tokens and 4 more. All matrices quantized: the file
     is as small as it can be, and nearly all of it is read."""

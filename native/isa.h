@@ -102,8 +102,10 @@ AB_INLINE B b_add_sat(B a, B b) { return {_mm512_adds_epu8(a.v, b.v)}; }
 AB_INLINE B b_sub(B a, B b) { return {_mm512_sub_epi8(a.v, b.v)}; }
 template <int n> AB_INLINE B b_shr(B a) { return {_mm512_srli_epi16(a.v, n)}; }  // bits of the neighbour come in: mask after
 template <int n> AB_INLINE B b_shl(B a) { return {_mm512_slli_epi16(a.v, n)}; }
+AB_INLINE B b_sign(B a) { return {_mm512_movm_epi8(_mm512_movepi8_mask(a.v))}; }  // 0xff where the top bit is set
 AB_INLINE B b_table(const uint8_t *t) { return {_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)t))}; }
 AB_INLINE B b_lookup(B table, B at) { return {_mm512_shuffle_epi8(table.v, at.v)}; }  // at: 0..15, or bit 7 set for zero
+AB_INLINE B b_pick(B top_clear, B top_set, B by) { return {_mm512_mask_blend_epi8(_mm512_movepi8_mask(by.v), top_clear.v, top_set.v)}; }
 AB_INLINE I b_dwords(B a) { return {a.v}; }
 
 AB_INLINE C c_zero() { return {_mm512_setzero_si512()}; }
@@ -120,6 +122,11 @@ struct W { __m512i a, b; };
 AB_INLINE void w_store(uint8_t *p, B lo, B hi) {
   _mm512_storeu_si512(p, _mm512_unpacklo_epi8(lo.v, hi.v));
   _mm512_storeu_si512(p + 64, _mm512_unpackhi_epi8(lo.v, hi.v));
+}
+AB_INLINE void w_store_signed(uint8_t *p, B lo, B hi, B sign) {  // negated where sign is 0xff
+  __m512i a = _mm512_unpacklo_epi8(sign.v, sign.v), b = _mm512_unpackhi_epi8(sign.v, sign.v);
+  _mm512_storeu_si512(p, _mm512_sub_epi16(_mm512_xor_si512(_mm512_unpacklo_epi8(lo.v, hi.v), a), a));
+  _mm512_storeu_si512(p + 64, _mm512_sub_epi16(_mm512_xor_si512(_mm512_unpackhi_epi8(lo.v, hi.v), b), b));
 }
 AB_INLINE W w_zero() { return {_mm512_setzero_si512(), _mm512_setzero_si512()}; }
 AB_INLINE W w_step(W s, const uint8_t *p, const int16_t *q) {
@@ -209,8 +216,12 @@ AB_INLINE B b_add_sat(B a, B b) { return AB_BOTH(B, _mm256_adds_epu8); }
 AB_INLINE B b_sub(B a, B b) { return AB_BOTH(B, _mm256_sub_epi8); }
 template <int n> AB_INLINE B b_shr(B a) { return {_mm256_srli_epi16(a.a, n), _mm256_srli_epi16(a.b, n)}; }  // mask after
 template <int n> AB_INLINE B b_shl(B a) { return {_mm256_slli_epi16(a.a, n), _mm256_slli_epi16(a.b, n)}; }
+AB_INLINE B b_sign(B a) { __m256i z = _mm256_setzero_si256(); return {_mm256_cmpgt_epi8(z, a.a), _mm256_cmpgt_epi8(z, a.b)}; }  // 0xff where the top bit is set
 AB_INLINE B b_table(const uint8_t *t) { __m256i v = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)t)); return {v, v}; }
 AB_INLINE B b_lookup(B table, B at) { return {_mm256_shuffle_epi8(table.a, at.a), _mm256_shuffle_epi8(table.a, at.b)}; }
+AB_INLINE B b_pick(B top_clear, B top_set, B by) {
+  return {_mm256_blendv_epi8(top_clear.a, top_set.a, by.a), _mm256_blendv_epi8(top_clear.b, top_set.b, by.b)};
+}
 AB_INLINE I b_dwords(B a) { return {a.a, a.b}; }
 
 AB_INLINE C c_zero() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
@@ -237,6 +248,13 @@ AB_INLINE void w_store(uint8_t *p, B lo, B hi) {
   _mm256_storeu_si256((__m256i *)(p + 32), _mm256_unpackhi_epi8(lo.a, hi.a));
   _mm256_storeu_si256((__m256i *)(p + 64), _mm256_unpacklo_epi8(lo.b, hi.b));
   _mm256_storeu_si256((__m256i *)(p + 96), _mm256_unpackhi_epi8(lo.b, hi.b));
+}
+AB_INLINE void store_signed(uint8_t *p, __m256i t, __m256i sign) { _mm256_storeu_si256((__m256i *)p, _mm256_sub_epi16(_mm256_xor_si256(t, sign), sign)); }
+AB_INLINE void w_store_signed(uint8_t *p, B lo, B hi, B sign) {  // negated where sign is 0xff
+  store_signed(p, _mm256_unpacklo_epi8(lo.a, hi.a), _mm256_unpacklo_epi8(sign.a, sign.a));
+  store_signed(p + 32, _mm256_unpackhi_epi8(lo.a, hi.a), _mm256_unpackhi_epi8(sign.a, sign.a));
+  store_signed(p + 64, _mm256_unpacklo_epi8(lo.b, hi.b), _mm256_unpacklo_epi8(sign.b, sign.b));
+  store_signed(p + 96, _mm256_unpackhi_epi8(lo.b, hi.b), _mm256_unpackhi_epi8(sign.b, sign.b));
 }
 AB_INLINE W w_zero() { __m256i z = _mm256_setzero_si256(); return {z, z, z, z}; }
 AB_INLINE W w_step(W s, const uint8_t *p, const int16_t *q) {
@@ -313,8 +331,10 @@ AB_INLINE B b_add_sat(B a, B b) { AB_BYTES(a.v[j] + b.v[j] > 255 ? 255 : a.v[j] 
 AB_INLINE B b_sub(B a, B b) { AB_BYTES(a.v[j] - b.v[j]); }
 template <int n> AB_INLINE B b_shr(B a) { AB_BYTES(a.v[j] >> n); }  // callers mask: other ISAs bring the neighbour's bits in
 template <int n> AB_INLINE B b_shl(B a) { AB_BYTES(a.v[j] << n); }
+AB_INLINE B b_sign(B a) { AB_BYTES(a.v[j] & 128 ? 255 : 0); }
 AB_INLINE B b_table(const uint8_t *t) { AB_BYTES(t[j & 15]); }
 AB_INLINE B b_lookup(B table, B at) { AB_BYTES(at.v[j] & 128 ? 0 : table.v[at.v[j] & 15]); }
+AB_INLINE B b_pick(B top_clear, B top_set, B by) { AB_BYTES(by.v[j] & 128 ? top_set.v[j] : top_clear.v[j]); }
 AB_INLINE I b_dwords(B a) { I r; memcpy(r.v, a.v, 64); return r; }
 
 AB_INLINE C c_zero() { C r; memset(&r, 0, sizeof r); return r; }
@@ -331,6 +351,12 @@ AB_INLINE I signed_dot(I sum, B w, B q) {
 struct W { int32_t v[16]; };
 AB_INLINE void w_store(uint8_t *p, B lo, B hi) {
   for (int j = 0; j < 64; j++) p[2 * j] = lo.v[j], p[2 * j + 1] = hi.v[j];
+}
+AB_INLINE void w_store_signed(uint8_t *p, B lo, B hi, B sign) {  // negated where sign is 0xff
+  for (int j = 0; j < 64; j++) {
+    const int t = (int16_t)(lo.v[j] | hi.v[j] << 8), v = sign.v[j] ? -t : t;
+    p[2 * j] = (uint8_t)v, p[2 * j + 1] = (uint8_t)(v >> 8);
+  }
 }
 AB_INLINE W w_zero() { W r; memset(&r, 0, sizeof r); return r; }
 AB_INLINE W w_step(W s, const uint8_t *p, const int16_t *q) {

@@ -126,13 +126,14 @@ template <int bits> AB_INLINE void codes_of(const uint8_t *p, B *g) {
 }
 
 // ------------------------------------------------------------------------------------------------ raw codes -> table values
-// A table of 2^bits bytes: 16 entries a shuffle; codes of another 16 get bit 7 set, for which the shuffle gives zero.
-template <int bits> AB_INLINE B table_bytes(const uint8_t *table, B code) {
-  if constexpr (bits <= 4) return b_lookup(b_table(table), code);
-  const B high = b_set(0x70);
-  B r = b_lookup(b_table(table), b_add_sat(code, high));
-  for (int n = 1; n < 1 << (bits > 4 ? bits - 4 : 0); n++) r = b_or(r, b_lookup(b_table(table + 16 * n), b_add_sat(b_sub(code, b_set(16 * n)), high)));
-  return r;
+// A table of 2^bits bytes: 16 entries a shuffle by the low four bits, then the higher bits choose between the shuffles' results, pair by pair.
+template <int bits> AB_INLINE B table_bytes(const uint8_t *table, B code, B low) {
+  if constexpr (bits <= 4) {
+    return b_lookup(b_table(table), low);
+  } else {
+    const B a = table_bytes<bits - 1>(table, code, low), b = table_bytes<bits - 1>(table + (1 << (bits - 1)), code, low);
+    return b_pick(a, b, b_shl<8 - bits>(code));
+  }
 }
 
 template <int bits> static void panel_bytes(const Weight &w, const uint8_t *p, int64_t chunks, uint8_t *out) {
@@ -141,15 +142,24 @@ template <int bits> static void panel_bytes(const Weight &w, const uint8_t *p, i
     B g[8];
     codes_of<bits>(p, g);
     if (w.affine) for (int i = 0; i < 8; i++) b_store(out + 64 * i, b_xor(g[i], flip));
-    else for (int i = 0; i < 8; i++) b_store(out + 64 * i, table_bytes<bits>(w.low, g[i]));
+    else for (int i = 0; i < 8; i++) b_store(out + 64 * i, table_bytes<bits>(w.low, g[i], b_and(g[i], b_set(15))));
   }
 }
 
 template <int bits> static void panel_wide(const Weight &w, const uint8_t *p, int64_t chunks, uint8_t *out) {
+  const B index = b_set(bits <= 4 ? (1 << (bits - 1)) - 1 : 15);  // a half table's index
   for (int64_t c = 0; c < chunks; c++, p += 64 * bits, out += 1024) {
     B g[8];
     codes_of<bits>(p, g);
-    for (int i = 0; i < 8; i++) w_store(out + 128 * i, table_bytes<bits>(w.low, g[i]), table_bytes<bits>(w.high, g[i]));
+    for (int i = 0; i < 8; i++) {
+      const B low = b_and(g[i], b_set(15));
+      if (w.mirrored) {  // sign and magnitude: half the table
+        const B sign = b_sign(b_shl<8 - bits>(g[i]));
+        w_store_signed(out + 128 * i, table_bytes<bits - 1>(w.low, g[i], b_and(low, index)), table_bytes<bits - 1>(w.high, g[i], b_and(low, index)), sign);
+      } else {
+        w_store(out + 128 * i, table_bytes<bits>(w.low, g[i], low), table_bytes<bits>(w.high, g[i], low));
+      }
+    }
   }
 }
 

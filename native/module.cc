@@ -41,6 +41,8 @@ PyScale make_scale(int kind, Bytes data, int64_t rows, int64_t columns, float se
   PyScale s;
   require(kind >= 1 && kind <= static_cast<int>(ScaleKind::Table), "scale kind");
   require(rows >= 0 && columns >= 1 && bits >= 0 && bits <= 8 && mantissa >= 0 && mantissa <= 8, "scale fields");
+  require(bits >= 1 || kind < static_cast<int>(ScaleKind::Exponent), "scale bits");
+  require(kind < static_cast<int>(ScaleKind::Exponent) || table.shape(0) == 256, "scales of at most 8 bits need their table");
   require(table.shape(0) == 0 || table.shape(0) == 256, "scale table needs 256 entries");
   s.scale.kind = static_cast<ScaleKind>(kind);
   s.scale.data = data.data();
@@ -64,7 +66,8 @@ std::unique_ptr<PyWeight> make_weight(int64_t n, int64_t k, int bits, int dense,
                                       float float_step, Floats values) {
   auto out = std::make_unique<PyWeight>();
   OwnedWeight &w = out->weight;
-  require(n >= 1 && k >= 1 && n <= (int64_t{1} << 40) && k <= (int64_t{1} << 31), "n and k must be 1 to 2^31");
+  constexpr int64_t kMost = int64_t{1} << 31;  // and n * k below 2^48: no byte count can wrap
+  require(n >= 1 && k >= 1 && n <= kMost && k <= kMost && n <= (int64_t{1} << 48) / k, "n and k must be 1 to 2^31, and n * k at most 2^48");
   require(dense >= 0 && dense <= 3, "dense kind");
   require(dense ? bits == (dense == 1 ? 32 : 16) : bits >= 1 && bits <= 8, "bits");
   w.n = n, w.k = k, w.bits = bits, w.dense = static_cast<Dense>(dense), w.block = dense ? 0 : block;
@@ -80,9 +83,9 @@ std::unique_ptr<PyWeight> make_weight(int64_t n, int64_t k, int bits, int dense,
       for (size_t i = 0; i < entries; i++) require(integers->data()[i] >= -32768 && integers->data()[i] <= 32767, "integer table beyond int16");
     for (size_t i = 0; i < std::max<size_t>(entries, 16); i++) w.table[i] = table.data()[i % entries], w.values[i] = values.data()[i % entries];
   }
+  const int64_t tiles = (n + 15) / 16, bytes = dense ? tiles * 16 * k * (bits / 8) : tiles * ((k + 31) / 32) * 64 * bits;
+  require(static_cast<int64_t>(codes.shape(0)) == bytes, "codes: byte count differs from the layout");  // before lists of k / block entries
   w.finish(!dense && integers ? integers->data() : nullptr);
-  const int64_t bytes = dense ? w.tiles * 16 * k * (bits / 8) : w.tiles * w.chunks * 64 * bits;
-  require(static_cast<int64_t>(codes.shape(0)) == bytes, "codes: byte count differs from the layout");
   if (!dense) {
     check_scale(w, *scale);
     w.scale = scale->scale;

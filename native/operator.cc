@@ -111,7 +111,9 @@ void OwnedWeight::finish(const int32_t *integers) {
   affine = true;
   sign = integers[count - 1] < 0 ? top : 0;
   int lo = integers[0], hi = integers[0];
+  mirrored = true;
   for (int c = 0; c < count; c++) {
+    mirrored = mirrored && integers[c] == -integers[c ^ top];
     affine = affine && integers[c] == (c ^ sign) - sign;
     lo = std::min(lo, integers[c]);
     hi = std::max(hi, integers[c]);
@@ -143,7 +145,7 @@ void Workspace::Free::operator()(void *p) const { free(p); }
 void *Workspace::take(size_t bytes) {
   bytes = (bytes + 63) / 64 * 64;
   total_ += bytes;
-  if (used_ + bytes > size_) {
+  if (blocks_.empty() || used_ + bytes > size_) {
     size_ = std::max<size_t>(bytes, 1 << 16);
     used_ = 0;
     void *p = aligned_alloc(64, size_);

@@ -51,6 +51,7 @@ struct Weight {
   float float_step = 1.0f;  // float path: value = table * float_step
   Kind kind = Kind::Float;
   bool affine = false;  // codes are integers: no table
+  bool mirrored = false;  // t[c + half] = -t[c]: the top bit is a sign
   int sign = 0;         // affine: the sign bit of two's complement, 0 for unsigned
   int flip = 0;         // affine: code ^ flip is what the panel holds
   int bias = 0;         // the panel holds t + bias

@@ -10,6 +10,7 @@ import numpy as np
 
 from anybit.errors import NoKernelError, NonFiniteError, ShapeError
 from anybit.formats import Format, Policy
+from anybit.formats.element import as_real
 from anybit.tensor import QTensor
 
 
@@ -113,14 +114,19 @@ def run_matmul(weight: QTensor, x: Any, act: str | None, bias: np.ndarray | None
     """See `QTensor.matmul`."""
     from anybit.kernels.cpu import ACTS
 
-    check_kernel(weight, act)
-    array = np.asarray(x)
-    if array.ndim == 0 or array.shape[-1] != weight.shape[-1]:
-        raise ShapeError(f"x of shape {list(array.shape)} does not end in k = {weight.shape[-1]}")
-    rows = np.ascontiguousarray(array, dtype=np.float32).reshape(-1, array.shape[-1])
+    spec = ActSpec.named(act)
+    name = spec.kernel_name if spec else None
+    check_kernel(weight, name)
+    array = as_real(x)
+    if len(weight.shape) != 2 or array.ndim == 0 or array.shape[-1] != weight.shape[-1]:
+        raise ShapeError(f"x of shape {list(array.shape)} does not end in k = {weight.shape[-1]} of the weight {list(weight.shape)}")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ShapeError(f"bias of shape {list(bias.shape)} is not [{weight.shape[0]}], one number for each output")
+    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, which is refused below
+        rows = np.ascontiguousarray(array, dtype=np.float32).reshape(-1, array.shape[-1])
     flat_bias = None if bias is None else np.ascontiguousarray(bias, dtype=np.float32)
     try:
-        y = weight.native.matmul(rows, ACTS[act], flat_bias)
+        y = weight.native.matmul(rows, ACTS[name], flat_bias)
     except ValueError as error:
         if "non-finite" in str(error):
             raise NonFiniteError(str(error)) from None

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
-from math import prod
+from math import lcm, prod
 from types import MappingProxyType
 from typing import Any
 
@@ -25,6 +25,28 @@ def _read_only(parts: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
         view.flags.writeable = False
         views[name] = view
     return MappingProxyType(views)
+
+
+class _Grids(Mapping[str, np.ndarray]):
+    """Scales, offsets and zero points of a tile16x4 matrix on their block grids, each untiled when it is asked for.
+
+    Kernels read nearly all formats' scales as they lie; untiling them all would read and copy every scale of a model that is loaded.
+    """
+
+    def __init__(self, tensor: QTensor) -> None:
+        rows = tensor.shape[0]
+        self._parts, self._rows = tensor.parts, rows
+        self._per_row = geometry(tensor.format, (rows, tensor.shape[1])).rows == 1
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        part = self._parts[name]
+        return part.transpose(0, 2, 1).reshape(-1, part.shape[1])[: self._rows] if self._per_row and part.ndim == 3 else part
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name in self._parts if name != "codes")
+
+    def __len__(self) -> int:
+        return len(self._parts) - 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +76,9 @@ class QTensor:
     @classmethod
     def from_stored(cls, fmt: Format, shape: tuple[int, ...], layout: str, parts: Mapping[str, np.ndarray]) -> QTensor:
         """Over stored parts, in place. ShapeError: a part is missing, extra, or of another shape or dtype than the layout needs."""
+        reason = LAYOUTS[layout].accepts(fmt, shape)
+        if reason is not None or not shape or min(shape) < 1:
+            raise ShapeError(f"layout {layout} cannot hold {fmt} of shape {list(shape)}: {reason or 'every axis needs at least one value'}")
         expected = LAYOUTS[layout].parts(fmt, shape)
         if expected.keys() != parts.keys():
             raise ShapeError(f"{fmt} in layout {layout} has the parts {', '.join(expected)}, not {', '.join(parts)}")
@@ -92,9 +117,11 @@ class QTensor:
 
     def narrow(self, start: int, stop: int) -> QTensor:
         """Rows [start, stop) of a matrix, in place. ShapeError: a cut inside a tile, or inside rows that share a scale."""
+        if len(self.shape) != 2:
+            raise ShapeError(f"rows are cut from matrices, not from arrays of shape {list(self.shape)}")
         rows, outputs = self.shape[0], LAYOUTS[self.layout].tile[0]
         shared = 1 if self.format.block is None else geometry(self.format, (rows, self.shape[1])).rows
-        unit = max(outputs, shared)
+        unit = lcm(outputs, max(1, shared))
         if not 0 <= start < stop <= rows or start % unit or (stop % unit and stop != rows):
             raise ShapeError(f"rows {start} to {stop} of {rows}: cut at multiples of {unit}")
         shape = (stop - start, *self.shape[1:])
@@ -121,8 +148,7 @@ class QTensor:
             raise ShapeError(f"matmul needs a matrix, not an array of shape {list(self.shape)}")
         shape = (self.shape[0], self.shape[1])
         if self.layout == "tile16x4":
-            scales = self._logical_scales()
-            return cpu.coded_weight(self.format, shape, self.parts, scales)
+            return cpu.coded_weight(self.format, shape, self.parts, _Grids(self))
         if self.layout == "tile16x1":
             return cpu.dense_weight(self.format.element.name, shape, self.parts["codes"])
         if default_layout(self.format, self.shape) != "rows":
@@ -131,16 +157,6 @@ class QTensor:
 
         expanded = dequantize_parts(self.logical(), self.format, self.shape)
         return cpu.dense_weight("fp32", shape, Tile16x1().pack(Format("fp32"), shape, {"codes": expanded.view(np.uint32)})["codes"])
-
-    def _logical_scales(self) -> dict[str, np.ndarray]:
-        """Scales, offsets and zero points on their block grids, the codes left where they are."""
-        empty = QTensor(self.format, self.shape, self.layout, self.parts)
-        stored = {name: part for name, part in empty.parts.items() if name != "codes"}
-        per_row = geometry(self.format, (self.shape[0], self.shape[1])).rows == 1
-        return {
-            name: part.transpose(0, 2, 1).reshape(-1, part.shape[1])[: self.shape[0]] if per_row and part.ndim == 3 else part
-            for name, part in stored.items()
-        }
 
     def dequantize(self) -> np.ndarray:
         """float32, the tensor's shape: the value of every code times its scale, rounded once a product (docs/contract.md)."""
@@ -151,8 +167,12 @@ class QTensor:
         return dequantize_parts(self.logical(), self.format, self.shape)
 
     def rows(self, ids: Any) -> np.ndarray:
-        """float32[len(ids), k]: the values of some rows (an embedding look-up)."""
-        return np.asarray(self.native.rows(np.ascontiguousarray(ids, dtype=np.int64)))
+        """float32[len(ids), k]: the values of some rows (an embedding look-up). ShapeError: ids are no list of this matrix's rows."""
+        array = np.asarray(ids)
+        if array.ndim != 1 or (array.size and (array.dtype.kind not in "iu" or array.min() < 0 or array.max() >= self.shape[0])):
+            given = f"{array.dtype}{list(array.shape)} {_range(array)}".rstrip()
+            raise ShapeError(f"rows are a list of integers from 0 to {self.shape[0] - 1}, not {given}")
+        return np.asarray(self.native.rows(np.ascontiguousarray(array, dtype=np.int64)))
 
     def matmul(self, x: Any, act: str | None = None, bias: np.ndarray | None = None) -> np.ndarray:
         """x times this matrix transposed.
@@ -169,10 +189,8 @@ class QTensor:
         return f"QTensor({self.format}, shape={list(self.shape)}, layout={self.layout}, {self.nbytes} bytes)"
 
 
-def _spec(fmt: Format | Spec | str) -> Spec:
-    if isinstance(fmt, Spec):
-        return fmt
-    return Spec.parse(fmt) if isinstance(fmt, str) else Spec(fmt)
+def _range(array: np.ndarray) -> str:
+    return f"from {array.min()} to {array.max()}" if array.size and array.dtype.kind in "iuf" else ""
 
 
 def quantize(w: Any, fmt: Format | Spec | str, method: str = "rtn", name: str = "array") -> QTensor:
@@ -184,7 +202,7 @@ def quantize(w: Any, fmt: Format | Spec | str, method: str = "rtn", name: str = 
     """
     from anybit.methods import METHODS
 
-    spec = _spec(fmt)
+    spec = Spec.parse(fmt)
     array = np.asarray(w)
     if array.ndim == 0 or array.size == 0:
         raise ShapeError(f"{name} of shape {list(array.shape)} cannot be quantized: at least one axis and one value are needed")
@@ -200,6 +218,6 @@ def fake_quantize(x: Any, fmt: Format | Spec | str, method: str = "rtn") -> np.n
     from anybit.methods import METHODS
     from anybit.methods.rtn import dequantize_parts
 
-    spec = _spec(fmt)
+    spec = Spec.parse(fmt)
     array = np.asarray(x)
     return dequantize_parts(METHODS[method](array, spec), spec.format, array.shape)

@@ -15,7 +15,8 @@ from anybit.reference.rational import Rational
 BUILT_IN = [n.name for n in named_formats() if not n.blocked]
 # Beside the built-in ones: a tie between codes of one parity, no zero at all, odd biases, no subnormals, no exponent, every special.
 EXTRA = [
-    "codebook_-3_1_0.25_2", "codebook_1_2_4", "codebook_-4_-1", "codebook_0.1_-0.7_1e-10_3", "fp6_e3m2_b5_ns", "fp6_e3m2fn", "fp5_e3m1ieee",
+    "codebook_-3_1_0.25_2", "codebook_1_2_4", "codebook_-4_-1", "codebook_0.1_-0.7_1e-10_3", "codebook_0.1_1e-11", "codebook_0.1_3e-11",
+    "codebook_-0.1_-7e-12", "codebook_0.1_1e-12", "fp6_e3m2_b5_ns", "fp6_e3m2fn", "fp5_e3m1ieee",
     "fp4_e3m0_ns", "fp4_e0m3", "fp3_e1m1ieee", "fp8_e2m5_b-3", "fp8_e4m3none", "fp8_e7m0", "fp8_e4m3fnuz_ns", "ufp4_e2m2", "ufp6_e3m3fn",
     "fp8_e4m3fn_ns", "ufp5_e5m0_ns", "fp2_e1m0", "ufp1_e1m0", "fp5_e2m2ieee_b40", "fp4_e2m1fn",
 ]  # fmt: skip

@@ -21,6 +21,7 @@ FORMATS = [
     "q4_1", "q4_k", "q2_k", "q6_k", "int2@32x1:fp16+off", "fp8_e4m3fn@16x32:fp32", "int8@tensor", "int8@token",
     "fp4_e2m1@16:ufp8_e5m3", "codebook_-1_0_1_2@24",
     "int4@allx32", "int4@16:uint6@2x64:fp16@tensor", "fp6_e3m2@40+off", "int12@50", "uint4@32+zp+off", "fp4_e2m1@8:uint4@32:fp16+off",
+    "int4@4:uint6@8:uint6@2x16:fp16@tensor:fp32",
     "int4@32:uint8", "e8m0@16", "codebook_1_2_4@16", "int4_sym@1", "int4@7x5:fp16+off", "bf16", "fp16", "fp32", "fp8_e5m2", "int8",
 ]  # fmt: skip
 SHAPES = [(1, 1), (3, 130), (33, 64), (5,), (2, 3, 70), (4, 1, 31), (1, 300)]

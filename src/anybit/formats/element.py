@@ -124,7 +124,7 @@ class Element(ABC):
 
     @cached_property
     def beyond(self) -> tuple[float, float]:
-        """Where the grid would go on below and above its ends; a value that rounds there is out of range."""
+        """Where the grid would go on below and above its ends, as float64; a value that rounds there is out of range."""
         v = self.finite
         return float(2 * v[0] - v[1]), float(2 * v[-1] - v[-2])
 

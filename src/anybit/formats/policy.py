@@ -15,7 +15,8 @@ AUTO = "auto"
 class Policy:
     """How codes are chosen.
 
-    scale: the name of a scale rule (absmax, floor, mse, signmax); "auto" is floor for E8M0 scales and absmax for all others.
+    scale: the name of a scale rule (absmax, floor, mse, signmax); "auto" is floor for E8M0 scales, mse for elements of at
+        most two bits (absmax would spend their few values on the extremes), and absmax for all others.
     round, over, nonfinite: as in Element.encode. FormatError: an unknown name.
     """
 
@@ -66,7 +67,9 @@ class Spec:
             return self.policy.scale
         levels = self.format.levels
         plain = self.format.zero is None and self.format.offset is None
-        return "floor" if plain and levels and levels[0].element.name == "e8m0" else "absmax"
+        if not plain or not levels:
+            return "absmax"
+        return "floor" if levels[0].element.name == "e8m0" else "mse" if self.format.element.bits <= 2 else "absmax"
 
     def check(self) -> None:
         """Raises FormatError if the element cannot serve the policy (over=inf without an infinity)."""

@@ -134,7 +134,7 @@ class Chooser:
             if self.spec.policy.nonfinite != "error":
                 values = tame(values, box, low, high)
             found = grids.decode(grids.encode(values, box, self.spec), box, self.fmt.element)
-            error[box.grid] += np.square(values - found, dtype=np.float64).sum(axis=box.within)
+            error[box.grid] += np.square(np.subtract(values, found, dtype=np.float64)).sum(axis=box.within)
         return error
 
 

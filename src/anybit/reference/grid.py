@@ -86,8 +86,7 @@ class Grid:
                 table[self.values[code]] = code
         self.points = np.array(sorted(table))
         self.codes = np.array([table[v] for v in self.points])
-        low_step, high_step = self.points[1] - self.points[0], self.points[-1] - self.points[-2]
-        below, above = self.points[0] - low_step, self.points[-1] + high_step
+        below, above = 2 * self.points[0] - self.points[1], 2 * self.points[-1] - self.points[-2]
         if definition["family"] == "minifloat":
             above = _walk(definition, int(self.codes[-1]) + 2)[-1]
             below = -above if definition["signed"] else below

@@ -74,7 +74,8 @@ class Rational:
             self.code_of.setdefault(value, code)
         self.finite = sorted(value for value in self.code_of if isinstance(value, Fraction))
         least, most = self.finite[0], self.finite[-1]
-        self.below, self.above = 2 * least - self.finite[1], 2 * most - self.finite[-2]
+        # One step further, by definition as a float64.
+        self.below, self.above = Fraction(float(2 * least - self.finite[1])), Fraction(float(2 * most - self.finite[-2]))
         if definition["family"] == "minifloat":
             fields = {key: definition[key] for key in definition if key not in ("family", "bits")}
             beyond = _minifloat(self.code_of[most] + 1, wide=True, **fields)

@@ -1,0 +1,157 @@
+"""Weights between files and memory: dense tensors to float32 or to a kernel's layout, quantized layers over their mapped parts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from anybit.errors import FileFormatError, FormatError, NoKernelError, NonFiniteError, ShapeError, UnknownNameError, UsageError
+from anybit.formats import Element, Format, Spec, parse_element
+from anybit.io.hf import Source
+from anybit.io.quantization import PartInfo, Quantization, StoredLayer
+from anybit.layouts import LAYOUTS, default_layout
+from anybit.linear import ActSpec
+from anybit.methods import METHODS
+from anybit.tensor import QTensor
+
+BUNDLED = "pycoder-5m"
+KEEP = r"embed_tokens|lm_head"
+"""Weights that quantizing leaves as they are unless told otherwise: embeddings and head."""
+
+DENSE_FORMATS = {"BF16": "bf16", "F16": "fp16", "F32": "fp32"}
+_EXPONENT = {"BF16": 0x7F80, "F16": 0x7C00, "F32": 0x7F800000}
+_STORED = {1: "U8", 2: "U16", 4: "U32"}
+_CHUNK = 1 << 20
+
+
+def resolve(path: str | Path) -> Path:
+    """A model's path; the name of the bundled model stands for where it lies."""
+    return Path(__file__).parent / "data" / BUNDLED if str(path) == BUNDLED else Path(path)
+
+
+def chosen_names(names: Mapping[str, Any], keep: str | None) -> list[str]:
+    """The names that `keep` does not match. UsageError: it is no regular expression, or matches all of them."""
+    try:
+        pattern = re.compile(keep) if keep else None
+    except re.error as error:
+        raise UsageError(f"keep='{keep}' is no regular expression: {error}") from None
+    chosen = [name for name in names if not (pattern and pattern.search(name))]
+    if not chosen:
+        raise UsageError(f"keep='{keep}' matches every matrix: nothing is left to quantize")
+    return chosen
+
+
+def check_request(fmt: Format | Spec | str, act: str | None, method: str) -> tuple[Spec, ActSpec | None]:
+    """What quantizing is asked for, refused before work starts. FormatError, UnknownNameError, NoKernelError."""
+    spec = Spec.parse(fmt)
+    spec.check()
+    METHODS[method]
+    act_spec = ActSpec.named(act)
+    check_kernel(spec.format, default_layout(spec.format, (16, 32)), act_spec)
+    return spec, act_spec
+
+
+def check_kernel(fmt: Format, layout: str, act: ActSpec | None) -> None:
+    """NoKernelError: no kernel runs weights of this format with these activations."""
+    from anybit.kernels import choose
+    from anybit.kernels.cpu import op_spec
+
+    choose(op_spec(fmt, layout, act.kernel_name if act else None))
+
+
+# ---------------------------------------------------------------------------------------------- dense tensors
+def check_dtype(dtype: str, name: str, where: object) -> None:
+    """FileFormatError: a dtype that holds no weights."""
+    if dtype not in DENSE_FORMATS:
+        raise FileFormatError(f"{where}: tensor '{name}' has dtype {dtype}; weights must be {', '.join(DENSE_FORMATS)}")
+
+
+def check_finite(array: np.ndarray, dtype: str, name: str, where: object) -> None:
+    """NonFiniteError: NaN or infinity, with the first index and the count. Reads the stored bits once, a piece at a time."""
+    flat = array.reshape(-1).view(np.dtype(f"<u{array.dtype.itemsize}"))
+    mask = flat.dtype.type(_EXPONENT[dtype])
+    count, first = 0, None
+    for start in range(0, flat.size, _CHUNK):
+        bad = (flat[start : start + _CHUNK] & mask) == mask
+        if bad.any():
+            first = start + int(np.argmax(bad)) if first is None else first
+            count += int(bad.sum())
+    if first is not None:
+        index = [int(i) for i in np.unravel_index(first, array.shape)]
+        value = float(float32_of(array.reshape(-1)[first : first + 1], dtype, name, where)[0])
+        raise NonFiniteError(
+            f"{where}: tensor '{name}' holds {count} non-finite value(s), the first {value} at index {index}; "
+            "the file is damaged or its training diverged: fetch the model again"
+        )
+
+
+def float32_of(array: np.ndarray, dtype: str, name: str, where: object) -> np.ndarray:
+    """float32 values of a stored dense array: a view where it is float32 already. FileFormatError: a dtype that holds no weights."""
+    check_dtype(dtype, name, where)
+    if dtype == "BF16":
+        wide = np.empty(array.shape, np.uint32)
+        np.left_shift(array, np.uint32(16), out=wide, dtype=np.uint32)
+        return wide.view(np.float32)
+    return array if array.flags.aligned and array.dtype == np.float32 else array.astype(np.float32)
+
+
+def dense_tensor(array: np.ndarray, dtype: str, name: str, where: object) -> QTensor:
+    """A dense weight in the layout that kernels read. FileFormatError: a dtype that holds no weights. NonFiniteError."""
+    check_dtype(dtype, name, where)
+    check_finite(array, dtype, name, where)
+    return QTensor.dense(array, DENSE_FORMATS[dtype])
+
+
+# ---------------------------------------------------------------------------------------------- quantized layers
+def describe_layer(fmt: Format, shape: tuple[int, ...], layout: str, act: str | None) -> StoredLayer:
+    """How a checkpoint describes a weight, known before the weight is made."""
+    sizes = LAYOUTS[layout].parts(fmt, shape)
+    parts = {name: PartInfo(_STORED[dtype.itemsize], size) for name, (dtype, size) in sizes.items()}
+    return StoredLayer(fmt.explicit, layout, shape, parts, act=act)
+
+
+def stored_tensor(source: Source, name: str, layer: StoredLayer) -> tuple[QTensor, ActSpec | None]:
+    """A quantized layer over its mapped parts, and its activations. FileFormatError: what this anybit cannot run as meant."""
+    where = f"{source.path}: layer '{name}'"
+    if layer.pre or layer.post or layer.branches or layer.product:
+        raise FileFormatError(f"{where}: it has transforms, branches or a product rule, which this anybit does not run; update anybit")
+    try:
+        weight = QTensor.from_stored(Format(layer.format), layer.shape, layer.layout, source.parts(name))
+        act = ActSpec.named(layer.act)
+        check_kernel(weight.format, weight.layout, act)
+        _check_codes(weight)
+    except (FormatError, ShapeError, UnknownNameError, NoKernelError) as error:
+        raise FileFormatError(f"{where}: {error}; save the model again") from None
+    return weight, act
+
+
+def _check_codes(weight: QTensor) -> None:
+    """ShapeError: a scale, offset or zero point that has more bits than its element. Only elements narrower than their bytes are read."""
+    fmt = weight.format
+    for name, part in weight.parts.items():
+        kind, _, level = name.partition(".")
+        if kind == "codes":
+            continue
+        element: Element | None = fmt.levels[int(level)].element if kind == "scale" else fmt.zero if kind == "zero" else None
+        if kind == "offset":
+            element = fmt.offset_element(int(level))
+        assert element is not None
+        if element.bits < 8 * part.dtype.itemsize and part.size and int(part.max()) >> element.bits:
+            raise ShapeError(f"part {name} holds the code {int(part.max())}, but {element} has only {1 << element.bits}")
+
+
+def check_supported(quantization: Quantization, where: object) -> None:
+    """FileFormatError: a checkpoint that says something about the whole model which this anybit would not do."""
+    if quantization.kv_cache:
+        raise FileFormatError(f"{where}: quantization_config: 'kv_cache' asks for a quantized cache, which this anybit lacks; update anybit")
+    for name, values in quantization.tables.items():
+        try:
+            known = np.array_equal(parse_element(name).values, np.array(values), equal_nan=True)
+        except FormatError:
+            known = False
+        if not known:
+            raise FileFormatError(f"{where}: quantization_config: tables: no element '{name}' with these values here; update anybit")

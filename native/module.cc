@@ -5,6 +5,10 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/unique_ptr.h>
 
+#include <string.h>
+
+#include <algorithm>
+#include <cmath>
 #include <stdexcept>
 
 #include "bind.h"
@@ -48,7 +52,14 @@ PyScale make_scale(int kind, Bytes data, int64_t rows, int64_t columns, float se
   s.scale.data = data.data();
   s.scale.rows = rows, s.scale.columns = columns, s.scale.second = second;
   s.scale.bits = bits, s.scale.mantissa = mantissa, s.scale.factor = factor, s.scale.has_sign = has_sign;
-  for (size_t i = 0; i < table.shape(0); i++) s.scale.table[i] = table.data()[i];
+  float most = 0.0f;
+  bool special = false;
+  for (size_t i = 0; i < table.shape(0); i++) {
+    const float value = s.scale.table[i] = table.data()[i];
+    if (std::isfinite(value)) most = std::max(most, std::fabs(value));
+    else special = true;
+  }
+  if (special) memcpy(&s.scale.most, &most, sizeof most);
   s.data = data;
   return s;
 }

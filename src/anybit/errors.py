@@ -10,9 +10,22 @@ from collections.abc import Iterable
 
 
 class AnybitError(Exception):
-    """Base of every error that a user can cause. `exit_code` is what the command line exits with."""
+    """Base of every error that a user can cause. `exit_code` is what the command line exits with.
+
+    Messages quote what files and users say; characters that would break the line or reach the terminal are escaped here, once for all.
+
+    >>> print(AnybitError("no format named 'a\\nb'"))
+    no format named 'a\\nb'
+    """
 
     exit_code = 2
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(_one_line(arg) if isinstance(arg, str) else arg for arg in args))
+
+
+def _one_line(text: str) -> str:
+    return text if text.isprintable() else "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 class UsageError(AnybitError):

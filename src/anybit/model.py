@@ -17,7 +17,7 @@ from anybit.engine.sampling import Sampling
 from anybit.errors import FileFormatError, NoKernelError
 from anybit.formats import Format, Spec
 from anybit.io.checkpoint import QuantizedEntry, save_checkpoint
-from anybit.io.hf import open_model
+from anybit.io.hf import CONFIG, open_model
 from anybit.linear import ActSpec, Linear, check_kernel
 from anybit.methods import METHODS
 from anybit.models import ModelSpec, describe
@@ -105,8 +105,8 @@ class Model:
     ) -> str: ...  # fmt: skip
     @overload
     def generate(
-        self, prompt: list[str] | tuple[str, ...], max_tokens: int | None = ..., temperature: float = ..., top_k: int = ..., top_p: float = ...,
-        min_p: float = ..., seed: int = ..., stop: str | Sequence[str] = ...,
+        self, prompt: list[str] | tuple[str, ...], max_tokens: int | None = ..., temperature: float = ..., top_k: int = ...,
+        top_p: float = ..., min_p: float = ..., seed: int = ..., stop: str | Sequence[str] = ...,
     ) -> list[str]: ...  # fmt: skip
     def generate(
         self, prompt: str | list[str] | tuple[str, ...], max_tokens: int | None = None, temperature: float = 0.0, top_k: int = 0,
@@ -237,7 +237,7 @@ def load(path: str | Path) -> Model:
     """
     source = open_model(resolve(path))
     where = source.path
-    spec = describe(source.config)
+    spec = describe(source.config, str(source.path / CONFIG))
     layers = dict(source.quantization.layers) if source.quantization else {}
     if source.quantization:
         check_supported(source.quantization, where)

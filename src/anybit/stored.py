@@ -147,7 +147,7 @@ def _check_codes(weight: QTensor) -> None:
 def check_supported(quantization: Quantization, where: object) -> None:
     """FileFormatError: a checkpoint that says something about the whole model which this anybit would not do."""
     if quantization.kv_cache:
-        raise FileFormatError(f"{where}: quantization_config: 'kv_cache' asks for a quantized cache, which this anybit lacks; update anybit")
+        raise FileFormatError(f"{where}: quantization_config: 'kv_cache' asks for a quantized cache, which is not here yet; update anybit")
     for name, values in quantization.tables.items():
         try:
             known = np.array_equal(parse_element(name).values, np.array(values), equal_nan=True)

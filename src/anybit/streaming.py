@@ -10,7 +10,7 @@ import numpy as np
 from anybit.errors import UsageError
 from anybit.formats import Format, Spec
 from anybit.io.checkpoint import QuantizedEntry, save_checkpoint
-from anybit.io.hf import Source, open_model
+from anybit.io.hf import CONFIG, Source, open_model
 from anybit.layouts import default_layout
 from anybit.methods import METHODS
 from anybit.models import describe
@@ -44,7 +44,7 @@ def quantize_file(
     where = source.path
     if source.quantization is not None:
         raise UsageError(f"{path} is quantized already; give the original model")
-    model = describe(source.config)
+    model = describe(source.config, str(source.path / CONFIG))
     model.check_tensors({name: source.tensors[name].shape for name in source.dense}, str(where))
     for tensor in model.tensors:
         check_dtype(source.tensors[tensor.name].dtype, tensor.name, where)

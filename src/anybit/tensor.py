@@ -120,24 +120,27 @@ class QTensor:
         if len(self.shape) != 2:
             raise ShapeError(f"rows are cut from matrices, not from arrays of shape {list(self.shape)}")
         rows, outputs = self.shape[0], LAYOUTS[self.layout].tile[0]
-        shared = 1 if self.format.block is None else geometry(self.format, (rows, self.shape[1])).rows
-        unit = lcm(outputs, max(1, shared))
+        owned = {name: size for name, size in self._rows_owned().items() if size < rows}
+        unit = lcm(outputs, *owned.values())
         if not 0 <= start < stop <= rows or start % unit or (stop % unit and stop != rows):
             raise ShapeError(f"rows {start} to {stop} of {rows}: cut at multiples of {unit}")
-        shape = (stop - start, *self.shape[1:])
+        shape = (stop - start, self.shape[1])
         parts = {}
         for name, (_, size) in LAYOUTS[self.layout].parts(self.format, shape).items():
-            first_level = name in ("scale.0", "offset.0", "zero")
-            if name == "codes" or (first_level and shared == 1):
-                first = start // outputs
-            elif first_level and shared:
-                first = start // shared
-            elif self.parts[name].shape[0] == 1:
-                first = 0
-            else:
-                raise ShapeError(f"{self.format} shares its scales' scales between rows and cannot be cut")
-            parts[name] = self.parts[name][first : first + size[0]]
+            part = self.parts[name]
+            tiled = name == "codes" or (self.layout == "tile16x4" and part.ndim == 3)
+            first = start // (outputs if tiled else owned.get(name, rows))
+            parts[name] = part[first : first + size[0]]
         return QTensor.from_stored(self.format, shape, self.layout, parts)
+
+    def _rows_owned(self) -> dict[str, int]:
+        """How many rows of the matrix one row of each grid of scales, offsets or zero points serves."""
+        owned, block = {}, self.format.block
+        for i, level in enumerate(self.format.levels):
+            assert block is not None
+            owned[f"scale.{i}"] = owned[f"offset.{i}"] = block.on(self.shape)[0]
+            block = level.block
+        return owned | {"zero": owned["scale.0"]} if owned else owned
 
     @cached_property
     def native(self) -> Any:

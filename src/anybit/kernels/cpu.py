@@ -131,7 +131,10 @@ def scale_kind(element: Element) -> dict[str, object] | None:
                 break
             as_float = (size.astype(np.uint32) << np.uint32(23 - mantissa)).view(np.float32).astype(np.float64)
             factor = values[1] / as_float[1]
-            if factor < 2.0**127 and np.array_equal(values[finite], (as_float * factor * sign)[finite]):
+            decoded = as_float * factor * sign
+            same = np.array_equal(values[finite], decoded[finite])
+            # the kernel knows special codes by their size; a NaN in place of -0 (fnuz) it cannot tell
+            if factor < 2.0**127 and same and np.all(np.abs(decoded[~finite]) > element.max):
                 return plain | {"kind": 5, "mantissa": mantissa, "factor": float(factor), "has_sign": signed}
     return plain | {"kind": 7}
 
@@ -144,7 +147,8 @@ def _collapsed(fmt: Format, parts: Parts, name: str, shape: tuple[int, int]) -> 
     for i, level in enumerate(fmt.levels):  # every level's block is counted in weights
         values = _element(fmt, name, i).decode(parts[f"{name}.{i}"]).astype(np.float32)
         owner = tuple(axis * size // outer for axis, size, outer in zip(at, first, block.on(shape), strict=True))
-        total = values[owner] if total is None else (total * values[owner]).astype(np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):  # a hostile file's scales may overflow: the engine says where
+            total = values[owner] if total is None else (total * values[owner]).astype(np.float32)
         block = level.block or block
     assert total is not None
     return total

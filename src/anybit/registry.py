@@ -31,9 +31,13 @@ class Registry(Generic[T]):
     def _load(self) -> None:
         if self._folder is not None:
             folder, self._folder = self._folder, None
-            package = importlib.import_module(folder)
-            for module in pkgutil.iter_modules(package.__path__):
-                importlib.import_module(f"{folder}.{module.name}")
+            try:
+                package = importlib.import_module(folder)
+                for module in pkgutil.iter_modules(package.__path__):
+                    importlib.import_module(f"{folder}.{module.name}")
+            except ImportError:
+                self._folder = folder  # the next one who asks hears it too, instead of finding half of the items
+                raise
 
     def add(self, name: str, item: T) -> None:
         """Adds one item. ValueError: the name is taken."""

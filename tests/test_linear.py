@@ -1,0 +1,103 @@
+"""Linear and ActSpec: what runs around a weight in one call, and what is refused because nothing runs it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import anybit
+from anybit.errors import NoKernelError, NonFiniteError, ShapeError
+from anybit.formats import Format, Policy
+from anybit.linear import ActSpec, Branch, Linear, Transform
+from anybit.tensor import quantize
+
+
+def make(fmt: str = "int4@32", n: int = 20, k: int = 70) -> Linear:
+    rng = np.random.default_rng(0)
+    return Linear(quantize(rng.standard_normal((n, k), np.float32), fmt), rng.standard_normal(n, np.float32))
+
+
+X = np.random.default_rng(1).standard_normal((3, 70), np.float32)
+
+
+def quantized_input(x: np.ndarray, block: int) -> np.ndarray:
+    """Dynamic int8 activations as docs/contract.md defines them: amax / 127 a block, ties to even."""
+    out = np.empty_like(x)
+    for row in range(len(x)):
+        for start in range(0, x.shape[1], block):
+            part = x[row, start : start + block]
+            amax = np.abs(part).max()
+            out[row, start : start + block] = np.rint(part * np.float32(127 / amax)) * (amax / np.float32(127))
+    return out
+
+
+def test_the_bias_comes_last() -> None:
+    linear = make()
+    assert linear.bias is not None
+    assert np.array_equal(linear(X), replace(linear, bias=None)(X) + linear.bias)
+    want = X.astype(np.float64) @ linear.weight.dequantize().T + linear.bias
+    assert np.abs(linear(X) - want).max() < 1e-5
+    assert linear(X[0]).shape == (20,) and linear(X[None, None]).shape == (1, 1, 3, 20)
+
+
+def test_int8_activations_are_quantized_block_by_block() -> None:
+    linear = replace(make(), act=ActSpec.named("int8"))
+    want = quantized_input(X, 32).astype(np.float64) @ linear.weight.dequantize().T + linear.bias
+    assert np.abs(linear(X) - want).max() < 1e-5
+    assert np.abs(linear(X) - make()(X)).max() > 1e-3, "they make a difference"
+
+
+def test_act_specs() -> None:
+    assert ActSpec.named(None) is None and ActSpec.named("float") is None
+    spec = ActSpec.named("int8")
+    assert spec == ActSpec(Format("int8_sym")) and spec is not None and spec.kernel_name == "int8" and spec.dynamic
+    assert make().act_name is None and replace(make(), act=spec).act_name == "int8"
+    for name in ("int4", "INT8", "", "fp8"):
+        with pytest.raises(NoKernelError, match="use float or int8") as error:
+            ActSpec.named(name)
+        assert error.value.exit_code == 6
+    for other in (ActSpec(Format("int4@32")), replace(spec, dynamic=False), replace(spec, scale=0.5)):
+        with pytest.raises(NoKernelError, match="no kernel takes activations in"):
+            replace(make(), act=other)(X)
+    assert replace(spec, policy=Policy()) == spec
+
+
+def test_what_no_kernel_runs_is_refused() -> None:
+    linear = make()
+    for other in (
+        replace(linear, pre=(Transform("hadamard", block=64),)), replace(linear, post=(Transform("scale"),)),
+        replace(linear, branches=(Branch("low_rank"),)), replace(linear, product="table"),
+    ):  # fmt: skip
+        with pytest.raises(NoKernelError, match="no kernel runs transforms, branches or product rules yet"):
+            other(X)
+    for fmt in ("bf16", "int12@32", "fp8_e4m3fn"):
+        assert make(fmt)(X).shape == (3, 20)
+        with pytest.raises(NoKernelError, match="float activations"):
+            replace(make(fmt), act=ActSpec.named("int8"))(X)
+
+
+def test_inputs_that_do_not_fit() -> None:
+    with pytest.raises(ShapeError, match=r"x of shape \[3, 69\] does not end in k = 70"):
+        make()(X[:, :69])
+    with pytest.raises(ShapeError, match=r"bias of shape \[3\] is not \[20\]"):
+        replace(make(), bias=np.zeros(3, np.float32))(X)
+    bad = X.copy()
+    bad[2, 69] = -np.inf
+    with pytest.raises(NonFiniteError, match="row 2"):
+        make()(bad)
+
+
+def test_layers_with_equal_keys_share_an_input() -> None:
+    int8 = ActSpec.named("int8")
+    same = [make(), make("int3@128"), make("bf16"), make(n=64)]
+    assert len({linear.input_key for linear in same}) == 1, "float inputs are prepared alike for all"
+    keys = {replace(make(fmt, k=k), act=int8).input_key for fmt, k in [("int4@32", 70), ("int3@64", 70), ("int4@32", 71)]}
+    assert len(keys) == 3
+    assert replace(make("int4@32"), act=int8).input_key == replace(make("nf4@32"), act=int8).input_key
+    assert replace(make(), pre=(Transform("hadamard"),)).input_key != make().input_key
+
+
+def test_linear_is_public() -> None:
+    assert anybit.Linear is Linear

@@ -1,11 +1,12 @@
 # make demo    virtual environment, build, the main job        make test   the same for all checks and tests
 # make native  only the native module, into src/ (for work on the kernels, in an environment that has nanobind)
+# make emulate the kernel tests with AVX-512 emulated, on a machine without it (needs libsimde-dev, and make install-test before)
 
 PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin
 
-.PHONY: demo test check native install install-test clean
+.PHONY: demo test check native emulate install install-test clean
 
 demo: install
 	$(RUN)/anybit demo
@@ -42,6 +43,14 @@ $(VENV)/.installed-test: $(SOURCES) | $(VENV)/bin/python
 native:
 	cmake -S . -B build/native -G Ninja -DCMAKE_LIBRARY_OUTPUT_DIRECTORY=$(CURDIR)/src/anybit/kernels -DPython_EXECUTABLE=$$(command -v python3) $(NATIVE) >/dev/null
 	cmake --build build/native
+
+emulate: install-test
+	rm -rf build/emulate && mkdir -p build/emulate && cp -r src build/emulate/src && rm -f build/emulate/src/anybit/kernels/*.so
+	$(RUN)/python -m pip install --quiet --disable-pip-version-check cmake ninja nanobind
+	PATH=$(CURDIR)/$(RUN):$$PATH cmake -S . -B build/emulate/build -G Ninja -DANYBIT_SIMDE=ON -DPython_EXECUTABLE=$(CURDIR)/$(RUN)/python \
+		-DCMAKE_LIBRARY_OUTPUT_DIRECTORY=$(CURDIR)/build/emulate/src/anybit/kernels >/dev/null
+	PATH=$(CURDIR)/$(RUN):$$PATH cmake --build build/emulate/build
+	PYTHONPATH=build/emulate/src $(RUN)/python -m pytest tests/kernels
 
 clean:
 	rm -rf build $(VENV) src/anybit/kernels/*.so

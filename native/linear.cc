@@ -360,6 +360,22 @@ static const float *float_panel(const Weight &w, const float *table, int64_t til
   return out;
 }
 
+// Results of one tile row: sums (`step` floats from row to row) plus bias into y, `count` of 16 outputs.
+static void finish_tile(const float *sums, int64_t step, int64_t rows, const float *bias, int64_t count, float *y, int64_t stride) {
+  float line[16] = {0};
+  if (bias) memcpy(line, bias, sizeof(float) * count);
+  const F b = f_load(line);
+  for (int64_t r = 0; r < rows; r++, sums += step, y += stride) {
+    const F v = bias ? f_add(f_load(sums), b) : f_load(sums);
+    if (count == 16) {
+      f_store(y, v);
+    } else {
+      f_store(line, v);
+      memcpy(y, line, sizeof(float) * count);
+    }
+  }
+}
+
 static void multiply_float(const Weight &w, const Input &in, const float *bias, int64_t tile, int64_t tiles, int64_t m0, int64_t m1, float *y, int64_t stride, float *buffer) {
   const int64_t rows = m1 - m0, panel_tile = kFloatPanel * 16, state_tile = rows * 32;
   float *state = buffer + kFloatTiles * panel_tile;
@@ -383,11 +399,7 @@ static void multiply_float(const Weight &w, const Input &in, const float *bias, 
   }
   for (int64_t t = 0; t < tiles; t++) {
     const int64_t n0 = (tile + t) * 16, count = w.n - n0 < 16 ? w.n - n0 : 16;
-    for (int64_t r = 0; r < rows; r++)
-      for (int64_t o = 0; o < count; o++) {
-        const float v = state[t * state_tile + 32 * r + o];
-        y[(m0 + r) * stride + n0 + o] = bias ? v + bias[n0 + o] : v;
-      }
+    finish_tile(state + t * state_tile, 32, rows, bias ? bias + n0 : nullptr, count, y + m0 * stride + n0, stride);
   }
 }
 
@@ -423,8 +435,7 @@ static void multiply_integer(const Weight &w, const Input &in, const float *bias
     }
   }
   const int64_t n0 = tile * 16, count = w.n - n0 < 16 ? w.n - n0 : 16;
-  for (int64_t r = 0; r < rows; r++)
-    for (int64_t o = 0; o < count; o++) y[(m0 + r) * stride + n0 + o] = bias ? state[16 * r + o] + bias[n0 + o] : state[16 * r + o];
+  finish_tile(state, 16, rows, bias ? bias + n0 : nullptr, count, y + m0 * stride + n0, stride);
 }
 
 // ------------------------------------------------------------------------------------------------ the table of this ISA

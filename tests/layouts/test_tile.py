@@ -55,14 +55,17 @@ def test_rows_are_a_stream_of_bits(bits: int) -> None:
         assert np.array_equal(unpack_rows(stored, bits, k, np.dtype(np.uint16)), codes)
 
 
-FORMATS = ["int4@32", "int8@channel", "nvfp4", "int5@7+zp", "uint4@32:fp16+off", "fp8_e4m3fn@128x128:fp32", "int2@32x1:fp16+off", "int8_sym@tensor", "bf16", "fp32"]
+FORMATS = [
+    "int4@32", "int8@channel", "nvfp4", "int5@7+zp", "uint4@32:fp16+off", "fp8_e4m3fn@128x128:fp32", "int2@32x1:fp16+off",
+    "int8_sym@tensor", "bf16", "fp32",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("text", FORMATS)
 @pytest.mark.parametrize("shape", [(17, 100), (1, 33), (64, 128)])
 def test_parts_announced_are_parts_made_and_nothing_is_lost(text: str, shape: tuple[int, int]) -> None:
-    from anybit.methods import METHODS
     from anybit.formats import Spec
+    from anybit.methods import METHODS
 
     fmt = Format(text)
     w = np.random.default_rng(0).standard_normal(shape).astype(np.float32)

@@ -8,10 +8,11 @@ import pytest
 from anybit.report.svg import HEIGHT, WIDTH, Box, Point, _place, frontier, pareto
 
 DEMO = [
-    Point("int8@channel", Fraction(259, 32), 5e-5, 4.7e-4), Point("int4@32", Fraction(9, 2), 0.0079), Point("int4@128", Fraction(33, 8), 0.0118),
-    Point("int3@128", Fraction(25, 8), 0.065, 0.0651), Point("int2@64", Fraction(9, 4), 1.1, 1.1), Point("ternary@256", Fraction(33, 16), 2.37),
-    Point("mxfp8", Fraction(33, 4), 8.4e-4), Point("mxfp6", Fraction(25, 4), 0.0026), Point("mxfp4", Fraction(17, 4), 0.0124),
-    Point("nvfp4", Fraction(9, 2), 0.0074), Point("nf4@64", Fraction(17, 4), 0.0068),
+    Point("int8@channel", Fraction(259, 32), 5e-5, 4.7e-4), Point("int4@32", Fraction(9, 2), 0.0079),
+    Point("int4@128", Fraction(33, 8), 0.0118), Point("int3@128", Fraction(25, 8), 0.065, 0.0651),
+    Point("int2@64", Fraction(9, 4), 1.1, 1.1), Point("ternary@256", Fraction(33, 16), 2.37), Point("mxfp8", Fraction(33, 4), 8.4e-4),
+    Point("mxfp6", Fraction(25, 4), 0.0026), Point("mxfp4", Fraction(17, 4), 0.0124), Point("nvfp4", Fraction(9, 2), 0.0074),
+    Point("nf4@64", Fraction(17, 4), 0.0068),
 ]  # fmt: skip
 
 

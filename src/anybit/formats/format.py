@@ -127,7 +127,7 @@ class Format:
         if self.zero is None or self.zero.bits > 8:
             return False
         low, high, values = self.zero.min, self.zero.max, self.zero.values
-        return bool(np.array_equal(values, np.rint(values))) and -128 <= low and high <= (127 if low < 0 else 255)
+        return bool(np.array_equal(values, np.rint(values))) and low >= -128 and high <= (127 if low < 0 else 255)
 
     def size_bits(self, shape: tuple[int, ...]) -> int:
         """The exact number of bits of codes, scales, zero points and offsets of an array, without padding.

@@ -17,8 +17,10 @@ from anybit.registry import Registry
 class OpSpec:
     """An operation as dispatch sees it.
 
-    op: "linear". layout: of the stored weight. bits: of a code. dense: no scales. table: the element's table kind ("i8", "i16", "i16r", "f32").
-    levels: number of scale levels; second: what the second level covers ("", "tensor" or "blocks"). act: None (float activations) or "int8".
+    op: "linear". layout: of the stored weight. bits: of a code. dense: no scales.
+    table: the element's table kind ("i8", "i16", "i16r", "f32").
+    levels: number of scale levels; second: what the second level covers ("", "tensor" or "blocks").
+    act: None (float activations) or "int8".
     """
 
     op: str

@@ -1,12 +1,15 @@
 """The native CPU kernels: how a stored tensor becomes a native weight. The only importer of the native module.
 
-`ANYBIT_ISA=generic|avx2|avx512` forces an instruction set, `ANYBIT_THREADS` the number of threads; without them the best and all usable cores.
+`ANYBIT_ISA=generic|avx2|avx512` forces an instruction set, `ANYBIT_THREADS` the number of threads; without them the best and all
+usable cores.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -16,9 +19,9 @@ from anybit.kernels import KERNELS, Kernel, OpSpec
 from anybit.layouts import Geometry, Parts, geometry
 
 try:
-    from anybit.kernels import _native as native
+    native: Any = importlib.import_module("anybit.kernels._native")
 except ImportError as error:  # the one place that can say what is wrong with the build
-    raise MissingDependencyError(f"anybit's native module does not load ({error}); build it with 'pip install .' or 'make native'") from error
+    raise MissingDependencyError(f"the native module does not load ({error}); build it with 'pip install .' or 'make native'") from error
 
 ACTS = {None: 0, "int8": 1}
 DENSE_KINDS = {"fp32": 1, "fp16": 2, "bf16": 3}
@@ -85,9 +88,12 @@ def _accept_expanded(spec: OpSpec) -> str | None:
     return None if spec.act is None else "it computes in float32 only: use float activations"
 
 
-KERNELS.add("linear_tile16x4", Kernel("linear_tile16x4", 20, _accept_coded, isa, "codes of 1 to 8 bits, decoded panel by panel"))
-KERNELS.add("linear_tile16x1", Kernel("linear_tile16x1", 20, _accept_dense, isa, "dense float32, float16, bfloat16"))
-KERNELS.add("linear_expanded", Kernel("linear_expanded", 0, _accept_expanded, isa, "the whole weight expanded to float32 once: 32 bits a weight in memory"))
+for _name, _priority, _accepts, _about in (
+    ("linear_tile16x4", 20, _accept_coded, "codes of 1 to 8 bits, decoded panel by panel"),
+    ("linear_tile16x1", 20, _accept_dense, "dense float32, float16, bfloat16"),
+    ("linear_expanded", 0, _accept_expanded, "the whole weight expanded to float32 once: 32 bits a weight in memory"),
+):
+    KERNELS.add(_name, Kernel(_name, _priority, _accepts, isa, _about))
 
 
 def op_spec(fmt: Format, layout: str, act: str | None) -> OpSpec:
@@ -173,8 +179,11 @@ def _tile(values: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(padded.reshape(-1, 16, blocks).transpose(0, 2, 1))
 
 
-def _scale(values: np.ndarray, element: Element | None, where: Geometry, second: float) -> native.Scale:
-    kind = scale_kind(element) if element is not None else {"kind": 1, "bits": 0, "mantissa": 0, "factor": 1.0, "has_sign": False, "table": _NO_TABLE}
+_FLOAT32 = {"kind": 1, "bits": 0, "mantissa": 0, "factor": 1.0, "has_sign": False, "table": _NO_TABLE}
+
+
+def _scale(values: np.ndarray, element: Element | None, where: Geometry, second: float) -> Any:
+    kind = scale_kind(element) if element is not None else _FLOAT32
     assert kind is not None
     flat = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
     return native.Scale.make(data=flat, rows=where.rows, columns=where.grid_columns, second=second, **kind)
@@ -185,7 +194,7 @@ def _element(fmt: Format, name: str, level: int) -> Element:
     return fmt.offset if name == "offset" and level == 0 and fmt.offset is not None else fmt.levels[level].element
 
 
-def _level_zero(fmt: Format, stored: Parts, logical: Parts | None, name: str, where: Geometry, shape: tuple[int, int]) -> native.Scale:
+def _level_zero(fmt: Format, stored: Parts, logical: Parts | None, name: str, where: Geometry, shape: tuple[int, int]) -> Any:
     """The native scale (or offset), read in place where the kernel can, otherwise collapsed to float32."""
     element = _element(fmt, name, 0)
     in_place = scale_kind(element) is not None and (len(fmt.levels) == 1 or (len(fmt.levels) == 2 and _whole(fmt)))
@@ -199,7 +208,7 @@ def _level_zero(fmt: Format, stored: Parts, logical: Parts | None, name: str, wh
     return _scale(_tile(values) if where.rows == 1 else values, None, where, 1.0)
 
 
-def coded_weight(fmt: Format, shape: tuple[int, int], stored: Parts, logical_scales: Parts) -> native.Weight:
+def coded_weight(fmt: Format, shape: tuple[int, int], stored: Parts, logical_scales: Parts) -> Any:
     """A native weight over tile16x4 parts. `logical_scales`: scale parts in grid order, for what the kernels do not read in place."""
     where = geometry(fmt, shape)
     element, table = fmt.element, fmt.element.table
@@ -221,10 +230,11 @@ def coded_weight(fmt: Format, shape: tuple[int, int], stored: Parts, logical_sca
     )  # fmt: skip
 
 
-def dense_weight(kind: str, shape: tuple[int, int], codes: np.ndarray) -> native.Weight:
+def dense_weight(kind: str, shape: tuple[int, int], codes: np.ndarray) -> Any:
     """A native weight over tile16x1 codes; kind is fp32, fp16 or bf16."""
     bits = 32 if kind == "fp32" else 16
     return native.Weight.make(
-        n=shape[0], k=shape[1], bits=bits, dense=DENSE_KINDS[kind], codes=codes.reshape(-1).view(np.uint8), block=0, scale=None, offset=None,
-        zero=None, zero_flip=0, integers=None, step=1.0, table=_NO_TABLE, float_step=1.0, values=_NO_TABLE,
+        n=shape[0], k=shape[1], bits=bits, dense=DENSE_KINDS[kind], codes=codes.reshape(-1).view(np.uint8), block=0,
+        scale=None, offset=None, zero=None, zero_flip=0, integers=None,
+        step=1.0, table=_NO_TABLE, float_step=1.0, values=_NO_TABLE,
     )  # fmt: skip

@@ -1,7 +1,7 @@
 """Where bits lie: packing of codes, scales and zero points into stored arrays, and back.
 
-A layout maps *logical parts* (codes in the tensor's own order, one entry a weight; scales in block-grid order) to *stored parts*, the arrays
-that a checkpoint holds and that kernels read in place.
+A layout maps *logical parts* (codes in the tensor's own order, one entry a weight; scales in block-grid order) to *stored parts*, the
+arrays that a checkpoint holds and that kernels read in place.
 """
 
 from __future__ import annotations
@@ -58,8 +58,10 @@ def geometry(fmt: Format, shape: tuple[int, ...]) -> Geometry:
     """
     n, k = shape
     assert fmt.block is not None
-    sizes = {"tensor": (None, None), "channel": (1, None), "token": (1, None)}.get(fmt.block.kind)
-    if sizes is None:
+    sizes: tuple[int | None, int | None] = (1, None)  # channel, token: a row
+    if fmt.block.kind == "tensor":
+        sizes = (None, None)
+    elif fmt.block.kind == "sized":
         tail = fmt.block.sizes[-2:]
         sizes = (tail[0] if len(tail) == 2 else 1, tail[-1])
     rows = n if sizes[0] is None else min(sizes[0], n)

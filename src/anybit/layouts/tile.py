@@ -1,8 +1,8 @@
 """The canonical tile layouts: 16 outputs side by side, so that one vector load feeds 16 accumulators on every instruction set.
 
-`tile16x4` holds codes of 1 to 8 bits. Rows are padded to 16, k to 32; 32 k of 16 rows are a chunk of 64 * bits bytes: its bit planes, lowest bits
-first (1 -> 1, 2 -> 2, 3 -> 2+1, 4 -> 4, 5 -> 4+1, 6 -> 4+2, 7 -> 4+2+1, 8 -> 8). A plane of width w is w vectors of 64 bytes; byte 4*o + j of
-vector v holds, in bits [f*w, f*w + w), output o at k = 32*chunk + v*(32/w) + 4*f + j.
+`tile16x4` holds codes of 1 to 8 bits. Rows are padded to 16, k to 32; 32 k of 16 rows are a chunk of 64 * bits bytes: its bit planes,
+lowest bits first (1 -> 1, 2 -> 2, 3 -> 2+1, 4 -> 4, 5 -> 4+1, 6 -> 4+2, 7 -> 4+2+1, 8 -> 8). A plane of width w is w vectors of 64 bytes;
+byte 4*o + j of vector v holds, in bits [f*w, f*w + w), output o at k = 32*chunk + v*(32/w) + 4*f + j.
 
     codes    uint8 [n/16, k/32, 64 * bits]
     scale.i  level 0, one a row: unsigned [n/16, blocks, 16]; shared by rows, and every other level: [grid rows, grid columns]

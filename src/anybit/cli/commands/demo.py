@@ -14,7 +14,7 @@ FORMATS = (
     "int8@channel", "int4@32", "int4@128", "int3@128", "int2@64", "ternary@256", "mxfp8", "mxfp6", "mxfp4", "nvfp4", "nf4@64",
 )  # fmt: skip
 CHAINS = (("int8@channel", "int4@32", "int4@128", "int3@128", "int2@64"), ("mxfp8", "mxfp6", "mxfp4"))
-PROMPT = "def read_config(path):\n"
+PROMPT = "class Queue:\n    def __init__(self"
 SAMPLE = "int4@32"
 NEXT = (
     "anybit quantize pycoder-5m my-model --format int4@32 --act int8",
@@ -76,7 +76,7 @@ def measure(tokens: int, seed: int, progress: Reporter) -> dict[str, Any]:
     text = default_text(model.tokenizer, tokens)
     result = sweep(model, FORMATS, text, stage=progress.stage)
     progress.stage("sample", 1)
-    shown = result.models[SAMPLE].with_act("int8").generate(PROMPT, max_tokens=60, temperature=0.7, top_p=0.9, seed=seed)
+    shown = result.models[SAMPLE].with_act("int8").generate(PROMPT, max_tokens=70, temperature=0.8, top_p=0.95, seed=seed)
     about = {"name": "pycoder-5m", "parameters": model.parameters, "bytes": model.nbytes, "bits_per_weight": float(model.bits_per_weight)}
     return {
         "anybit": machine()["anybit"],

@@ -58,14 +58,12 @@ static void scale_rows(const Scale &s, int64_t tile, int64_t b0, int64_t b1, int
     case ScaleKind::Exponent:  // code 0 is 2^-127
       return scale_run(s, tile, b0, b1, factor, out, [](const uint8_t *p) AB_LAMBDA { return i_float(i_max(i_shl(i_load_u8(p), 23), i_set(0x00400000))); });
     case ScaleKind::Mini: {  // exponent and mantissa bits moved to float32's place, bias corrected by an exact product: subnormals too
-      const I size = i_set((1 << (s.bits - s.has_sign)) - 1), most = i_set(s.most);
+      const I size = i_set((1 << (s.bits - s.has_sign)) - 1);
       const F shift = f_set(s.factor);
       const int up = 23 - s.mantissa, top = s.has_sign ? s.bits - 1 : 31;
       return scale_run(s, tile, b0, b1, factor, out, [=](const uint8_t *p) AB_LAMBDA {
         const I x = i_load_u8(p);
-        const I value = f_bits(f_mul(i_float(i_shl(i_and(x, size), up)), shift));
-        const I special = i_sub(i_zero(), i_shr(i_sub(most, value), 31));  // beyond the largest finite value: all ones, a NaN
-        return i_float(i_or(i_or(value, special), i_shl(i_shr(x, top), 31)));
+        return i_float(i_or(f_bits(f_mul(i_float(i_shl(i_and(x, size), up)), shift)), i_shl(i_shr(x, top), 31)));
       });
     }
     case ScaleKind::Integer: {

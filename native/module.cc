@@ -5,8 +5,6 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/unique_ptr.h>
 
-#include <string.h>
-
 #include <algorithm>
 #include <cmath>
 #include <stdexcept>
@@ -41,6 +39,18 @@ int64_t width_of(ScaleKind kind) {
   return kind == ScaleKind::Float32 ? 4 : kind == ScaleKind::Float16 || kind == ScaleKind::BFloat16 ? 2 : 1;
 }
 
+// Whether a small float holds codes beyond its largest finite value (NaN, infinity), which arithmetic would read as numbers: the table does not.
+bool has_special(const Scale &s, const Bytes &data) {
+  const uint8_t size = static_cast<uint8_t>((1 << (s.bits - s.has_sign)) - 1);
+  int finite = size;
+  while (finite > 0 && !std::isfinite(s.table[finite])) finite--;
+  if (finite == size) return false;
+  uint8_t top = 0;
+  const uint8_t *p = data.data(), *end = p + data.shape(0);
+  for (; p < end; p++) top = std::max(top, static_cast<uint8_t>(*p & size));
+  return top > finite;
+}
+
 PyScale make_scale(int kind, Bytes data, int64_t rows, int64_t columns, float second, int bits, int mantissa, float factor, bool has_sign, Floats table) {
   PyScale s;
   require(kind >= 1 && kind <= static_cast<int>(ScaleKind::Table), "scale kind");
@@ -52,14 +62,8 @@ PyScale make_scale(int kind, Bytes data, int64_t rows, int64_t columns, float se
   s.scale.data = data.data();
   s.scale.rows = rows, s.scale.columns = columns, s.scale.second = second;
   s.scale.bits = bits, s.scale.mantissa = mantissa, s.scale.factor = factor, s.scale.has_sign = has_sign;
-  float most = 0.0f;
-  bool special = false;
-  for (size_t i = 0; i < table.shape(0); i++) {
-    const float value = s.scale.table[i] = table.data()[i];
-    if (std::isfinite(value)) most = std::max(most, std::fabs(value));
-    else special = true;
-  }
-  if (special) memcpy(&s.scale.most, &most, sizeof most);
+  for (size_t i = 0; i < table.shape(0); i++) s.scale.table[i] = table.data()[i];
+  if (s.scale.kind == ScaleKind::Mini && has_special(s.scale, data)) s.scale.kind = ScaleKind::Table;
   s.data = data;
   return s;
 }

@@ -26,7 +26,6 @@ struct Scale {
   int bits = 0, mantissa = 0;     // Mini, Integer: width, mantissa bits
   float factor = 1.0f;            // Mini: 2^(127 - bias)
   bool has_sign = false;          // Mini, Integer: the top bit is a sign
-  int32_t most = 0x7fffffff;      // Mini: float32 bits of the largest finite value; codes beyond it are NaN
   float second = 1.0f;            // second level: one for the whole tensor
   float table[256] = {};          // Table: decoded values; kept too for every kind of at most 8 bits
 };

@@ -297,46 +297,51 @@ struct FloatSpan {
   int64_t panel_tile;   // floats from one tile's panel to the next
   float *state;         // [tiles][rows of the block][32]
   int64_t state_tile;   // floats from one tile's state to the next
+  const float *scales;  // [tiles][blocks of the panel][16], the first block being k0 / block; the same of offsets
+  const float *offsets;
+  int64_t side_tile;    // floats from one tile's scales to the next
 };
 
+// Products accumulate in registers; finished blocks are added to the sums in memory.
 template <int rows, int tiles> static void fma_rows(const Weight &w, const Input &in, const FloatSpan &a) {
-  F part[tiles][rows], acc[tiles][rows];
+  F part[tiles][rows];
   for (int t = 0; t < tiles; t++)
-    for (int r = 0; r < rows; r++) acc[t][r] = f_load(a.state + t * a.state_tile + 32 * r), part[t][r] = f_load(a.state + t * a.state_tile + 32 * r + 16);
-  const float *x = in.x + a.row * in.stride;
-  for (int64_t k = a.k0; k < a.k1;) {
-    const int64_t block = k / w.block, whole = (block + 1) * w.block, limit = whole < w.k ? whole : w.k;
-    const int64_t end = limit < a.k1 ? limit : a.k1;
+    for (int r = 0; r < rows; r++) part[t][r] = f_load(a.state + t * a.state_tile + 32 * r + 16);
+  const int64_t stride = in.stride, panel_tile = a.panel_tile, size = w.block, first = a.k0 / size;
+  const float *const x = in.x + a.row * stride;
+  for (int64_t k = a.k0, block = first; k < a.k1; block++) {
+    const int64_t limit = (block + 1) * size < w.k ? (block + 1) * size : w.k, end = limit < a.k1 ? limit : a.k1;
     const float *p = a.panel + (k - a.k0) * 16;
     if (w.zero) {
       F z[tiles];
       for (int t = 0; t < tiles; t++) z[t] = i_to_f(zero_row(w, a.tile + t, block));
       for (; k < end; k++, p += 16)
         for (int t = 0; t < tiles; t++) {
-          const F v = f_sub(f_load(p + t * a.panel_tile), z[t]);
-          for (int r = 0; r < rows; r++) part[t][r] = f_fma(f_set(x[r * in.stride + k]), v, part[t][r]);
+          const F v = f_sub(f_load(p + t * panel_tile), z[t]);
+          for (int r = 0; r < rows; r++) part[t][r] = f_fma(f_set(x[r * stride + k]), v, part[t][r]);
         }
     } else {
       for (; k < end; k++, p += 16)
         for (int t = 0; t < tiles; t++) {
-          const F v = f_load(p + t * a.panel_tile);
-          for (int r = 0; r < rows; r++) part[t][r] = f_fma(f_set(x[r * in.stride + k]), v, part[t][r]);
+          const F v = f_load(p + t * panel_tile);
+          for (int r = 0; r < rows; r++) part[t][r] = f_fma(f_set(x[r * stride + k]), v, part[t][r]);
         }
     }
-    if (k == limit)
-      for (int t = 0; t < tiles; t++) {
-        float scales[16], offsets[16];
-        if (w.dense == Dense::None) scale_rows(w.scale, a.tile + t, block, block + 1, w.n, w.float_step, scales);
-        if (w.has_offset) scale_rows(w.offset, a.tile + t, block, block + 1, w.n, 1.0f, offsets);
-        const F sw = w.dense != Dense::None ? f_set(1.0f) : f_load(scales), off = w.has_offset ? f_load(offsets) : f_zero();
-        for (int r = 0; r < rows; r++) {
-          acc[t][r] = f_fma(part[t][r], sw, acc[t][r]), part[t][r] = f_zero();
-          if (w.has_offset) acc[t][r] = f_fma(f_set(in.sums[(a.row + r) * w.blocks + block]), off, acc[t][r]);
-        }
+    if (k < limit) break;  // the block goes on in the next panel
+    for (int t = 0; t < tiles; t++) {
+      const int64_t side = t * a.side_tile + 16 * (block - first);
+      const F sw = f_load(a.scales + side);
+      for (int r = 0; r < rows; r++) {
+        float *sum = a.state + t * a.state_tile + 32 * r;
+        F acc = f_fma(part[t][r], sw, f_load(sum));
+        if (a.offsets) acc = f_fma(f_set(in.sums[(a.row + r) * w.blocks + block]), f_load(a.offsets + side), acc);
+        f_store(sum, acc), part[t][r] = f_zero();
       }
+    }
+    AB_KEEP_IN_MEMORY();
   }
   for (int t = 0; t < tiles; t++)
-    for (int r = 0; r < rows; r++) f_store(a.state + t * a.state_tile + 32 * r, acc[t][r]), f_store(a.state + t * a.state_tile + 32 * r + 16, part[t][r]);
+    for (int r = 0; r < rows; r++) f_store(a.state + t * a.state_tile + 32 * r + 16, part[t][r]);
 }
 
 template <int rows, int tiles> AB_INLINE void fma_some(int64_t count, const Weight &w, const Input &in, const FloatSpan &a) {
@@ -374,23 +379,34 @@ static void finish_tile(const float *sums, int64_t step, int64_t rows, const flo
   }
 }
 
+static int64_t float_side(const Weight &w) {  // floats that the scales of one tile need: the most blocks that a float panel touches
+  const int64_t most = kFloatPanel / w.block + 2;
+  return 16 * (most < w.blocks ? most : w.blocks);
+}
+
 static void multiply_float(const Weight &w, const Input &in, const float *bias, int64_t tile, int64_t tiles, int64_t m0, int64_t m1, float *y, int64_t stride, float *buffer) {
-  const int64_t rows = m1 - m0, panel_tile = kFloatPanel * 16, state_tile = rows * 32;
-  float *state = buffer + kFloatTiles * panel_tile;
+  const int64_t rows = m1 - m0, panel_tile = kFloatPanel * 16, state_tile = rows * 32, side = float_side(w);
+  float *const scales = buffer + kFloatTiles * panel_tile, *const offsets = w.has_offset ? scales + kFloatTiles * side : nullptr;
+  float *const state = scales + 2 * kFloatTiles * side;
   memset(state, 0, sizeof(float) * tiles * state_tile);
   for (int64_t k0 = 0; k0 < w.k; k0 += kFloatPanel) {
-    const int64_t k1 = k0 + kFloatPanel < w.k ? k0 + kFloatPanel : w.k;
+    const int64_t k1 = k0 + kFloatPanel < w.k ? k0 + kFloatPanel : w.k, b0 = k0 / w.block, b1 = (k1 - 1) / w.block + 1;
     const float *panel = buffer;
     int64_t step = panel_tile;
     if (w.dense == Dense::Float32) panel = float_panel(w, w.table, tile, k0, k1, buffer), step = w.k * 16;
     else for (int64_t t = 0; t < tiles; t++) float_panel(w, w.table, tile + t, k0, k1, buffer + t * panel_tile);
+    for (int64_t t = 0; t < tiles; t++) {
+      if (w.dense != Dense::None) f_store(scales + t * side, f_set(1.0f));
+      else scale_rows(w.scale, tile + t, b0, b1, w.n, w.float_step, scales + t * side);
+      if (offsets) scale_rows(w.offset, tile + t, b0, b1, w.n, 1.0f, offsets + t * side);
+    }
     if (rows == 1 && tiles == kFloatTiles) {
-      fma_rows<1, kFloatTiles>(w, in, {k0, k1, tile, m0, panel, step, state, state_tile});
+      fma_rows<1, kFloatTiles>(w, in, {k0, k1, tile, m0, panel, step, state, state_tile, scales, offsets, side});
       continue;
     }
     for (int64_t t = 0; t < tiles; t++) {
       int64_t r = 0;
-      FloatSpan a = {k0, k1, tile + t, m0, panel + t * step, step, state + t * state_tile, state_tile};
+      FloatSpan a = {k0, k1, tile + t, m0, panel + t * step, step, state + t * state_tile, state_tile, scales + t * side, offsets ? offsets + t * side : nullptr, side};
       for (; r + kRowsFloat <= rows; r += kRowsFloat, a.row += kRowsFloat, a.state += 32 * kRowsFloat) fma_rows<kRowsFloat, 1>(w, in, a);
       fma_some<kRowsFloat - 1, 1>(rows - r, w, in, a);
     }
@@ -439,7 +455,7 @@ static void multiply_integer(const Weight &w, const Input &in, const float *bias
 // ------------------------------------------------------------------------------------------------ the table of this ISA
 static size_t scratch_bytes(const Weight &w, const Input &in) {
   const int64_t rows = in.m < kRowBlock ? in.m : kRowBlock;
-  if (!in.integer) return sizeof(float) * (size_t)(kFloatTiles * (kFloatPanel * 16 + rows * 32));
+  if (!in.integer) return sizeof(float) * (size_t)(kFloatTiles * (kFloatPanel * 16 + 2 * float_side(w) + rows * 32));
   int64_t chunks = 0;
   for (const Panel *p = w.panels, *end = p + w.panel_count; p < end; p++) chunks = p->c1 - p->c0 > chunks ? p->c1 - p->c0 : chunks;
   return (size_t)(kRowBlock * 64 + panel_blocks(w) * 192 + chunks * (w.kind == Kind::Wide16 ? 1024 : 512));

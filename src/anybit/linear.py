@@ -26,7 +26,7 @@ class ActSpec:
     @property
     def kernel_name(self) -> str:
         """The name under which kernels know it. NoKernelError: no kernel takes such activations."""
-        if self.dynamic and self.scale is None and self.format == Format("int8_sym"):
+        if self is INT8 or self == INT8:
             return "int8"
         raise NoKernelError(f"no kernel takes activations in {self.format}; use none (float) or dynamic int8")
 
@@ -36,8 +36,12 @@ class ActSpec:
         if name in (None, "float"):
             return None
         if name == "int8":
-            return cls(Format("int8_sym"))
+            return INT8
         raise NoKernelError(f"no kernel takes '{name}' activations; use float or int8")
+
+
+INT8 = ActSpec(Format("int8_sym"))
+"""Dynamic int8 activations, the one integer input that kernels take."""
 
 
 @dataclass(frozen=True)

@@ -220,13 +220,36 @@ template <int rows, int count> AB_INLINE void signed_steps(I *sum, const uint8_t
 // Extra work at the end of a segment: nothing, a constant correction (bias), or zero points and offsets.
 enum class Extra { None, Bias, Full };
 
+// What the end of a segment reads: scales, totals and corrections of some rows.
+struct Ends {
+  const float *scales, *sws, *offsets;  // of the input [rows, segments]; of the weight [blocks][16], and its offsets or nullptr
+  const int32_t *totals, *shifts;       // sums of the input's codes [rows, segments]; zero points + bias [blocks][16] or nullptr
+  int64_t segments;
+  int32_t bias;
+};
+
+AB_INLINE Ends ends_of(const Weight &w, const Side &side, const Input &in, int64_t row) {
+  const int64_t at = row * w.segment_count;
+  return {in.scale + at, side.scale, w.has_offset ? side.offset : nullptr, in.total + at, w.zero ? side.shift : nullptr, w.segment_count, w.bias};
+}
+
+// One segment's dots of row r into its sums in memory: acc = fma(float(dot), fl(sx * sw), acc), then the offset.
+template <Extra extra> AB_INLINE void settle(const Ends &e, I dot, int64_t r, int64_t segment, int64_t side_at, float *sums) {
+  const int32_t total = e.totals[r * e.segments + segment];
+  const F sx = f_set(e.scales[r * e.segments + segment]);
+  if constexpr (extra == Extra::Bias) dot = i_sub(dot, i_set(e.bias * total));
+  if constexpr (extra == Extra::Full) dot = i_sub(dot, e.shifts ? i_mul(i_load(e.shifts + side_at), i_set(total)) : i_set(e.bias * total));
+  F acc = f_fma(i_to_f(dot), f_mul(sx, f_load(e.sws + side_at)), f_load(sums));
+  if constexpr (extra == Extra::Full)
+    if (e.offsets) acc = f_fma(f_mul(sx, f_set((float)total)), f_load(e.offsets + side_at), acc);
+  f_store(sums, acc);
+}
+
 template <int rows, Kind kind, Extra extra>
 static void dot_rows(const Weight &w, const Panel &panel, const uint8_t *bytes, const Side &side, const Input &in, int64_t row, float *state) {
-  const int64_t stride = w.codes_length, segments = w.segment_count, base = panel.c0 * 8, chain = w.chain, first = side.first;
-  const float *const scales = in.scale + row * segments, *const sws = side.scale, *const offsets = w.has_offset ? side.offset : nullptr;
-  const int32_t *const totals = in.total + row * segments, *const shifts = w.zero ? side.shift : nullptr;
+  const int64_t stride = w.codes_length, base = panel.c0 * 8, chain = w.chain, first = side.first;
+  const Ends ends = ends_of(w, side, in, row);
   const int8_t *const codes = in.q + row * stride;
-  const int32_t bias = w.bias;
   for (int64_t s = panel.s0; s < panel.s1; s++) {
     const Segment &seg = w.segments[s];
     const int64_t side_at = 16 * (seg.block - first);
@@ -253,17 +276,7 @@ static void dot_rows(const Weight &w, const Panel &panel, const uint8_t *bytes, 
         while (left > 0) left -= unsigned_chain<rows>(sum, false, left < most ? left : most, p, q, stride);
       }
     }
-    const F sw = f_load(sws + side_at);
-    for (int r = 0; r < rows; r++) {
-      const int32_t total = totals[r * segments + s];
-      const F sx = f_set(scales[r * segments + s]);
-      if constexpr (extra == Extra::Bias) sum[r] = i_sub(sum[r], i_set(bias * total));
-      if constexpr (extra == Extra::Full) sum[r] = i_sub(sum[r], shifts ? i_mul(i_load(shifts + side_at), i_set(total)) : i_set(bias * total));
-      F acc = f_fma(i_to_f(sum[r]), f_mul(sx, sw), f_load(state + 16 * r));
-      if constexpr (extra == Extra::Full)
-        if (offsets) acc = f_fma(f_mul(sx, f_set((float)total)), f_load(offsets + side_at), acc);
-      f_store(state + 16 * r, acc);
-    }
+    for (int r = 0; r < rows; r++) settle<extra>(ends, sum[r], r, s, side_at, state + 16 * r);
     AB_KEEP_IN_MEMORY();  // the sums above stay in memory: registers belong to the dots
   }
 }
@@ -287,6 +300,73 @@ template <Kind kind> static void dot_all(const Weight &w, const Panel &p, const 
   int64_t row = m0;
   for (; row + rows <= m1; row += rows) dot_with<rows, kind>(w, p, bytes, side, in, row, state + (row - m0) * 16);
   dot_some<kind, rows - 1>(m1 - row, w, p, bytes, side, in, row, state + (row - m0) * 16);
+}
+
+// One row (decoding): stored bits to dots in registers, without a panel between. For Unsigned8 codes of up to 4 bits whose segments begin with a
+// chunk of 32 k (span 8 groups) or fill half of one (span 4).
+template <int bits> AB_INLINE B byte_of(const Weight &w, B code, B flip) {
+  return w.affine ? b_xor(code, flip) : table_bytes<bits>(w.low, code, code);
+}
+
+template <int bits, int from, int count> AB_INLINE I chunk_dot(const Weight &w, const B *g, const int8_t *q, bool short_chain, B flip, I sum) {
+  C c = c_zero();
+  for (int i = 0; i < count; i++) {
+    c = c_step(c, byte_of<bits>(w, g[from + i], flip), q_four(q + 4 * i));
+    if (!kWideDot && i == 3 && count == 8 && short_chain) sum = c_end(sum, c), c = c_zero();
+  }
+  return c_end(sum, c);
+}
+
+template <int bits, Extra extra, int span>
+static void stream(const Weight &w, const Panel &panel, const uint8_t *codes, const Side &side, const Input &in, int64_t row, float *state) {
+  const Ends ends = ends_of(w, side, in, row);
+  const int8_t *const q0 = in.q + row * w.codes_length;
+  const bool short_chain = w.chain < 8;
+  const B flip = b_set(w.flip);
+  for (int64_t s = panel.s0; s < panel.s1; s++) {
+    const Segment *seg = w.segments + s;
+    const uint8_t *p = codes + (seg->g0 / 8 - panel.c0) * 64 * bits;
+    B g[8];
+    if constexpr (span == 4) {  // two segments a chunk; the last may have no second, or be short: its codes are zero from there on
+      codes_of<bits>(p, g);
+      int8_t pad[16] = {0};
+      for (int half = 0;; half++, s++, seg++) {
+        const int8_t *q = q0 + seg->at;
+        if (seg->g1 - seg->g0 < 4) memcpy(pad, q, (size_t)(4 * (seg->g1 - seg->g0))), q = pad;
+        const I dot = half ? chunk_dot<bits, 4, 4>(w, g, q, false, flip, i_zero()) : chunk_dot<bits, 0, 4>(w, g, q, false, flip, i_zero());
+        settle<extra>(ends, dot, 0, s, 16 * (seg->block - side.first), state);
+        if (half == 1 || s + 1 == panel.s1) break;
+      }
+    } else {
+      const int8_t *q = q0 + seg->at;
+      I sum = i_zero();
+      int64_t left = seg->g1 - seg->g0;
+      for (; left >= 8; left -= 8, p += 64 * bits, q += 32) {
+        codes_of<bits>(p, g);
+        sum = chunk_dot<bits, 0, 8>(w, g, q, short_chain, flip, sum);
+      }
+      if (left > 0) {
+        int8_t pad[32] = {0};
+        memcpy(pad, q, (size_t)(4 * left));
+        codes_of<bits>(p, g);
+        sum = chunk_dot<bits, 0, 8>(w, g, pad, short_chain, flip, sum);
+      }
+      settle<extra>(ends, sum, 0, s, 16 * (seg->block - side.first), state);
+    }
+    AB_KEEP_IN_MEMORY();
+  }
+}
+
+using Stream = void (*)(const Weight &, const Panel &, const uint8_t *, const Side &, const Input &, int64_t, float *);
+#define AB_STREAM(bits, extra) {stream<bits, Extra::extra, 4>, stream<bits, Extra::extra, 8>}
+#define AB_STREAMS(bits) {AB_STREAM(bits, None), AB_STREAM(bits, Bias), AB_STREAM(bits, Full)}
+const Stream kStream[5][3][2] = {{{nullptr, nullptr}, {nullptr, nullptr}, {nullptr, nullptr}}, AB_STREAMS(1), AB_STREAMS(2), AB_STREAMS(3), AB_STREAMS(4)};
+
+static Stream stream_of(const Weight &w) {  // nullptr: the weight needs panels
+  if (w.kind != Kind::Unsigned8 || w.bits > 4 || (!kWideDot && w.chain < 4)) return nullptr;
+  const int extra = w.zero || w.has_offset ? 2 : w.bias ? 1 : 0;
+  if (w.block % 32 == 0 || w.blocks == 1) return kStream[w.bits][extra][1];
+  return w.block == 16 ? kStream[w.bits][extra][0] : nullptr;
 }
 
 // ------------------------------------------------------------------------------------------------ float path
@@ -432,6 +512,8 @@ static void multiply_integer(const Weight &w, const Input &in, const float *bias
   Side side = {0, state + kRowBlock * 16, state + kRowBlock * 16 + most, (int32_t *)(state + kRowBlock * 16 + 2 * most)};
   uint8_t *bytes = (uint8_t *)(state + kRowBlock * 16 + 3 * most);
   memset(state, 0, sizeof(float) * rows * 16);
+  const Stream streamed = rows == 1 ? stream_of(w) : nullptr;
+  const bool direct = w.bits == 8 && w.affine && w.flip == 0;  // the stored bytes are the panel
   for (const Panel *p = w.panels, *end = p + w.panel_count; p < end; p++) {
     const uint8_t *codes = w.codes + (tile * w.chunks + p->c0) * 64 * w.bits;
     const int64_t b0 = w.segments[p->s0].block, b1 = w.segments[p->s1 - 1].block + 1;
@@ -439,13 +521,16 @@ static void multiply_integer(const Weight &w, const Input &in, const float *bias
     scale_rows(w.scale, tile, b0, b1, w.n, w.step, side.scale);
     if (w.has_offset) scale_rows(w.offset, tile, b0, b1, w.n, 1.0f, side.offset);
     if (w.zero) for (int64_t b = b0; b < b1; b++) i_store(side.shift + 16 * (b - b0), i_add(zero_row(w, tile, b), i_set(w.bias)));
-    if (w.kind == Kind::Wide16) {
+    if (streamed) {
+      streamed(w, *p, codes, side, in, m0, state);
+    } else if (w.kind == Kind::Wide16) {
       kPanelWide[w.bits](w, codes, p->c1 - p->c0, bytes);
       dot_all<Kind::Wide16>(w, *p, bytes, side, in, m0, m1, state);
     } else {
-      kPanelBytes[w.bits](w, codes, p->c1 - p->c0, bytes);
-      if (w.kind == Kind::Signed8) dot_all<Kind::Signed8>(w, *p, bytes, side, in, m0, m1, state);
-      else dot_all<Kind::Unsigned8>(w, *p, bytes, side, in, m0, m1, state);
+      if (!direct) kPanelBytes[w.bits](w, codes, p->c1 - p->c0, bytes);
+      const uint8_t *from = direct ? codes : bytes;
+      if (w.kind == Kind::Signed8) dot_all<Kind::Signed8>(w, *p, from, side, in, m0, m1, state);
+      else dot_all<Kind::Unsigned8>(w, *p, from, side, in, m0, m1, state);
     }
   }
   const int64_t n0 = tile * 16, count = w.n - n0 < 16 ? w.n - n0 : 16;

@@ -26,7 +26,7 @@ def test_names_items_and_near_misses() -> None:
     assert list(fruits) == ["apple", "pear"] and len(fruits) == 2 and "apple" in fruits and 3 not in fruits and fruits["pear"] is pear
     with pytest.raises(UnknownNameError, match=r"^no fruit named 'aple'; did you mean apple\?$"):
         fruits["aple"]
-    with pytest.raises(KeyError, match=r"^no fruit named 'x'$"):
+    with pytest.raises(KeyError, match=r"^no fruit named 'x'; there are apple, pear$"):
         fruits["x"]
     with pytest.raises(ValueError, match="two fruits named 'apple'"):
         fruits.add("apple", 3)

@@ -57,7 +57,8 @@ class Registry(Generic[T]):
     def __getitem__(self, name: str) -> T:
         self._load()
         if name not in self._items:
-            raise UnknownNameError(f"no {self.what} named '{name}'{near_misses(name, self._items)}")
+            known = f"; there are {', '.join(self._items)}" if len(self._items) <= 8 else ""
+            raise UnknownNameError(f"no {self.what} named '{name}'{near_misses(name, self._items) or known}")
         return self._items[name]
 
     def __contains__(self, name: object) -> bool:

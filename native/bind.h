@@ -4,15 +4,38 @@
 #include <nanobind/ndarray.h>
 
 #include <optional>
+#include <stdexcept>
 
 #include "operator.h"
 
 namespace anybit {
 
+namespace nb = nanobind;
+
+// A read-only array from Python: contiguous, on the CPU, of one dtype and dimension.
+template <class T, size_t dimensions> using Array = nb::ndarray<const T, nb::ndim<dimensions>, nb::c_contig, nb::device::cpu>;
+using Bytes = Array<uint8_t, 1>;
+using Vector = Array<float, 1>;
+using Matrix = Array<float, 2>;
+
+inline void require(bool ok, const char *what) {  // ValueError in Python
+  if (!ok) throw std::invalid_argument(what);
+}
+
+// A new NumPy array of `shape`, and where its numbers lie.
+template <class T> nb::object array(size_t dimensions, const size_t *shape, T **data) {
+  size_t count = 1;
+  for (size_t i = 0; i < dimensions; i++) count *= shape[i];
+  *data = new T[count > 0 ? count : 1];
+  nb::capsule owner(*data, [](void *p) noexcept { delete[] static_cast<T *>(p); });
+  return nb::cast(nb::ndarray<nb::numpy, T>(*data, dimensions, shape, owner));
+}
+
+
 // A weight together with the arrays whose memory it reads.
 struct PyWeight {
   OwnedWeight weight;
-  std::optional<nanobind::ndarray<const uint8_t, nanobind::ndim<1>, nanobind::c_contig, nanobind::device::cpu>> keep_codes, keep_scale, keep_offset, keep_zero;
+  std::optional<Bytes> keep_codes, keep_scale, keep_offset, keep_zero;
 };
 
 void bind_ops(nanobind::module_ &m);  // bind_ops.cc: block operators, sampling, evaluation statistics

@@ -1,6 +1,4 @@
 // Bindings of the decoder, its caches, sampling, evaluation statistics, and of single operators for tests. All checks are here.
-#include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -13,30 +11,16 @@
 #include "pool.h"
 #include "sample.h"
 
-namespace nb = nanobind;
-using namespace nb::literals;
+using namespace nanobind::literals;
 
 namespace anybit {
 namespace {
 
-using Vector = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using Matrix = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-using Cube = nb::ndarray<const float, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
+using Cube = Array<float, 3>;
 using MatrixOut = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-using Ids = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using Positions = nb::ndarray<const int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Ids = Array<int32_t, 1>;
+using Positions = Array<int64_t, 1>;
 
-void require(bool ok, const char *what) {
-  if (!ok) throw std::invalid_argument(what);
-}
-
-template <class T> nb::object array(size_t ndim, const size_t *shape, T **data) {
-  size_t count = 1;
-  for (size_t i = 0; i < ndim; i++) count *= shape[i];
-  *data = new T[count > 0 ? count : 1];
-  nb::capsule owner(*data, [](void *p) noexcept { delete[] static_cast<T *>(p); });
-  return nb::cast(nb::ndarray<nb::numpy, T>(*data, ndim, shape, owner));
-}
 template <class T> nb::object vector(size_t n, T **data) { return array(1, &n, data); }
 
 // ------------------------------------------------------------------------------------------------ decoder

@@ -59,10 +59,8 @@ AB_INLINE F f_sub(F a, F b) { return {_mm512_sub_ps(a.v, b.v)}; }
 AB_INLINE F f_mul(F a, F b) { return {_mm512_mul_ps(a.v, b.v)}; }
 AB_INLINE F f_div(F a, F b) { return {_mm512_div_ps(a.v, b.v)}; }
 AB_INLINE F f_fma(F a, F b, F c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
-AB_INLINE F f_sqrt(F a) { return {_mm512_sqrt_ps(a.v)}; }
 AB_INLINE F f_max(F a, F b) { return {_mm512_max_ps(a.v, b.v)}; }  // b when either is NaN
 AB_INLINE F f_min(F a, F b) { return {_mm512_min_ps(a.v, b.v)}; }
-AB_INLINE F f_abs(F a) { return {_mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(a.v), _mm512_set1_epi32(0x7fffffff)))}; }
 AB_INLINE F f_rne(F a) { return {_mm512_roundscale_ps(a.v, 8)}; }
 AB_INLINE I f_to_i(F a) { return {_mm512_cvtps_epi32(a.v)}; }  // nearest-even
 AB_INLINE F i_to_f(I a) { return {_mm512_cvtepi32_ps(a.v)}; }
@@ -98,8 +96,6 @@ AB_INLINE B b_set(int x) { return {_mm512_set1_epi8((char)x)}; }
 AB_INLINE B b_and(B a, B b) { return {_mm512_and_si512(a.v, b.v)}; }
 AB_INLINE B b_or(B a, B b) { return {_mm512_or_si512(a.v, b.v)}; }
 AB_INLINE B b_xor(B a, B b) { return {_mm512_xor_si512(a.v, b.v)}; }
-AB_INLINE B b_add_sat(B a, B b) { return {_mm512_adds_epu8(a.v, b.v)}; }
-AB_INLINE B b_sub(B a, B b) { return {_mm512_sub_epi8(a.v, b.v)}; }
 template <int n> AB_INLINE B b_shr(B a) { return {_mm512_srli_epi16(a.v, n)}; }  // bits of the neighbour come in: mask after
 template <int n> AB_INLINE B b_shl(B a) { return {_mm512_slli_epi16(a.v, n)}; }
 AB_INLINE B b_sign(B a) { return {_mm512_movm_epi8(_mm512_movepi8_mask(a.v))}; }  // 0xff where the top bit is set
@@ -158,10 +154,8 @@ AB_INLINE F f_sub(F a, F b) { return AB_BOTH(F, _mm256_sub_ps); }
 AB_INLINE F f_mul(F a, F b) { return AB_BOTH(F, _mm256_mul_ps); }
 AB_INLINE F f_div(F a, F b) { return AB_BOTH(F, _mm256_div_ps); }
 AB_INLINE F f_fma(F a, F b, F c) { return {_mm256_fmadd_ps(a.a, b.a, c.a), _mm256_fmadd_ps(a.b, b.b, c.b)}; }
-AB_INLINE F f_sqrt(F a) { return {_mm256_sqrt_ps(a.a), _mm256_sqrt_ps(a.b)}; }
 AB_INLINE F f_max(F a, F b) { return AB_BOTH(F, _mm256_max_ps); }  // b when either is NaN
 AB_INLINE F f_min(F a, F b) { return AB_BOTH(F, _mm256_min_ps); }
-AB_INLINE F f_abs(F a) { __m256 m = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff)); return {_mm256_and_ps(a.a, m), _mm256_and_ps(a.b, m)}; }
 AB_INLINE F f_rne(F a) { return {_mm256_round_ps(a.a, 8), _mm256_round_ps(a.b, 8)}; }
 AB_INLINE I f_to_i(F a) { return {_mm256_cvtps_epi32(a.a), _mm256_cvtps_epi32(a.b)}; }  // nearest-even
 AB_INLINE F i_to_f(I a) { return {_mm256_cvtepi32_ps(a.a), _mm256_cvtepi32_ps(a.b)}; }
@@ -212,8 +206,6 @@ AB_INLINE B b_set(int x) { __m256i v = _mm256_set1_epi8((char)x); return {v, v};
 AB_INLINE B b_and(B a, B b) { return AB_BOTH(B, _mm256_and_si256); }
 AB_INLINE B b_or(B a, B b) { return AB_BOTH(B, _mm256_or_si256); }
 AB_INLINE B b_xor(B a, B b) { return AB_BOTH(B, _mm256_xor_si256); }
-AB_INLINE B b_add_sat(B a, B b) { return AB_BOTH(B, _mm256_adds_epu8); }
-AB_INLINE B b_sub(B a, B b) { return AB_BOTH(B, _mm256_sub_epi8); }
 template <int n> AB_INLINE B b_shr(B a) { return {_mm256_srli_epi16(a.a, n), _mm256_srli_epi16(a.b, n)}; }  // mask after
 template <int n> AB_INLINE B b_shl(B a) { return {_mm256_slli_epi16(a.a, n), _mm256_slli_epi16(a.b, n)}; }
 AB_INLINE B b_sign(B a) { __m256i z = _mm256_setzero_si256(); return {_mm256_cmpgt_epi8(z, a.a), _mm256_cmpgt_epi8(z, a.b)}; }  // 0xff where the top bit is set
@@ -288,10 +280,8 @@ AB_INLINE F f_sub(F a, F b) { AB_LANES(F, a.v[j] - b.v[j]); }
 AB_INLINE F f_mul(F a, F b) { AB_LANES(F, a.v[j] * b.v[j]); }
 AB_INLINE F f_div(F a, F b) { AB_LANES(F, a.v[j] / b.v[j]); }
 AB_INLINE F f_fma(F a, F b, F c) { AB_LANES(F, __builtin_fmaf(a.v[j], b.v[j], c.v[j])); }
-AB_INLINE F f_sqrt(F a) { AB_LANES(F, __builtin_sqrtf(a.v[j])); }
 AB_INLINE F f_max(F a, F b) { AB_LANES(F, a.v[j] > b.v[j] ? a.v[j] : b.v[j]); }  // b when either is NaN
 AB_INLINE F f_min(F a, F b) { AB_LANES(F, a.v[j] < b.v[j] ? a.v[j] : b.v[j]); }
-AB_INLINE F f_abs(F a) { AB_LANES(F, bits_float(float_bits(a.v[j]) & 0x7fffffffu)); }
 AB_INLINE F f_rne(F a) { AB_LANES(F, __builtin_nearbyintf(a.v[j])); }
 AB_INLINE I f_to_i(F a) { AB_LANES(I, (int32_t)__builtin_nearbyintf(a.v[j])); }  // callers keep |a| < 2^31
 AB_INLINE F i_to_f(I a) { AB_LANES(F, (float)a.v[j]); }
@@ -327,8 +317,6 @@ AB_INLINE B b_set(int x) { AB_BYTES(x); }
 AB_INLINE B b_and(B a, B b) { AB_BYTES(a.v[j] & b.v[j]); }
 AB_INLINE B b_or(B a, B b) { AB_BYTES(a.v[j] | b.v[j]); }
 AB_INLINE B b_xor(B a, B b) { AB_BYTES(a.v[j] ^ b.v[j]); }
-AB_INLINE B b_add_sat(B a, B b) { AB_BYTES(a.v[j] + b.v[j] > 255 ? 255 : a.v[j] + b.v[j]); }
-AB_INLINE B b_sub(B a, B b) { AB_BYTES(a.v[j] - b.v[j]); }
 template <int n> AB_INLINE B b_shr(B a) { AB_BYTES(a.v[j] >> n); }  // callers mask: other ISAs bring the neighbour's bits in
 template <int n> AB_INLINE B b_shl(B a) { AB_BYTES(a.v[j] << n); }
 AB_INLINE B b_sign(B a) { AB_BYTES(a.v[j] & 128 ? 255 : 0); }

@@ -1,6 +1,4 @@
 // The Python module anybit.kernels._native. Everything that could hurt is checked here; the kernels check nothing.
-#include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/unique_ptr.h>
@@ -13,21 +11,13 @@
 #include "operator.h"
 #include "pool.h"
 
-namespace nb = nanobind;
-using namespace nb::literals;
+using namespace nanobind::literals;
 
 namespace anybit {
 namespace {
 
-using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using Floats = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using Matrix = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-using Integers = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using Rows = nb::ndarray<const int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-
-void require(bool ok, const char *what) {
-  if (!ok) throw std::invalid_argument(what);
-}
+using Integers = Array<int32_t, 1>;
+using Rows = Array<int64_t, 1>;
 
 struct PyScale {
   Scale scale;
@@ -51,7 +41,7 @@ bool has_special(const Scale &s, const Bytes &data) {
   return top > finite;
 }
 
-PyScale make_scale(int kind, Bytes data, int64_t rows, int64_t columns, float second, int bits, int mantissa, float factor, bool has_sign, Floats table) {
+PyScale make_scale(int kind, Bytes data, int64_t rows, int64_t columns, float second, int bits, int mantissa, float factor, bool has_sign, Vector table) {
   PyScale s;
   require(kind >= 1 && kind <= static_cast<int>(ScaleKind::Table), "scale kind");
   require(rows >= 0 && columns >= 1 && bits >= 0 && bits <= 8 && mantissa >= 0 && mantissa <= 8, "scale fields");
@@ -77,8 +67,8 @@ void check_scale(const OwnedWeight &w, const PyScale &s) {
 }  // namespace
 
 std::unique_ptr<PyWeight> make_weight(int64_t n, int64_t k, int bits, int dense, Bytes codes, int64_t block, const PyScale *scale, const PyScale *offset,
-                                      std::optional<Bytes> zero, int zero_flip, std::optional<Integers> integers, float step, Floats table,
-                                      float float_step, Floats values) {
+                                      std::optional<Bytes> zero, int zero_flip, std::optional<Integers> integers, float step, Vector table,
+                                      float float_step, Vector values) {
   auto out = std::make_unique<PyWeight>();
   OwnedWeight &w = out->weight;
   constexpr int64_t kMost = int64_t{1} << 31;  // and n * k below 2^48: no byte count can wrap
@@ -122,44 +112,42 @@ std::unique_ptr<PyWeight> make_weight(int64_t n, int64_t k, int bits, int dense,
 
 namespace {
 
-nb::ndarray<nb::numpy, float, nb::ndim<2>> matmul(const PyWeight &p, Matrix x, int act, std::optional<Floats> bias) {
+nb::object matmul(const PyWeight &p, Matrix x, int act, std::optional<Vector> bias) {
   const Weight &w = p.weight;
   require(static_cast<int64_t>(x.shape(1)) == w.k, "x: columns differ from k");
   require(act == 0 || act == 1, "act");
   require(act == 0 || w.segment_count > 0, "this weight has no integer path");
   require(!bias || static_cast<int64_t>(bias->shape(0)) == w.n, "bias: length differs from n");
   const int64_t m = static_cast<int64_t>(x.shape(0));
-  std::unique_ptr<float[]> y(new float[static_cast<size_t>(std::max<int64_t>(1, m * w.n))]);
+  const size_t shape[2] = {static_cast<size_t>(m), static_cast<size_t>(w.n)};
+  float *y;
+  nb::object out = array(2, shape, &y);
   int64_t bad = -1;
   {
     nb::gil_scoped_release release;
     Workspace workspace;
     Input input;
     bad = prepare(w, static_cast<Act>(act), w.kind == Kind::Wide16, x.data(), w.k, m, workspace, &input);
-    if (bad < 0) multiply(w, input, bias ? bias->data() : nullptr, y.get(), w.n);
+    if (bad < 0) multiply(w, input, bias ? bias->data() : nullptr, y, w.n);
   }
   if (bad >= 0) throw nb::value_error(("non-finite value in row " + std::to_string(bad) + " of the input").c_str());
-  float *data = y.release();
-  nb::capsule owner(data, [](void *q) noexcept { delete[] static_cast<float *>(q); });
-  const size_t shape[2] = {static_cast<size_t>(m), static_cast<size_t>(w.n)};
-  return nb::ndarray<nb::numpy, float, nb::ndim<2>>(data, 2, shape, owner);
+  return out;
 }
 
-nb::ndarray<nb::numpy, float, nb::ndim<2>> rows(const PyWeight &p, std::optional<Rows> ids) {
+nb::object rows(const PyWeight &p, std::optional<Rows> ids) {
   const Weight &w = p.weight;
   const int64_t count = ids ? static_cast<int64_t>(ids->shape(0)) : w.n;
   if (ids)
     for (int64_t i = 0; i < count; i++) require(ids->data()[i] >= 0 && ids->data()[i] < w.n, "row index out of range");
-  std::unique_ptr<float[]> y(new float[static_cast<size_t>(std::max<int64_t>(1, count * w.k))]);
+  const size_t shape[2] = {static_cast<size_t>(count), static_cast<size_t>(w.k)};
+  float *y;
+  nb::object out = array(2, shape, &y);
   {
     nb::gil_scoped_release release;
-    if (ids) rows_of(w, ids->data(), count, y.get());
-    else all_rows(w, y.get());
+    if (ids) rows_of(w, ids->data(), count, y);
+    else all_rows(w, y);
   }
-  float *data = y.release();
-  nb::capsule owner(data, [](void *q) noexcept { delete[] static_cast<float *>(q); });
-  const size_t shape[2] = {static_cast<size_t>(count), static_cast<size_t>(w.k)};
-  return nb::ndarray<nb::numpy, float, nb::ndim<2>>(data, 2, shape, owner);
+  return out;
 }
 
 const char *kind_name(const Weight &w) {

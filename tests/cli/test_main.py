@@ -185,7 +185,10 @@ def test_signals(number: int, code: int, line: str, tmp_path: Path) -> None:
     text = tmp_path / "long.txt"
     text.write_text("value = other + 1\n" * 100_000)
     args = ["eval", "pycoder-5m", "--tokens", "400000", "--text", str(text), "--no-progress"]
-    process = subprocess.Popen([*RUN, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*RUN, *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # a background job of a shell starts with SIGINT ignored
+    )  # fmt: skip
     _wait_until_it_works(process)
     process.send_signal(number)
     out, err = process.communicate(timeout=60)

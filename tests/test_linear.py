@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -10,8 +12,9 @@ import pytest
 import anybit
 from anybit.errors import NoKernelError, NonFiniteError, ShapeError
 from anybit.formats import Format, Policy
-from anybit.linear import ActSpec, Branch, Linear, Transform
-from anybit.tensor import quantize
+from anybit.kernels import KERNELS, Kernel
+from anybit.linear import ActSpec, Branch, Linear, Transform, check_kernel
+from anybit.tensor import QTensor, quantize
 
 
 def make(fmt: str = "int4@32", n: int = 20, k: int = 70) -> Linear:
@@ -76,6 +79,45 @@ def test_what_no_kernel_runs_is_refused() -> None:
         assert make(fmt)(X).shape == (3, 20)
         with pytest.raises(NoKernelError, match="float activations"):
             replace(make(fmt), act=ActSpec.named("int8"))(X)
+
+
+def test_a_transform_is_refused_without_assertions_too() -> None:
+    """python -O leaves assertions out; a layer must not run without its transform because of it."""
+    script = (
+        "import numpy as np, anybit; from anybit.linear import Linear, Transform\n"
+        "Linear(anybit.quantize(np.eye(16, 32), 'int4@32'), pre=(Transform('scale'),))(np.ones((1, 32)))"
+    )
+    done = subprocess.run([sys.executable, "-O", "-c", script], capture_output=True, text=True)
+    assert done.returncode == 1 and "no kernel runs transforms" in done.stderr, done.stderr
+
+
+def test_weights_in_rows_run_as_explained() -> None:
+    rows = make().weight.to("rows")
+    for act in (None, "int8"):
+        assert check_kernel(rows, act).kernel.name == "linear_tile16x4"
+        assert np.array_equal(rows.matmul(X, act), make().weight.matmul(X, act))
+
+
+def test_a_kernel_from_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It serves products, with its input checked, and never the engine."""
+    monkeypatch.setattr(KERNELS, "_items", {name: KERNELS[name] for name in KERNELS})
+    seen = []
+
+    def run(weight: QTensor, x: np.ndarray, act: str | None, bias: np.ndarray | None) -> np.ndarray:
+        seen.append((x.shape, act))
+        return np.zeros((len(x), weight.shape[0]), np.float32) + (0 if bias is None else bias)
+
+    KERNELS.add("linear_zero", Kernel("linear_zero", 99, lambda spec: None, lambda: "any", "zeros", run))
+    linear = replace(make(), act=ActSpec.named("int8"))
+    assert linear.bias is not None
+    assert np.array_equal(linear(X[None]), np.broadcast_to(linear.bias, (1, 3, 20))) and seen == [((3, 70), "int8")]
+    bad = X.copy()
+    bad[1, 3] = np.nan
+    with pytest.raises(NonFiniteError, match="row 1"):
+        linear(bad)
+    choice = check_kernel(linear.weight, "int8", native=True)
+    assert choice.kernel.name == "linear_tile16x4" and "natively" in choice.others["linear_zero"]
+    assert linear.native.kind == "u8"
 
 
 def test_inputs_that_do_not_fit() -> None:

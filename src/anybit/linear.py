@@ -88,11 +88,15 @@ class Linear:
 
     @cached_property
     def native(self) -> Any:
-        """The native weight. NoKernelError: something that no kernel runs."""
+        """The native weight, for the engine. NoKernelError: something that no native kernel runs."""
+        self._check_plain()
+        check_kernel(self.weight, self.act_name, native=True)
+        return self.weight.native
+
+    def _check_plain(self) -> None:
+        """NoKernelError: it has something around its weight, which would be left out."""
         if self.pre or self.post or self.branches or self.product:
             raise NoKernelError("no kernel runs transforms, branches or product rules yet")
-        check_kernel(self.weight, self.act_name)
-        return self.weight.native
 
     @property
     def input_key(self) -> tuple[object, ...]:
@@ -102,16 +106,16 @@ class Linear:
 
     def __call__(self, x: Any) -> np.ndarray:
         """float32[..., n] of float32[..., k]."""
-        assert self.native is not None
+        self._check_plain()
         return run_matmul(self.weight, x, self.act_name, self.bias)
 
 
-def check_kernel(weight: QTensor, act: str | None) -> Any:
-    """The choice of kernel for a weight and an input format. NoKernelError: none."""
+def check_kernel(weight: QTensor, act: str | None, native: bool = False) -> Any:
+    """The choice of kernel for a weight and an input format; `native`: for the engine. NoKernelError: none."""
     from anybit.kernels import choose
     from anybit.kernels.cpu import op_spec
 
-    return choose(op_spec(weight.format, weight.layout, act))
+    return choose(op_spec(weight.format, weight.layout, act), native)
 
 
 def run_matmul(weight: QTensor, x: Any, act: str | None, bias: np.ndarray | None) -> np.ndarray:
@@ -120,7 +124,7 @@ def run_matmul(weight: QTensor, x: Any, act: str | None, bias: np.ndarray | None
 
     spec = ActSpec.named(act)
     name = spec.kernel_name if spec else None
-    check_kernel(weight, name)
+    kernel = check_kernel(weight, name).kernel
     array = as_real(x)
     if len(weight.shape) != 2 or array.ndim == 0 or array.shape[-1] != weight.shape[-1]:
         raise ShapeError(f"x of shape {list(array.shape)} does not end in k = {weight.shape[-1]} of the weight {list(weight.shape)}")
@@ -129,10 +133,16 @@ def run_matmul(weight: QTensor, x: Any, act: str | None, bias: np.ndarray | None
     with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, which is refused below
         rows = np.ascontiguousarray(array, dtype=np.float32).reshape(-1, array.shape[-1])
     flat_bias = None if bias is None else np.ascontiguousarray(bias, dtype=np.float32)
+    shape = (*array.shape[:-1], weight.shape[0])
+    if kernel.run is not None:
+        bad = ~np.isfinite(rows).all(axis=1)
+        if bad.any():
+            raise NonFiniteError(f"non-finite value in row {int(np.argmax(bad))} of the input")
+        return np.asarray(kernel.run(weight, rows, name, flat_bias)).reshape(shape)
     try:
         y = weight.native.matmul(rows, ACTS[name], flat_bias)
     except ValueError as error:
         if "non-finite" in str(error):
             raise NonFiniteError(str(error)) from None
         raise
-    return np.asarray(y).reshape(*array.shape[:-1], weight.shape[0])
+    return np.asarray(y).reshape(shape)

@@ -168,7 +168,7 @@ class Model:
         """For each matrix the kernel that serves it, its instruction set and integer path, and why no other kernel does."""
         rows = []
         for name, linear in self.linears.items():
-            choice = check_kernel(linear.weight, linear.act_name)
+            choice = check_kernel(linear.weight, linear.act_name, native=True)
             native, weight = linear.native, linear.weight
             rows.append({
                 "name": name, "shape": list(weight.shape), "format": weight.format.explicit, "layout": weight.layout,

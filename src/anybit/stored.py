@@ -56,11 +56,11 @@ def check_request(fmt: Format | Spec | str, act: str | None, method: str) -> tup
 
 
 def check_kernel(fmt: Format, layout: str, act: ActSpec | None) -> None:
-    """NoKernelError: no kernel runs weights of this format with these activations."""
+    """NoKernelError: no native kernel runs weights of this format with these activations."""
     from anybit.kernels import choose
     from anybit.kernels.cpu import op_spec
 
-    choose(op_spec(fmt, layout, act.kernel_name if act else None))
+    choose(op_spec(fmt, layout, act.kernel_name if act else None), native=True)
 
 
 # ---------------------------------------------------------------------------------------------- dense tensors

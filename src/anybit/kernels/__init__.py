@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 from anybit.errors import NoKernelError
 from anybit.registry import Registry
@@ -34,15 +37,23 @@ class OpSpec:
     device: str = "cpu"
 
 
+Run = Callable[[Any, np.ndarray, str | None, np.ndarray | None], np.ndarray]
+"""run(weight: QTensor, x: finite float32[m, k], act, bias: float32[n] or None) -> float32[m, n], with the bits of docs/contract.md."""
+
+
 @dataclass(frozen=True)
 class Kernel:
-    """One way to run an operation. accepts(spec) is None, or the reason why not; isa() names the instruction set that serves it here."""
+    """One way to run an operation. accepts(spec) is None, or the reason why not; isa() names the instruction set that serves it here.
+
+    run: what multiplies; None for the native kernels, which run the weight's `native`, and whole blocks of a model in one call.
+    """
 
     name: str
     priority: int
     accepts: Callable[[OpSpec], str | None]
     isa: Callable[[], str]
     about: str
+    run: Run | None = None
 
 
 @dataclass(frozen=True)
@@ -56,13 +67,18 @@ class Choice:
 KERNELS: Registry[Kernel] = Registry("kernel", folder="anybit.kernels")
 
 
-def choose(spec: OpSpec) -> Choice:
-    """The kernel for an operation. NoKernelError: none accepts it; the message gives each candidate's reason."""
+def choose(spec: OpSpec, native: bool = False) -> Choice:
+    """The kernel for an operation; `native`: for the engine, which has whole blocks run by native kernels.
+
+    NoKernelError: none accepts it; the message gives each candidate's reason.
+    """
     candidates = sorted((KERNELS[name] for name in KERNELS), key=lambda kernel: -kernel.priority)
     reasons: dict[str, str] = {}
     best: Kernel | None = None
     for kernel in candidates:
         reason = kernel.accepts(spec)
+        if reason is None and native and kernel.run is not None:
+            reason = "it runs from Python, and the engine has whole blocks run natively"
         if reason is None and best is None:
             best = kernel
         else:

@@ -30,6 +30,8 @@ def values(definition: Mapping[str, Any]) -> np.ndarray:
         return np.array(entries + entries[-1:] * (count - len(entries)))
     if family == "minifloat":
         return _minifloat(definition)
+    if family == "listed":  # as in the rational reference
+        return np.array(definition["values"])
     raise ValueError(f"no reference for the family '{family}'")
 
 
@@ -99,7 +101,7 @@ class Grid:
         self.minus_inf = np.flatnonzero(self.values == -np.inf)
         nan = np.flatnonzero(np.isnan(self.values))
         self.nan = nan[:1]
-        if nan.size and definition["specials"] == "ieee":
+        if nan.size and definition.get("specials") == "ieee":
             self.nan = self.inf + (1 << definition["mantissa"] >> 1)
 
     def place(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -5,6 +5,7 @@ A definition is plain data (`Element.fields`). A value is a Fraction, or one of 
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Mapping
 from fractions import Fraction
@@ -27,7 +28,17 @@ def decode(definition: Mapping[str, Any], code: int) -> Value:
         return Fraction(entries[code] if code < len(entries) else entries[-1])
     if family == "minifloat":
         return _minifloat(code, **{key: definition[key] for key in definition if key not in ("family", "bits")})
+    if family == "listed":  # no definition of its own here: its values are taken as given, and encoding is judged by them
+        return _listed(definition["values"][code])
     raise ValueError(f"no reference for the family '{family}'")
+
+
+def _listed(value: float) -> Value:
+    if math.isnan(value):
+        return "nan"
+    if math.isinf(value):
+        return "inf" if value > 0 else "-inf"
+    return "-0" if value == 0 and math.copysign(1.0, value) < 0 else Fraction(value)
 
 
 def _integer(code: int, bits: int, signed: bool, symmetric: bool) -> Fraction:
@@ -87,7 +98,7 @@ class Rational:
         # Among the NaNs of IEEE formats the quiet positive one: highest mantissa bit only.
         self.nan = None
         if nan:
-            ieee = definition["specials"] == "ieee"
+            ieee = definition.get("specials") == "ieee"
             self.nan = self.code_of["inf"] + 2 ** (definition["mantissa"] - 1) if ieee else nan[0]
 
     def encode(self, x: float, mode: str, over: str = "saturate") -> int | None:

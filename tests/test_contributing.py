@@ -1,75 +1,76 @@
-"""The three examples of CONTRIBUTING.md, run as they stand there."""
+"""The examples of CONTRIBUTING.md, run as they stand there: put where they say, found by the registries, held to the tests beside them."""
 
+from __future__ import annotations
+
+import ast
+import os
 import re
-from collections.abc import Iterator
+import subprocess
+import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-import anybit
-from anybit.errors import UnknownNameError
-from anybit.formats.family import FAMILIES, _find
-from anybit.kernels import KERNELS, OpSpec, choose
-from anybit.methods import METHODS
-from anybit.reference.linear import matmul
-from anybit.registry import Registry
-
-TEXT = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text()
-EXAMPLES = dict(re.findall(r"```python\n# src/anybit/\w+(?:/elements)?/(\w+)\.py\n(.*?)```", TEXT, re.DOTALL))
-
-
-@pytest.fixture
-def example(tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Imports one example from a file of its own; the registries forget it afterwards."""
-    name = request.param
-    registries: list[Registry] = [FAMILIES, METHODS, KERNELS]
-    for registry in registries:
-        list(registry)  # filled from the folder before the example comes
-        monkeypatch.setattr(registry, "_items", dict(registry._items))
-    (tmp_path / f"example_{name}.py").write_text(EXAMPLES[name])
-    monkeypatch.syspath_prepend(tmp_path)
-    __import__(f"example_{name}")
-    yield
-    _find.cache_clear()
+ROOT = Path(__file__).parents[1]
+BLOCKS: dict[str, str] = dict(re.findall(r"```python\n# (\S+\.py)\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL))
+# Example: its test in the document, and tests of the repository that have to see and accept what it adds.
+EXAMPLES = {
+    "src/anybit/formats/elements/cubes.py": ("tests/formats/test_cubes.py", ["tests/formats/test_element_oracles.py", "-k", "cubes"]),
+    "src/anybit/methods/clipped.py": ("tests/methods/test_clipped.py", []),
+    "src/anybit/kernels/untiled.py": ("tests/kernels/test_untiled.py", []),
+}
+# A pytest plugin that lets the package see the example's folder as if the file lay in its own.
+PLUGIN = """
+import importlib
+importlib.import_module({package!r}).__path__.append({folder!r})
+"""
 
 
-def test_there_are_three() -> None:
-    assert sorted(EXAMPLES) == ["clipped", "cubes", "tiny"]
+def run_pytest(tmp_path: Path, example: str, tests: list[str]) -> subprocess.CompletedProcess[str]:
+    source = tmp_path / example
+    source.parent.mkdir(parents=True)
+    source.write_text(BLOCKS[example])
+    package = ".".join(Path(example).parts[1:-1])
+    (tmp_path / "overlay.py").write_text(PLUGIN.format(package=package, folder=str(source.parent)))
+    paths = [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]
+    command = [sys.executable, "-m", "pytest", "-p", "overlay", "-p", "no:cacheprovider", *tests]
+    return subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)}, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("example", ["cubes"], indirect=True)
-def test_a_format_runs_on_the_native_kernel_at_once(example: None) -> None:
-    fmt = anybit.Format("cubes4@32:fp16")
-    assert fmt.element.values.tolist()[:3] == [0, 1, 8]
-    assert fmt.element.table.kind == "i16"
-    rng = np.random.default_rng(0)
-    w, x = rng.standard_normal((33, 100)).astype(np.float32), rng.standard_normal((3, 100)).astype(np.float32)
-    q = anybit.quantize(w, fmt)
-    for act in (None, "int8"):
-        expected = matmul(x, q.logical(), fmt, q.shape, act)
-        assert np.array_equal(q.matmul(x, act).view(np.uint32), expected.view(np.uint32))
-    assert np.abs(q.dequantize() - w).max() < np.abs(w).max() / 2
+def test_every_block_with_a_path_is_run() -> None:
+    assert set(BLOCKS) == set(EXAMPLES) | {test for test, _ in EXAMPLES.values()}
 
 
-@pytest.mark.parametrize("example", ["clipped"], indirect=True)
-def test_a_method_is_found_by_name(example: None) -> None:
-    w = np.random.default_rng(0).standard_t(2, (16, 64)).astype(np.float32)
-    plain, clipped = anybit.quantize(w, "int4@64"), anybit.quantize(w, "int4@64", method="clipped")
-    assert np.abs(clipped.dequantize()).max() < np.abs(plain.dequantize()).max()
-    assert np.abs(clipped.dequantize() - w).mean() < np.abs(plain.dequantize() - w).mean()
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_one_file_and_its_test(example: str, tmp_path: Path) -> None:
+    name, others = EXAMPLES[example]
+    (tmp_path / Path(name).name).write_text(BLOCKS[name])
+    done = run_pytest(tmp_path, example, [str(tmp_path / Path(name).name)])
+    assert done.returncode == 0, done.stdout + done.stderr
+    if others:
+        (tmp_path / "again").mkdir()
+        done = run_pytest(tmp_path / "again", example, others)
+        assert done.returncode == 0 and "passed" in done.stdout, done.stdout + done.stderr
 
 
-def test_methods_are_gone_afterwards() -> None:
-    with pytest.raises(UnknownNameError):
-        METHODS["clipped"]
+def test_the_tests_need_the_examples(tmp_path: Path) -> None:
+    """Each test of the document fails where another example was put instead."""
+    names = list(EXAMPLES)
+    for example, wrong in zip(names, names[1:] + names[:1], strict=True):
+        folder = tmp_path / Path(example).stem
+        folder.mkdir()
+        test = folder / Path(EXAMPLES[example][0]).name
+        test.write_text(BLOCKS[EXAMPLES[example][0]])
+        assert run_pytest(folder, wrong, [str(test)]).returncode == 1
 
 
-@pytest.mark.parametrize("example", ["tiny"], indirect=True)
-def test_a_kernel_is_chosen_by_priority_and_explained_otherwise(example: None) -> None:
-    spec = OpSpec("linear", "tile16x4", 1, False, "i8", 1, "", "int8")
-    assert choose(spec).kernel.name == "linear_tiny"
-    assert choose(spec).others["linear_tile16x4"] == "linear_tiny comes first"
-    other = choose(OpSpec("linear", "tile16x4", 4, False, "i8", 1, "", "int8"))
-    assert other.kernel.name == "linear_tile16x4"
-    assert other.others["linear_tiny"] == "it is for one-bit codes"
+@pytest.mark.parametrize("name", BLOCKS)
+def test_they_pass_the_lint_and_type_rules(name: str, tmp_path: Path) -> None:
+    """ruff as in the repository, and what mypy asks of every function: types of all arguments and of the result."""
+    (tmp_path / "block.py").write_text(BLOCKS[name])
+    command = [sys.executable, "-m", "ruff", "check", "--no-cache", "--config", str(ROOT / "pyproject.toml"), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    for node in ast.walk(ast.parse(BLOCKS[name])):
+        if isinstance(node, ast.FunctionDef):
+            assert node.returns is not None and all(a.annotation for a in node.args.args if a.arg != "self"), node.name

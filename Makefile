@@ -44,13 +44,17 @@ native:
 	cmake -S . -B build/native -G Ninja -DCMAKE_LIBRARY_OUTPUT_DIRECTORY=$(CURDIR)/src/anybit/kernels -DPython_EXECUTABLE=$$(command -v python3) $(NATIVE) >/dev/null
 	cmake --build build/native
 
+# Outside the virtual environment, whose editable install would come before the emulated build.
+EMULATED = PYTHONPATH=$(CURDIR)/build/emulate/src:$$($(RUN)/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])') $(PYTHON)
+
 emulate: install-test
 	rm -rf build/emulate && mkdir -p build/emulate && cp -r src build/emulate/src && rm -f build/emulate/src/anybit/kernels/*.so
 	$(RUN)/python -m pip install --quiet --disable-pip-version-check cmake ninja nanobind
 	PATH=$(CURDIR)/$(RUN):$$PATH cmake -S . -B build/emulate/build -G Ninja -DANYBIT_SIMDE=ON -DPython_EXECUTABLE=$(CURDIR)/$(RUN)/python \
 		-DCMAKE_LIBRARY_OUTPUT_DIRECTORY=$(CURDIR)/build/emulate/src/anybit/kernels >/dev/null
 	PATH=$(CURDIR)/$(RUN):$$PATH cmake --build build/emulate/build
-	PYTHONPATH=build/emulate/src $(RUN)/python -m pytest tests/kernels
+	$(EMULATED) -c 'from anybit.kernels import cpu; assert "avx512" in cpu.native.supported_isas(), cpu.native.__file__'
+	$(EMULATED) -m pytest tests/kernels tests/test_tensor.py tests/engine tests/io/test_golden_model.py
 
 clean:
 	rm -rf build $(VENV) src/anybit/kernels/*.so

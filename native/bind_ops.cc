@@ -2,7 +2,6 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
-#include <atomic>
 #include <cmath>
 #include <stdexcept>
 
@@ -160,6 +159,12 @@ std::vector<int64_t> choose_all(Matrix logits, nb::list choices, std::vector<uin
 }
 
 // ------------------------------------------------------------------------------------------------ evaluation
+// Names the first row whose largest logit could not be found, whatever the number of threads.
+void require_finite(size_t rows, const int32_t *a, const int32_t *b) {
+  for (size_t i = 0; i < rows; i++)
+    if (a[i] < 0 || b[i] < 0) throw nb::value_error(("row " + std::to_string(i) + " holds a value that is not finite").c_str());
+}
+
 nb::tuple row_stats(Matrix reference, Matrix logits, Ids targets) {
   const size_t m = logits.shape(0), n = logits.shape(1);
   require(reference.shape(0) == m && reference.shape(1) == n && targets.shape(0) == m && n >= 1, "reference, logits and targets: shapes differ");
@@ -169,7 +174,6 @@ nb::tuple row_stats(Matrix reference, Matrix logits, Ids targets) {
   nb::object a = vector(m, &reference_nll), b = vector(m, &nll), c = vector(m, &kl), d = vector(m, &reference_top), e = vector(m, &top);
   const float *r = reference.data(), *q = logits.data();
   const int32_t *t = targets.data();
-  std::atomic<int64_t> bad{-1};
   {
     nb::gil_scoped_release release;
     const OpsKernels &k = ops();
@@ -177,17 +181,14 @@ nb::tuple row_stats(Matrix reference, Matrix logits, Ids targets) {
     parallel_for(static_cast<int64_t>(m), [&](int64_t i) {
       const float *ri = r + i * width, *qi = q + i * width;
       reference_top[i] = static_cast<int32_t>(k.argmax(ri, width)), top[i] = static_cast<int32_t>(k.argmax(qi, width));
-      if (reference_top[i] < 0 || top[i] < 0) {
-        bad.store(i);
-        return;
-      }
+      if (reference_top[i] < 0 || top[i] < 0) return;
       const double lse_r = k.logsumexp(ri, width), lse_q = k.logsumexp(qi, width);
       reference_nll[i] = lse_r - static_cast<double>(ri[t[i]]);
       nll[i] = lse_q - static_cast<double>(qi[t[i]]);
       kl[i] = k.divergence(ri, qi, width, lse_r, lse_q);
     });
   }
-  if (bad.load() >= 0) throw nb::value_error(("row " + std::to_string(bad.load()) + " holds a value that is not finite").c_str());
+  require_finite(m, reference_top, top);
   return nb::make_tuple(a, b, c, d, e);
 }
 
@@ -200,18 +201,16 @@ nb::tuple row_nll(Matrix logits, Ids targets) {
   nb::object a = vector(m, &nll), b = vector(m, &top);
   const float *q = logits.data();
   const int32_t *t = targets.data();
-  std::atomic<int64_t> bad{-1};
   {
     nb::gil_scoped_release release;
     const OpsKernels &k = ops();
     const int64_t width = static_cast<int64_t>(n);
     parallel_for(static_cast<int64_t>(m), [&](int64_t i) {
       top[i] = static_cast<int32_t>(k.argmax(q + i * width, width));
-      if (top[i] < 0) bad.store(i);
-      else nll[i] = k.logsumexp(q + i * width, width) - static_cast<double>(q[i * width + t[i]]);
+      if (top[i] >= 0) nll[i] = k.logsumexp(q + i * width, width) - static_cast<double>(q[i * width + t[i]]);
     });
   }
-  if (bad.load() >= 0) throw nb::value_error(("row " + std::to_string(bad.load()) + " holds a value that is not finite").c_str());
+  require_finite(m, top, top);
   return nb::make_tuple(a, b);
 }
 

@@ -608,7 +608,7 @@ static int64_t quantize(const Weight &w, const float *x, int64_t stride, int64_t
   return -1;
 }
 
-// Sums of x over each weight block, ascending from 0; finds non-finite values too (blocks == 0 or sums == nullptr: only that).
+// Sums of x over each weight block, ascending from 0; finds non-finite values too (sums == nullptr: only that).
 static int64_t row_sums(const Weight &w, const float *x, int64_t stride, int64_t m0, int64_t m1, float *sums) {
   for (int64_t m = m0; m < m1; m++) {
     const float *p = x + m * stride;

@@ -7,7 +7,7 @@
 
 namespace anybit {
 
-// What the machine has; index into tables that hold one entry per ISA.
+// Instruction sets that kernels are built for, from the plainest to the best.
 enum class Isa : int { Generic = 0, Avx2 = 1, Avx512 = 2 };
 Isa isa();                          // in use: the best that the machine has, or what ANYBIT_ISA or set_isa named
 const char *isa_name(Isa);

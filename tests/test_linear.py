@@ -143,3 +143,21 @@ def test_layers_with_equal_keys_share_an_input() -> None:
 
 def test_linear_is_public() -> None:
     assert anybit.Linear is Linear
+
+
+def test_evaluation_names_the_first_bad_row_on_any_number_of_threads() -> None:
+    from anybit.kernels.cpu import native
+
+    logits, targets = np.zeros((4000, 32), np.float32), np.zeros(4000, np.int32)
+    logits[5, 1] = logits[3900, 2] = np.nan
+    for run in (lambda: native.row_nll(logits, targets), lambda: native.row_stats(np.zeros_like(logits), logits, targets)):
+        with pytest.raises(ValueError, match="^row 5 holds"):
+            run()
+
+
+def test_a_misspelt_scale_rule_is_refused_before_any_tensor_is_read() -> None:
+    from anybit.errors import UnknownNameError
+    from anybit.stored import check_request
+
+    with pytest.raises(UnknownNameError, match="no scale rule named 'mze'; did you mean mse"):
+        check_request("int4@32+scale=mze", None, "rtn")

@@ -1,4 +1,4 @@
-"""One small registry, used for format families, scale rules, methods, layouts, kernels, model families and commands."""
+"""One small registry, used for format families, scale rules, methods, layouts, kernels and model families."""
 
 from __future__ import annotations
 

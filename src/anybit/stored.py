@@ -15,7 +15,7 @@ from anybit.io.hf import Source
 from anybit.io.quantization import PartInfo, Quantization, StoredLayer
 from anybit.layouts import LAYOUTS, default_layout
 from anybit.linear import ActSpec
-from anybit.methods import METHODS
+from anybit.methods import METHODS, SCALES
 from anybit.tensor import QTensor
 
 BUNDLED = "pycoder-5m"
@@ -50,6 +50,8 @@ def check_request(fmt: Format | Spec | str, act: str | None, method: str) -> tup
     spec = Spec.parse(fmt)
     spec.check()
     METHODS[method]
+    if spec.format.block is not None:
+        SCALES[spec.scale_rule]
     act_spec = ActSpec.named(act)
     check_kernel(spec.format, default_layout(spec.format, (16, 32)), act_spec)
     return spec, act_spec

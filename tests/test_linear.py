@@ -151,7 +151,7 @@ def test_evaluation_names_the_first_bad_row_on_any_number_of_threads() -> None:
     logits, targets = np.zeros((4000, 32), np.float32), np.zeros(4000, np.int32)
     logits[5, 1] = logits[3900, 2] = np.nan
     for run in (lambda: native.row_nll(logits, targets), lambda: native.row_stats(np.zeros_like(logits), logits, targets)):
-        with pytest.raises(ValueError, match="^row 5 holds"):
+        with pytest.raises(ValueError, match=r"^row 5 holds"):
             run()
 
 
@@ -159,5 +159,5 @@ def test_a_misspelt_scale_rule_is_refused_before_any_tensor_is_read() -> None:
     from anybit.errors import UnknownNameError
     from anybit.stored import check_request
 
-    with pytest.raises(UnknownNameError, match="no scale rule named 'mze'; did you mean mse"):
+    with pytest.raises(UnknownNameError, match=r"no scale rule named 'mze'; did you mean mse"):
         check_request("int4@32+scale=mze", None, "rtn")

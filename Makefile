@@ -53,7 +53,7 @@ emulate: install-test
 	PATH=$(CURDIR)/$(RUN):$$PATH cmake -S . -B build/emulate/build -G Ninja -DANYBIT_SIMDE=ON -DPython_EXECUTABLE=$(CURDIR)/$(RUN)/python \
 		-DCMAKE_LIBRARY_OUTPUT_DIRECTORY=$(CURDIR)/build/emulate/src/anybit/kernels >/dev/null
 	PATH=$(CURDIR)/$(RUN):$$PATH cmake --build build/emulate/build
-	$(EMULATED) -c 'from anybit.kernels import cpu; assert "avx512" in cpu.native.supported_isas(), cpu.native.__file__'
+	$(EMULATED) -c 'from anybit.kernels import cpu; assert "avx512vbmi" in cpu.native.supported_isas(), cpu.native.__file__'
 	$(EMULATED) -m pytest tests/kernels tests/test_tensor.py tests/engine tests/io/test_golden_model.py
 
 clean:

@@ -12,19 +12,9 @@
 
 namespace anybit {
 
-namespace generic { extern const OpsKernels ops_kernels; }
-#if defined(ANYBIT_X86)
-namespace avx2 { extern const OpsKernels ops_kernels; }
-namespace avx512 { extern const OpsKernels ops_kernels; }
-#endif
+AB_KERNELS(OpsKernels, ops_kernels)
 
-const OpsKernels &ops() {
-#if defined(ANYBIT_X86)
-  if (isa() == Isa::Avx512) return avx512::ops_kernels;
-  if (isa() == Isa::Avx2) return avx2::ops_kernels;
-#endif
-  return generic::ops_kernels;
-}
+const OpsKernels &ops() { return *ops_kernels_of[static_cast<int>(isa())]; }
 
 void CacheShape::add(int64_t heads, int64_t dim) {
   const int64_t padded = (dim + 15) / 16 * 16;

@@ -1,6 +1,6 @@
 // Sixteen virtual lanes behind one interface, for each instruction set that this file is compiled for.
 //
-// A translation unit that includes this file is compiled once per ISA with -DANYBIT_ISA=generic|avx2|avx512 and lives in namespace
+// A translation unit that includes this file is compiled once per ISA with -DANYBIT_ISA=<a set of isas.h> and lives in namespace
 // anybit::ANYBIT_ISA. Everything here has internal linkage, so that no object compiled for one ISA can lend code to another. Every function
 // gives the same bits on every ISA: lanes are independent IEEE operations, and folds have one fixed order (8, 4, 2, 1).
 //
@@ -10,18 +10,25 @@
 #include <string.h>
 
 #ifndef ANYBIT_ISA
-#error "compile with -DANYBIT_ISA=generic|avx2|avx512"
+#error "compile with -DANYBIT_ISA=<a set of isas.h>"
 #endif
 
 #if defined(ANYBIT_SIMDE)
 #include "emulate.h"
 #define ANYBIT_512 1
-#elif defined(__AVX512VNNI__)
+#elif defined(__AVX512F__) && ANYBIT_LANES != 256
 #include <immintrin.h>
 #define ANYBIT_512 1
 #elif defined(__AVX2__)
 #include <immintrin.h>
 #define ANYBIT_256 1
+#endif
+
+#if defined(ANYBIT_SIMDE) || defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+#define ANYBIT_VNNI 1
+#endif
+#if defined(ANYBIT_SIMDE) || defined(__AVX512VBMI__)
+#define ANYBIT_VBMI 1
 #endif
 
 #define AB_INLINE static inline __attribute__((always_inline, unused))
@@ -42,9 +49,8 @@ AB_INLINE float half_float(uint32_t h) {
 }
 
 #if ANYBIT_512
-// ------------------------------------------------------------------------------------------------ AVX-512 F, BW, VL, DQ and VNNI
+// ------------------------------------------------------------------------------------------------ AVX-512 F, BW, VL, DQ; with or without VNNI and VBMI
 constexpr int kRowsInt = 8, kRowsWide = 8, kRowsFloat = 12;  // rows of a register block: 8 to 16 accumulators of 16 lanes
-constexpr bool kWideDot = true;               // dpbusd: any u8 x s8, summed in int32
 struct F { __m512 v; };
 struct I { __m512i v; };
 struct B { __m512i v; };
@@ -102,10 +108,22 @@ AB_INLINE B b_sign(B a) { return {_mm512_movm_epi8(_mm512_movepi8_mask(a.v))}; }
 AB_INLINE B b_table(const uint8_t *t) { return {_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)t))}; }
 AB_INLINE B b_lookup(B table, B at) { return {_mm512_shuffle_epi8(table.v, at.v)}; }  // at: 0..15, or bit 7 set for zero
 AB_INLINE B b_pick(B top_clear, B top_set, B by) { return {_mm512_mask_blend_epi8(_mm512_movepi8_mask(by.v), top_clear.v, top_set.v)}; }
+AB_INLINE B b_negate(B a, B by) { return {_mm512_mask_sub_epi8(a.v, _mm512_movepi8_mask(by.v), _mm512_setzero_si512(), a.v)}; }  // -a where by < 0
 AB_INLINE I b_dwords(B a) { return {a.v}; }
+#if ANYBIT_VBMI
+constexpr bool kByteTables = true;  // tables of 64 and 128 bytes in one permute
+AB_INLINE B b_lookup64(const uint8_t *t, B at) { return {_mm512_permutexvar_epi8(at.v, _mm512_loadu_si512(t))}; }  // the low 6 bits of `at` count
+AB_INLINE B b_lookup128(const uint8_t *t, B at) {  // the low 7 bits of `at` count
+  return {_mm512_permutex2var_epi8(_mm512_loadu_si512(t), at.v, _mm512_loadu_si512(t + 64))};
+}
+#else
+constexpr bool kByteTables = false;
+#endif
 
 AB_INLINE C c_zero() { return {_mm512_setzero_si512()}; }
 AB_INLINE B q_four(const int8_t *q) { int32_t x; memcpy(&x, q, 4); return {_mm512_set1_epi32(x)}; }
+#if ANYBIT_VNNI
+constexpr bool kWideDot = true;  // dpbusd: any u8 x s8, summed in int32
 AB_INLINE C c_step(C c, B u, B q) { return {_mm512_dpbusd_epi32(c.v, u.v, q.v)}; }
 AB_INLINE I c_end(I sum, C c) { return {_mm512_add_epi32(sum.v, c.v)}; }
 AB_INLINE I signed_dot(I sum, B w, B q) {  // s8 x s8; not chosen on this ISA (the biased form is), kept right for tests
@@ -113,6 +131,20 @@ AB_INLINE I signed_dot(I sum, B w, B q) {  // s8 x s8; not chosen on this ISA (t
   __m512i bias = _mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_set1_epi8((char)0x80), q.v);
   return {_mm512_sub_epi32(_mm512_dpbusd_epi32(sum.v, u.v, q.v), bias)};
 }
+#else
+constexpr bool kWideDot = false;  // as on AVX2
+AB_INLINE C c_step(C c, B u, B q) {
+  C r = {_mm512_add_epi16(c.v, _mm512_maddubs_epi16(u.v, q.v))};
+  __asm__("" : "+v"(r.v));  // as on AVX2
+  return r;
+}
+AB_INLINE I c_end(I sum, C c) { return {_mm512_add_epi32(sum.v, _mm512_madd_epi16(c.v, _mm512_set1_epi16(1)))}; }
+AB_INLINE I signed_dot(I sum, B w, B q) {
+  I r = c_end(sum, {_mm512_maddubs_epi16(_mm512_abs_epi8(w.v), b_negate(q, w).v)});
+  __asm__("" : "+v"(r.v));  // as on AVX2
+  return r;
+}
+#endif
 // int16 weights as pairs: two registers hold outputs (0 1 | 4 5 | 8 9 | 12 13) and (2 3 | 6 7 | 10 11 | 14 15), four k each
 struct W { __m512i a, b; };
 AB_INLINE void w_store(uint8_t *p, B lo, B hi) {
@@ -136,9 +168,9 @@ AB_INLINE I w_end(W s) {
 }
 
 #elif ANYBIT_256
-// ------------------------------------------------------------------------------------------------ AVX2, FMA, F16C
+// ------------------------------------------------------------------------------------------------ AVX2, FMA, F16C; with or without VNNI
 constexpr int kRowsInt = 4, kRowsWide = 2, kRowsFloat = 6;
-constexpr bool kWideDot = false;  // maddubs saturates in int16: the unsigned side must stay <= 129
+constexpr bool kByteTables = false;
 struct F { __m256 a, b; };
 struct I { __m256i a, b; };
 struct B { __m256i a, b; };
@@ -214,10 +246,28 @@ AB_INLINE B b_lookup(B table, B at) { return {_mm256_shuffle_epi8(table.a, at.a)
 AB_INLINE B b_pick(B top_clear, B top_set, B by) {
   return {_mm256_blendv_epi8(top_clear.a, top_set.a, by.a), _mm256_blendv_epi8(top_clear.b, top_set.b, by.b)};
 }
+AB_INLINE B b_negate(B a, B by) {  // -a where by < 0
+  return {_mm256_sign_epi8(a.a, _mm256_or_si256(by.a, _mm256_set1_epi8(1))), _mm256_sign_epi8(a.b, _mm256_or_si256(by.b, _mm256_set1_epi8(1)))};
+}
 AB_INLINE I b_dwords(B a) { return {a.a, a.b}; }
 
 AB_INLINE C c_zero() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
 AB_INLINE B q_four(const int8_t *q) { int32_t x; memcpy(&x, q, 4); __m256i v = _mm256_set1_epi32(x); return {v, v}; }
+#if ANYBIT_VNNI
+constexpr bool kWideDot = true;
+#if defined(__AVX512VNNI__)
+#define AB_DPBUSD _mm256_dpbusd_epi32
+#else
+#define AB_DPBUSD _mm256_dpbusd_avx_epi32
+#endif
+AB_INLINE C c_step(C c, B u, B q) { return {AB_DPBUSD(c.a, u.a, q.a), AB_DPBUSD(c.b, u.b, q.b)}; }
+AB_INLINE I c_end(I sum, C c) { return {_mm256_add_epi32(sum.a, c.a), _mm256_add_epi32(sum.b, c.b)}; }
+AB_INLINE I signed_dot(I sum, B w, B q) {  // as on AVX-512 with VNNI
+  const C c = c_step(c_zero(), b_set(0x80), q), d = c_step({sum.a, sum.b}, b_xor(w, b_set(0x80)), q);
+  return {_mm256_sub_epi32(d.a, c.a), _mm256_sub_epi32(d.b, c.b)};
+}
+#else
+constexpr bool kWideDot = false;  // maddubs saturates in int16: the unsigned side must stay <= 129
 AB_INLINE C c_step(C c, B u, B q) {
   C r = {_mm256_add_epi16(c.a, _mm256_maddubs_epi16(u.a, q.a)), _mm256_add_epi16(c.b, _mm256_maddubs_epi16(u.b, q.b))};
   __asm__("" : "+x"(r.a), "+x"(r.b));  // keeps sums in their registers: compilers regroup integer adds, and spill what they hoist
@@ -233,6 +283,7 @@ AB_INLINE I signed_dot(I sum, B w, B q) {  // |w| as the unsigned side (128 incl
   __asm__("" : "+x"(r.a), "+x"(r.b));  // as in c_step
   return r;
 }
+#endif
 // int16 weights as pairs: four registers, (0 1 | 4 5) (2 3 | 6 7) (8 9 | 12 13) (10 11 | 14 15), four k each
 struct W { __m256i a, b, c, d; };
 AB_INLINE void w_store(uint8_t *p, B lo, B hi) {
@@ -263,7 +314,7 @@ AB_INLINE I w_end(W s) { return {_mm256_hadd_epi32(s.a, s.b), _mm256_hadd_epi32(
 #else
 // ------------------------------------------------------------------------------------------------ any machine: plain C++, fma from libm
 constexpr int kRowsInt = 4, kRowsWide = 4, kRowsFloat = 4;
-constexpr bool kWideDot = true;
+constexpr bool kWideDot = true, kByteTables = false;
 struct F { float v[16]; };
 struct I { int32_t v[16]; };
 struct B { uint8_t v[64]; };
@@ -323,6 +374,7 @@ AB_INLINE B b_sign(B a) { AB_BYTES(a.v[j] & 128 ? 255 : 0); }
 AB_INLINE B b_table(const uint8_t *t) { AB_BYTES(t[j & 15]); }
 AB_INLINE B b_lookup(B table, B at) { AB_BYTES(at.v[j] & 128 ? 0 : table.v[at.v[j] & 15]); }
 AB_INLINE B b_pick(B top_clear, B top_set, B by) { AB_BYTES(by.v[j] & 128 ? top_set.v[j] : top_clear.v[j]); }
+AB_INLINE B b_negate(B a, B by) { AB_BYTES(by.v[j] & 128 ? -a.v[j] : a.v[j]); }
 AB_INLINE I b_dwords(B a) { I r; memcpy(r.v, a.v, 64); return r; }
 
 AB_INLINE C c_zero() { C r; memset(&r, 0, sizeof r); return r; }
@@ -355,6 +407,10 @@ AB_INLINE I w_end(W s) { I r; memcpy(r.v, s.v, 64); return r; }
 #endif
 
 // ------------------------------------------------------------------------------------------------ the same on every ISA
+#if !ANYBIT_VBMI
+AB_INLINE B b_lookup64(const uint8_t *, B at) { return at; }  // never called: see kByteTables
+AB_INLINE B b_lookup128(const uint8_t *, B at) { return at; }
+#endif
 AB_INLINE F f_zero() { return f_set(0.0f); }
 AB_INLINE I i_zero() { return i_set(0); }
 AB_INLINE F f_load_bf16(const uint8_t *p) { return i_float(i_shl(i_load_u16(p), 16)); }

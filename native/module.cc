@@ -181,7 +181,7 @@ NB_MODULE(_native, m) {
   m.def("isa", [] { return isa_name(isa()); });
   m.def("supported_isas", [] {
     nb::list names;
-    for (int i = 0; i < 3; i++)
+    for (int i = 0; i < static_cast<int>(Isa::count); i++)
       if (isa_supported(static_cast<Isa>(i))) names.append(isa_name(static_cast<Isa>(i)));
     return names;
   });

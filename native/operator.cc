@@ -5,79 +5,22 @@
 #include <algorithm>
 #include <atomic>
 #include <new>
-#include <string_view>
 
 #include "pool.h"
 
 namespace anybit {
 
-namespace generic { extern const LinearKernels linear_kernels; }
-#if defined(ANYBIT_X86)
-namespace avx2 { extern const LinearKernels linear_kernels; }
-namespace avx512 { extern const LinearKernels linear_kernels; }
-#endif
+AB_KERNELS(LinearKernels, linear_kernels)
 
 namespace {
-
-std::atomic<int> chosen{-1};
-
-const LinearKernels &kernels_of(Isa isa) {
-#if defined(ANYBIT_X86)
-  if (isa == Isa::Avx512) return avx512::linear_kernels;
-  if (isa == Isa::Avx2) return avx2::linear_kernels;
-#endif
-  (void)isa;
-  return generic::linear_kernels;
-}
 
 // One activation block: the weight's block up to 512, else 128 restarting at every weight block (docs/contract.md).
 int64_t activation_block(int64_t block) { return block <= 512 ? block : 128; }
 
 }  // namespace
 
-bool isa_supported(Isa isa) {
-#if defined(ANYBIT_X86)
-#if defined(ANYBIT_SIMDE)
-  if (isa == Isa::Avx512) return true;
-#endif
-  __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-  if (isa == Isa::Avx2) return avx2;
-  if (isa == Isa::Avx512)
-    return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni");
-#endif
-  return isa == Isa::Generic;
-}
-
-const char *isa_name(Isa isa) { return isa == Isa::Avx512 ? "avx512" : isa == Isa::Avx2 ? "avx2" : "generic"; }
-
-Isa isa() {
-  int now = chosen.load(std::memory_order_relaxed);
-  if (now < 0) {
-    now = isa_supported(Isa::Avx512) ? 2 : isa_supported(Isa::Avx2) ? 1 : 0;
-#if defined(ANYBIT_SIMDE)
-    now = isa_supported(Isa::Avx2) ? 1 : 0;  // emulated AVX-512 is for tests that ask for it
-#endif
-    chosen.store(now);
-  }
-  return static_cast<Isa>(now);
-}
-
-const char *set_isa(const char *name) {
-  for (int i = 0; i < 3; i++) {
-    const Isa candidate = static_cast<Isa>(i);
-    std::string_view text = isa_name(candidate);
-    if (text != name) continue;
-    if (!isa_supported(candidate)) return "this machine does not have it";
-    chosen.store(i);
-    return nullptr;
-  }
-  return "not one of generic, avx2, avx512";
-}
-
 void OwnedWeight::finish(const int32_t *integers) {
-  kernels = &kernels_of(isa());
+  kernels = linear_kernels_of[static_cast<int>(isa())];
   tiles = (n + 15) / 16;
   chunks = (k + 31) / 32;
   if (block == 0 || block > k) block = k;

@@ -3,16 +3,10 @@
 #include <memory>
 #include <vector>
 
+#include "isas.h"
 #include "weight.h"
 
 namespace anybit {
-
-// Instruction sets that kernels are built for, from the plainest to the best.
-enum class Isa : int { Generic = 0, Avx2 = 1, Avx512 = 2 };
-Isa isa();                          // in use: the best that the machine has, or what ANYBIT_ISA or set_isa named
-const char *isa_name(Isa);
-bool isa_supported(Isa);
-const char *set_isa(const char *name);  // nullptr, or what is wrong with the name. Weights made before keep theirs.
 
 // A weight with the arrays that it owns; `kernels` and all derived fields are filled by finish().
 struct OwnedWeight : Weight {

@@ -1,6 +1,6 @@
 """The native CPU kernels: how a stored tensor becomes a native weight. The only importer of the native module.
 
-`ANYBIT_ISA=generic|avx2|avx512` forces an instruction set, `ANYBIT_THREADS` the number of threads; without them the best and all
+`ANYBIT_ISA` forces an instruction set (docs/kernels.md lists them), `ANYBIT_THREADS` the number of threads; without them the best and all
 usable cores.
 """
 

@@ -135,11 +135,9 @@ class QTensor:
 
     def _rows_owned(self) -> dict[str, int]:
         """How many rows of the matrix one row of each grid of scales, offsets or zero points serves."""
-        owned, block = {}, self.format.block
-        for i, level in enumerate(self.format.levels):
-            assert block is not None
+        owned = {}
+        for i, block in enumerate(self.format.blocks):
             owned[f"scale.{i}"] = owned[f"offset.{i}"] = block.on(self.shape)[0]
-            block = level.block
         return owned | {"zero": owned["scale.0"]} if owned else owned
 
     @cached_property

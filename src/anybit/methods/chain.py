@@ -7,27 +7,10 @@ from itertools import pairwise
 
 import numpy as np
 
-from anybit.formats import Block, Element, Format
+from anybit.formats import Element, Format
 
 Shape = tuple[int, ...]
 Owners = list[np.ndarray]
-
-
-def blocks(fmt: Format) -> list[Block]:
-    """The block of each level: the format's, then that of each level but the last."""
-    if fmt.block is None:
-        return []
-    return [fmt.block, *(level.block for level in fmt.levels if level.block is not None)]
-
-
-def grids(fmt: Format, shape: Shape) -> list[Shape]:
-    """The block grid of each level."""
-    return [block.grid(shape) for block in blocks(fmt)]
-
-
-def _owners(shape: Shape, inner: Block, outer: Block) -> Owners:
-    """For each axis, which outer block each inner block lies in."""
-    return [np.arange(-(-n // i)) * i // o for n, i, o in zip(shape, inner.on(shape), outer.on(shape), strict=True)]
 
 
 def _largest(values: np.ndarray, owners: Owners) -> np.ndarray:
@@ -47,9 +30,7 @@ class Chain:
 
     def __init__(self, fmt: Format, shape: Shape, elements: list[Element]) -> None:
         self.elements = elements
-        walk = blocks(fmt)
-        self.owners = [_owners(shape, inner, outer) for inner, outer in pairwise(walk)]
-        self.grid = walk[0].grid(shape)
+        self.owners = [outer.owners(inner, shape) for inner, outer in pairwise(fmt.blocks)]
         self.higher: list[np.ndarray] = []
         self._factors: list[np.ndarray] = []
         self._outer = np.ones((1,) * len(shape))

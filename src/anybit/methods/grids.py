@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from anybit.formats import Block, Box, Element, Format, Spec
+from anybit.formats import Box, Element, Spec
 from anybit.formats.rounding import round_integral
 from anybit.methods.chain import Chain, Shape
 from anybit.methods.scales import Range, Rule
@@ -129,7 +129,7 @@ class Chooser:
     def _squared_error(self, grids: Grids, x: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
         """float64: the sum of squared differences that coding would leave in each block; non-finite values count as clipped."""
         error = np.zeros(low.shape)
-        for box in _block(self.fmt).boxes(x.shape, LIMIT):
+        for box in self.fmt.blocks[0].boxes(x.shape, LIMIT):
             values = x[box.take].reshape(box.split)
             if self.spec.policy.nonfinite != "error":
                 values = tame(values, box, low, high)
@@ -142,8 +142,3 @@ def tame(values: np.ndarray, box: Box, low: np.ndarray, high: np.ndarray) -> np.
     """NaN to zero, infinities to the extremes of their block's finite values."""
     held = np.clip(np.where(np.isnan(values), 0, values), box.spread(low), box.spread(high))
     return np.where(np.isfinite(values), values, held).astype(values.dtype)
-
-
-def _block(fmt: Format) -> Block:
-    assert fmt.block is not None
-    return fmt.block

@@ -21,7 +21,7 @@ from anybit.errors import FormatError, NonFiniteError, ShapeError
 from anybit.formats import Format, Spec
 from anybit.formats.element import as_real
 from anybit.formats.rounding import OutOfRangeError
-from anybit.methods.chain import Chain, Shape, blocks, grids
+from anybit.methods.chain import Chain, Shape
 from anybit.methods.grids import LIMIT, Chooser, Grids, tame, values_of
 from anybit.methods.method import METHODS, Parts
 from anybit.methods.scales import SCALES
@@ -37,7 +37,7 @@ def part_shapes(fmt: Format, shape: Shape) -> dict[str, tuple[np.dtype, Shape]]:
     """
     shape = tuple(shape)
     found = {"codes": (fmt.element.code_dtype, shape)}
-    sizes = grids(fmt, shape)
+    sizes = fmt.grids(shape)
     for i, level in enumerate(fmt.levels):
         found[f"scale.{i}"] = level.element.code_dtype, sizes[i]
     if fmt.zero is not None:
@@ -50,7 +50,7 @@ def part_shapes(fmt: Format, shape: Shape) -> dict[str, tuple[np.dtype, Shape]]:
 
 def _merged(fmt: Format, shape: Shape) -> Shape:
     """The same array with fewer leading axes, where blocks do not care: slabs are cut along the first."""
-    if all(block.per_row or block.kind == "tensor" for block in blocks(fmt)):
+    if all(block.per_row or block.kind == "tensor" for block in fmt.blocks):
         return (prod(shape[:-1]), shape[-1]) if len(shape) > 1 and prod(shape[:-1]) > 1 else shape[-1:]
     first = next((i for i, n in enumerate(shape) if n != 1), len(shape) - 1)
     return shape[first:]
@@ -58,7 +58,7 @@ def _merged(fmt: Format, shape: Shape) -> Shape:
 
 def _slabs(fmt: Format, shape: Shape) -> Iterator[tuple[slice, slice]]:
     """(rows of the array, rows of the block grid) of slabs of whole blocks."""
-    block = blocks(fmt)[0]
+    block = fmt.blocks[0]
     unit, grid = block.on(shape)[0], block.grid(shape)[0]
     step = max(1, SLAB // max(1, prod(shape[1:]) * unit))
     for start in range(0, grid, step):
@@ -144,7 +144,7 @@ def _quantize(x: np.ndarray, spec: Spec, chooser: Chooser, parts: Parts) -> None
 
 def _encode(x: np.ndarray, spec: Spec, grids: Grids, limits: tuple[np.ndarray, np.ndarray] | None, out: np.ndarray) -> None:
     """Codes of a slab; `limits` are the extremes of its finite values where some are not finite."""
-    block = blocks(spec.format)[0]
+    block = spec.format.blocks[0]
     for box in block.boxes(x.shape, LIMIT):
         part = x[box.take].reshape(box.split)
         values = part if limits is None else tame(part, box, *limits)
@@ -157,7 +157,7 @@ def _encode(x: np.ndarray, spec: Spec, grids: Grids, limits: tuple[np.ndarray, n
 
 def _extremes(x: np.ndarray, spec: Spec) -> tuple[np.ndarray, np.ndarray, bool]:
     """float64 least and largest finite value of each block of a slab (0 where it has none), and whether all values are finite."""
-    block = blocks(spec.format)[0]
+    block = spec.format.blocks[0]
     low, high = np.full(block.grid(x.shape), np.inf), np.full(block.grid(x.shape), -np.inf)
     all_finite = True
     for box in block.boxes(x.shape, LIMIT):
@@ -262,6 +262,6 @@ def _dequantize(parts: Parts, fmt: Format, out: np.ndarray) -> None:
     for take, rows in _slabs(fmt, out.shape):
         grids = _grids(parts, fmt, scales, offsets, rows)
         target, codes = out[take], parts["codes"][take]
-        for box in blocks(fmt)[0].boxes(target.shape, LIMIT):
+        for box in fmt.blocks[0].boxes(target.shape, LIMIT):
             part = codes[box.take]
             target[box.take] = grids.decode(part.reshape(box.split), box, fmt.element).reshape(part.shape)

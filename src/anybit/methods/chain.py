@@ -165,5 +165,5 @@ class Chain:
         """First-level codes for target offsets (float64, any sign), and the float32 offsets."""
         first, outer = self.elements[0], self.outer(rows)
         self._check(0, target / outer, outer, rows)
-        codes = first.encode(np.clip(target / outer, first.min, first.max))
+        codes = first.encode(np.clip(target / outer, first.min, first.max) + 0.0)  # -0 and 0 are one offset
         return codes, self.product(codes, rows)

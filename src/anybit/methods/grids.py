@@ -157,9 +157,12 @@ class Chooser:
     def _loss(self, grids: Grids, values: Values) -> np.ndarray:
         """float64: what coding would cost in each block, by the rule's own loss; non-finite values count as clipped."""
         loss = np.zeros(values.low.shape)
+        # A power of an error may leave float64, that of its share of the block does not.
+        unit = np.maximum(np.maximum(values.high, -values.low), 2.0**-149)
         for box, part in values.parts():
             found = grids.decode(grids.encode(part, box, self._search), box, self.fmt.element)
-            cost = self.rule.cost(np.subtract(part, found, dtype=np.float64))
+            error = np.subtract(part, found, dtype=np.float64)
+            cost = self.rule.cost(error if self.rule.loss is None else error / box.spread(unit))
             if values.importance is not None:
                 cost = cost * values.importance[box.take].reshape(box.split)
             loss[box.grid] += cost.sum(axis=box.within)

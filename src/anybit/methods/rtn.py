@@ -28,6 +28,7 @@ from anybit.methods.scales import SCALES, Rule
 from anybit.methods.values import Values, tame, values_of
 
 SLAB = 1 << 20
+_BEYOND = 2.0**128 - 2.0**103  # rounds to infinity in float32
 
 
 def part_shapes(fmt: Format, shape: Shape) -> dict[str, tuple[np.dtype, Shape]]:
@@ -101,6 +102,10 @@ def quantize_parts(w: Any, spec: Spec | Format | str, name: str = "array", impor
             _quantize(x.reshape(shape), flat, spec, Chooser(spec, rule, shape), {p: a.reshape(sizes[p]) for p, a in parts.items()})
     except _NonFiniteFound:
         _raise_non_finite(x, name)
+    except _BeyondFloat32 as error:
+        raise FormatError(
+            f"{name} holds values up to {error.args[0]:g}, and what codes mean is float32, which ends at 3.4e38; divide the array"
+        ) from None
     except ScaleRangeError as error:
         merged, full = (fmt.grids(each)[error.level] for each in (shape, x.shape))
         place = np.unravel_index(np.ravel_multi_index(error.index, merged), full)
@@ -113,6 +118,10 @@ def quantize_parts(w: Any, spec: Spec | Format | str, name: str = "array", impor
             f" {fmt.element.min:g} to {fmt.element.max:g}; use over=saturate or scale=absmax"
         ) from None
     return parts
+
+
+class _BeyondFloat32(Exception):
+    """A float64 value that no float32 is near to."""
 
 
 class _NonFiniteFound(Exception):
@@ -143,6 +152,9 @@ def _quantize(x: np.ndarray, weights: np.ndarray | None, spec: Spec, chooser: Ch
 
     def look(take: slice) -> Values:
         low, high, finite = _extremes(x[take], spec)
+        largest = max(high.max(), -low.min())
+        if largest >= _BEYOND:
+            raise _BeyondFloat32(largest)
         return Values(x[take], fmt.blocks[0], LIMIT, low, high, finite, None if weights is None else weights[take])
 
     chooser.settle(lambda: ((rows, look(take)) for take, rows in slabs))

@@ -47,12 +47,14 @@ class Values:
         """
         totals: list[np.ndarray] = []
         for box, part in self.parts():
-            if self.offset is not None:
-                part = part - box.spread(self.offset)
             weight: np.ndarray = np.ones(())
             if self.importance is not None:
                 weight = self.importance[box.take].reshape(box.split)
-            found = terms(part, weight, *(box.spread(each) for each in numbers))
+            # What leaves float32 becomes an infinity, which rounds to the last code.
+            with np.errstate(over="ignore", under="ignore"):
+                if self.offset is not None:
+                    part = part - box.spread(self.offset)
+                found = terms(part, weight, *(box.spread(each) for each in numbers))
             if not totals:
                 totals = [np.zeros(self.low.shape) for _ in found]
             for total, term in zip(totals, found, strict=True):

@@ -18,17 +18,27 @@ def _kept(error: np.ndarray, least: np.ndarray, new: tuple[np.ndarray, ...], old
     return tuple(np.where(better, a, b) for a, b in zip(new, old, strict=True))
 
 
+def _over(x: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """x / scale, zero where the scale has vanished; an overflow saturates when it is rounded."""
+    return x / np.where(scale == 0, np.float32(np.inf), scale)
+
+
+def _float32(x: np.ndarray) -> np.ndarray:
+    """As float32, held within its range."""
+    end = np.finfo(np.float32).max
+    with np.errstate(under="ignore"):
+        return np.clip(x, -end, end).astype(np.float32)
+
+
 def _pair(r: Range, scale: np.ndarray, offset: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The weighted squared error at (scale, offset), and the pair that is best for the codes chosen there."""
 
     def terms(x: np.ndarray, w: np.ndarray, s: np.ndarray, m: np.ndarray) -> tuple[np.ndarray, ...]:
-        t = r.rounded((x - m) / s)
-        wt, wx = w * t, w * x
-        return w, wt, wx, wt * t, wt * x, w * np.square(x - (s * t + m))
+        t = r.rounded(_over(x - m, s)).astype(np.float64)
+        wt, wx = w * t, w * x.astype(np.float64)
+        return w, wt, wx, wt * t, wt * x, w * np.square(x - (s.astype(np.float64) * t + m))
 
-    seen = r.seen("kquant")
-    safe = np.where(scale == 0, 1.0, scale).astype(np.float32)
-    one, t, x, tt, tx, error = seen.sums(terms, safe, offset.astype(np.float32))
+    one, t, x, tt, tx, error = r.seen("kquant").sums(terms, _float32(scale), _float32(offset))
     determinant = one * tt - t * t
     solvable = determinant > 1e-9 * one * tt
     divisor = np.where(solvable, determinant, 1.0)
@@ -39,10 +49,10 @@ def _single(r: Range, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The weighted squared error at a scale, and the scale that is best for the codes chosen there."""
 
     def terms(x: np.ndarray, w: np.ndarray, s: np.ndarray) -> tuple[np.ndarray, ...]:
-        t = r.rounded(x / s)
-        return w * t * t, w * t * x, w * np.square(x - s * t)
+        t = r.rounded(_over(x, s)).astype(np.float64)
+        return w * t * t, w * t * x, w * np.square(x - s.astype(np.float64) * t)
 
-    tt, tx, error = r.seen("kquant").sums(terms, np.where(scale == 0, 1.0, scale).astype(np.float32))
+    tt, tx, error = r.seen("kquant").sums(terms, _float32(scale))
     return error, np.where(tx * scale > 0, tx / np.where(tt > 0, tt, 1.0), scale)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -250,6 +253,9 @@ def test_rules_have_names_and_sources() -> None:
     assert (
         all(SCALES[name].about for name in ("lp2", "p99.9", "sigma3")) and SCALES["lp2.4"].number == 2.4 and SCALES["lp2.4"].name == "lp2.4"
     )
+    # Each has its row in the documentation.
+    rows = re.findall(r"^\| `([a-z0-9]+)[A-Z]?` \|", (Path(__file__).parents[2] / "docs/expressions.md").read_text(), re.M)
+    assert set(SCALES) <= set(rows) and {row for row in rows if row not in SCALES} <= {"fp32"}, rows
     for name, message in (
         ("lp", r"scale=lp needs a number from 0.1 to 10, as in scale=lp5.05"),
         ("lp99", r"scale=lp99: lp takes a number from 0.1 to 10"),
@@ -266,6 +272,7 @@ def test_rules_that_a_format_cannot_serve() -> None:
         ("int4@32+zp+scale=p99", r"scale=p99 looks at values around zero, and zero points move them; use absmax or mse"),
         ("int4@32+zp+scale=sigma3", r"scale=sigma3 looks at values around zero"),
         ("int4@32+zp+scale=kquant", r"scale=kquant looks at values around zero"),
+        ("int4@32+zp+scale=4over6", r"scale=4over6 looks at values around zero"),
         ("int4@32+zp+scale=clip", r"scale=clip is symmetric, and zero points are not"),
         ("mxfp4+scale=kquant", r"scale=kquant fits scales finer than powers of two; use mse"),
         ("mxfp4+scale=4over6", r"scale=4over6 moves scales by less than a factor of two"),

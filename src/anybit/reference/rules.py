@@ -37,7 +37,7 @@ def candidates(values: Values, fmt: Any, element: Any, shift: Fraction, rule: st
         return [_power(_log2(largest / top) + (largest / top != _power(_log2(largest / top))))]
     if rule == "even":
         below: Values = [abs(v) for v in element.values if abs(v) < top]
-        step = top - max(below)
+        step = top - max(below) if fmt.zero is None or fmt.offset is not None else Fraction(1)
         return [_power(_log2(largest + step / 2 * _power(_log2(largest) - _log2(top))) - _log2(top))]
     if rule == "p":
         assert number is not None

@@ -43,8 +43,10 @@ def even(r: Range) -> list[np.ndarray]:
     Source: the MX rule of compressed-tensors; torchao and AMD Quark name it even. An amax half way up goes up.
     """
     top, exponent = _top(r)
-    below = np.sort(np.abs(r.element.finite if r.element.bits <= 16 else np.array([0.0, top])))
-    step = top - below[below < top][-1] if np.any(below < top) else top
+    step = 1.0  # of integers under a zero point, whose ends move
+    if r.values is not None:
+        below = np.sort(np.abs(r.element.finite if r.element.bits <= 16 else np.array([0.0, top])))
+        step = top - below[below < top][-1] if np.any(below < top) else top
     bump = 1 - step / np.ldexp(1.0, exponent) / 2  # of frexp's significand, which lies in [1/2, 1)
     significand, found = np.frexp(r.largest)
     return [_power(found - exponent + (significand >= bump), r)]

@@ -75,6 +75,7 @@ def four_over_six(r: Range) -> list[np.ndarray]:
     """
     if r.power_of_two or r.count < 3:
         raise FormatError("scale=4over6 moves scales by less than a factor of two and needs an element of more than two values; use mse")
+    r.seen("4over6")
     top = max(r.most, -r.least)
     below = np.abs(r.element.finite if r.element.bits <= 16 else np.array([top]))
     below = below[(below < top) & (below > 0)]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from anybit.errors import FormatError, NonFiniteError, ShapeError, UnknownNameError
 from anybit.formats import Element, Format, Spec, named_formats
 from anybit.methods import METHODS, dequantize_parts, part_shapes, quantize_parts
-from anybit.methods.rtn import SLAB
+from anybit.methods.rtn import LIMIT, SLAB
 
 FORMATS = [
     "int8@channel", "int4@32", "int4@128", "int3@128", "int2@64", "ternary@256", "binary@48", "mxfp8", "mxfp6", "mxfp4", "nvfp4",
@@ -98,7 +98,7 @@ def element_bits(fmt: Format, part: str) -> int:
 
 SLABBED = [
     "int4@32", "nvfp4", "q4_k", "nf4@64:fp8_e4m3fn@4096:fp32", "fp8_e4m3fn@16x32:fp32", "int4@32+zp", "int8@tensor", "int4@allx32",
-    "mxfp4+scale=mse",
+    "mxfp4+scale=mse", "q4_k+scale=kquant", "int8@tensor+scale=p99", "nvfp4+scale=4over6",
 ]  # fmt: skip
 
 
@@ -383,6 +383,22 @@ def test_any_finite_array_comes_back_finite(text: str, shape: list[int], values:
     back = dequantize_parts(parts, Format(text), tuple(shape))
     assert back.shape == tuple(shape) and np.isfinite(back).all()
     assert {k: (v.dtype, v.shape) for k, v in parts.items()} == part_shapes(Format(text), tuple(shape))
+
+
+def test_memory_of_rules_that_see_values_stays_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slabs and boxes of a 32nd and a 128th of their size, on half a million values: what a rule needs must shrink with them,
+    but for eight bytes an offset's block."""
+    monkeypatch.setattr("anybit.methods.rtn.SLAB", SLAB // 32)
+    monkeypatch.setattr("anybit.methods.rtn.LIMIT", LIMIT // 128)
+    x = np.ones((512, 1024), np.float32)
+    for text in ("int8@tensor+scale=p99.9", "int4@allx32+scale=sigma3", "q4_k+scale=kquant"):
+        tracemalloc.start()
+        parts = quantize_parts(x, text, importance=None if "p99" in text else np.ones(1024, np.float32))
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        cached = x.size // 32 * 8 if "q4_k" in text else 0
+        # Half of one float32 copy of the array.
+        assert peak - sum(part.nbytes for part in parts.values()) - cached < x.nbytes // 2, (text, peak)
 
 
 def test_memory_stays_bounded() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 
@@ -58,7 +59,10 @@ class Values:
             if not totals:
                 totals = [np.zeros(self.low.shape) for _ in found]
             for total, term in zip(totals, found, strict=True):
-                total[box.grid] += np.broadcast_to(term, part.shape).sum(axis=box.within, dtype=np.float64)
+                if term.ndim == 0:  # a constant: every block of a box has as many values
+                    total[box.grid] += term * prod(box.split[1::2])
+                else:
+                    total[box.grid] += np.broadcast_to(term, part.shape).sum(axis=box.within, dtype=np.float64)
         return totals
 
 

@@ -35,10 +35,14 @@ def _pair(r: Range, scale: np.ndarray, offset: np.ndarray) -> tuple[np.ndarray, 
 
     def terms(x: np.ndarray, w: np.ndarray, s: np.ndarray, m: np.ndarray) -> tuple[np.ndarray, ...]:
         t = r.rounded(_over(x - m, s)).astype(np.float64)
-        wt, wx = w * t, w * x.astype(np.float64)
-        return w, wt, wx, wt * t, wt * x, w * np.square(x - (s.astype(np.float64) * t + m))
+        x = x.astype(np.float64)
+        wt, wx = (t, x) if w.ndim == 0 else (w * t, w * x)
+        return w, wt, wx, wt * t, wt * x, wx * x
 
-    one, t, x, tt, tx, error = r.seen("kquant").sums(terms, _float32(scale), _float32(offset))
+    s, m = _float32(scale), _float32(offset)
+    one, t, x, tt, tx, xx = r.seen("kquant").sums(terms, s, m)
+    s, m = s.astype(np.float64), m.astype(np.float64)
+    error = xx - 2 * (s * tx + m * x - s * m * t) + s * s * tt + m * m * one
     determinant = one * tt - t * t
     solvable = determinant > 1e-9 * one * tt
     divisor = np.where(solvable, determinant, 1.0)
@@ -50,9 +54,13 @@ def _single(r: Range, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     def terms(x: np.ndarray, w: np.ndarray, s: np.ndarray) -> tuple[np.ndarray, ...]:
         t = r.rounded(_over(x, s)).astype(np.float64)
-        return w * t * t, w * t * x, w * np.square(x - s.astype(np.float64) * t)
+        wt = t if w.ndim == 0 else w * t
+        return wt * t, wt * x
 
-    tt, tx, error = r.seen("kquant").sums(terms, _float32(scale))
+    s = _float32(scale)
+    tt, tx = r.seen("kquant").sums(terms, s)
+    # But for the sum of squares, which no scale changes.
+    error = s.astype(np.float64) * (s * tt - 2 * tx)
     return error, np.where(tx * scale > 0, tx / np.where(tt > 0, tt, 1.0), scale)
 
 

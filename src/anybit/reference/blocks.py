@@ -195,6 +195,7 @@ class Levels:
 
 
 def end(element: Exact) -> Fraction:
+    """What the largest number of a level is brought to by the level above."""
     return element.max if element.max < 2**64 else Fraction(1)
 
 

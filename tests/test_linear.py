@@ -156,8 +156,12 @@ def test_evaluation_names_the_first_bad_row_on_any_number_of_threads() -> None:
 
 
 def test_a_misspelt_scale_rule_is_refused_before_any_tensor_is_read() -> None:
-    from anybit.errors import UnknownNameError
+    from anybit.errors import FormatError, UnknownNameError
     from anybit.stored import check_request
 
     with pytest.raises(UnknownNameError, match=r"no scale rule named 'mze'; did you mean mse"):
         check_request("int4@32+scale=mze", None, "rtn")
+    with pytest.raises(UnknownNameError, match=r"scale=lp needs a number from 0.1 to 10"):
+        check_request("int4@32+scale=lp", None, "rtn")
+    with pytest.raises(FormatError, match=r"scale=wmse needs importance, and no method measures it for a model yet; use scale=mse"):
+        check_request("int4@32+scale=wmse", None, "rtn")

@@ -227,7 +227,6 @@ def _entry(linear: Linear) -> QuantizedEntry:
     return QuantizedEntry(stored, lambda: dict(weight.parts))
 
 
-
 def load(path: str | Path) -> Model:
     """Opens a model: a Hugging Face directory, one that anybit saved, or the name of the bundled model, "pycoder-5m".
 

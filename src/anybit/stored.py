@@ -50,8 +50,8 @@ def check_request(fmt: Format | Spec | str, act: str | None, method: str) -> tup
     spec = Spec.parse(fmt)
     spec.check()
     METHODS[method]
-    if spec.format.block is not None:
-        SCALES[spec.scale_rule]
+    if spec.format.block is not None and SCALES[spec.scale_rule].weighted:
+        raise FormatError(f"scale={spec.scale_rule} needs importance, and no method measures it for a model yet; use scale=mse")
     act_spec = ActSpec.named(act)
     check_kernel(spec.format, default_layout(spec.format, (16, 32)), act_spec)
     return spec, act_spec

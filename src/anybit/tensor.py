@@ -6,13 +6,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
+from inspect import signature
 from math import lcm, prod
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
-from anybit.errors import ShapeError
+from anybit.errors import ShapeError, UsageError
 from anybit.formats import Format, Spec
 from anybit.layouts import LAYOUTS, default_layout, geometry
 from anybit.layouts.tile import Tile16x1
@@ -135,11 +136,9 @@ class QTensor:
 
     def _rows_owned(self) -> dict[str, int]:
         """How many rows of the matrix one row of each grid of scales, offsets or zero points serves."""
-        owned, block = {}, self.format.block
-        for i, level in enumerate(self.format.levels):
-            assert block is not None
+        owned = {}
+        for i, block in enumerate(self.format.blocks):
             owned[f"scale.{i}"] = owned[f"offset.{i}"] = block.on(self.shape)[0]
-            block = level.block
         return owned | {"zero": owned["scale.0"]} if owned else owned
 
     @cached_property
@@ -196,12 +195,14 @@ def _range(array: np.ndarray) -> str:
     return f"from {array.min()} to {array.max()}" if array.size and array.dtype.kind in "iuf" else ""
 
 
-def quantize(w: Any, fmt: Format | Spec | str, method: str = "rtn", name: str = "array") -> QTensor:
+def quantize(w: Any, fmt: Format | Spec | str, method: str = "rtn", name: str = "array", importance: Any = None) -> QTensor:
     """Stores an array in a number format.
 
     Args: w, real array, the last axis is the reduction axis; fmt, a format, a spec, or the text of one ("int4@128", "mxfp4+scale=mse");
-        method, how codes are chosen; name, for messages.
-    Raises: NonFiniteError: NaN or Inf in w (first index and count). FormatError: the expression. ShapeError: an empty or 0-d array.
+        method, how codes are chosen; name, for messages; importance, what an error of each value weighs, [k] or w's shape, for methods and
+        scale rules that look at errors ("int4@128+scale=wmse").
+    Raises: NonFiniteError: NaN or Inf in w (first index and count). FormatError: the expression, or a scale that its element cannot hold.
+        ShapeError: an empty or 0-d array, or importance of another shape. UsageError: a method that takes no importance.
     """
     from anybit.methods import METHODS
 
@@ -209,7 +210,12 @@ def quantize(w: Any, fmt: Format | Spec | str, method: str = "rtn", name: str = 
     array = np.asarray(w)
     if array.ndim == 0 or array.size == 0:
         raise ShapeError(f"{name} of shape {list(array.shape)} cannot be quantized: at least one axis and one value are needed")
-    return QTensor.pack(spec.format, array.shape, METHODS[method](array, spec, name=name))
+    chosen, more = METHODS[method], {}
+    if importance is not None:
+        if "importance" not in signature(chosen).parameters:
+            raise UsageError(f"method {method} takes no importance; use rtn with a scale rule that searches, as in int4@128+scale=wmse")
+        more["importance"] = importance
+    return QTensor.pack(spec.format, array.shape, chosen(array, spec, name=name, **more))
 
 
 def fake_quantize(x: Any, fmt: Format | Spec | str, method: str = "rtn") -> np.ndarray:

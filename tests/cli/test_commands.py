@@ -69,16 +69,15 @@ def test_formats_with_specials_and_wide_formats() -> None:
 
 
 def test_sqnr_of_the_uniform_quantizer() -> None:
-    # With step s and no clipping the noise is s^2 / 12; int8 with one scale a row of 1,024 normal numbers.
+    # With step s and no clipping the noise is s^2 / 12; int8 with one scale a row of 4,096 normal numbers.
     import numpy as np
 
-    from anybit.formats import Spec
-    from anybit.measure.fidelity import COLUMNS, ROWS, sqnr_db
+    from anybit.methods import sample
 
-    x = np.random.default_rng(0).standard_normal((ROWS, COLUMNS), dtype=np.float32)
+    x = sample("normal", 1 << 16)
     steps = np.abs(x).max(axis=1) / 127
-    expected = 10 * math.log10(float((x.astype(np.float64) ** 2).sum()) / float((steps**2 / 12).sum() * COLUMNS))
-    assert sqnr_db(Spec.parse("int8@channel")) == pytest.approx(expected, abs=0.05)
+    expected = 10 * math.log10(float((x.astype(np.float64) ** 2).sum()) / float((steps**2 / 12).sum() * x.shape[1]))
+    assert as_json("formats", "int8@channel")["sqnr_db"] == pytest.approx(expected, abs=0.05)
 
 
 def test_eval_keys_and_values(quantized: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import tracemalloc
 from itertools import product
+from math import prod
 
 import numpy as np
 import pytest
@@ -11,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anybit.errors import FormatError, NonFiniteError, ShapeError, UnknownNameError
-from anybit.formats import Format, Spec, named_formats
+from anybit.formats import Element, Format, Spec, named_formats
 from anybit.methods import METHODS, dequantize_parts, part_shapes, quantize_parts
-from anybit.methods.rtn import SLAB
+from anybit.methods.rtn import LIMIT, SLAB
 
 FORMATS = [
     "int8@channel", "int4@32", "int4@128", "int3@128", "int2@64", "ternary@256", "binary@48", "mxfp8", "mxfp6", "mxfp4", "nvfp4",
@@ -96,7 +98,7 @@ def element_bits(fmt: Format, part: str) -> int:
 
 SLABBED = [
     "int4@32", "nvfp4", "q4_k", "nf4@64:fp8_e4m3fn@4096:fp32", "fp8_e4m3fn@16x32:fp32", "int4@32+zp", "int8@tensor", "int4@allx32",
-    "mxfp4+scale=mse",
+    "mxfp4+scale=mse", "q4_k+scale=kquant", "int8@tensor+scale=p99", "nvfp4+scale=4over6",
 ]  # fmt: skip
 
 
@@ -190,9 +192,24 @@ def test_blocks_that_break_others(text: str) -> None:
             outlier[:, 3] = value
             both = constant.copy()
             both[:, ::2] *= -1
+            # The largest scale and offset that the format can mean; beyond, one clear line.
+            ends = [prod(e.max for e in chain) for chain in chains(fmt)]
             for x in (constant, outlier, both):
-                back = dequantize_parts(quantize_parts(x, fmt), fmt, size)
+                try:
+                    back = dequantize_parts(quantize_parts(x, fmt), fmt, size)
+                except FormatError as error:
+                    assert "needs the" in str(error) and abs(float(value)) > min(ends) * 0.9, (value, str(error))
+                    continue
                 assert np.isfinite(back).all(), value
+                assert abs(float(value)) <= ends[0] * 1.1 * max(fmt.element.max - fmt.element.min, 2) + (ends[-1] if fmt.offset else 0), (
+                    value
+                )
+
+
+def chains(fmt: Format) -> list[list[Element]]:
+    """The elements of the levels of scales, and of offsets where there are any."""
+    levels = range(len(fmt.levels))
+    return [[level.element for level in fmt.levels]] + ([[fmt.offset_element(i) for i in levels]] if fmt.offset else [])
 
 
 @pytest.mark.parametrize("text", ["int8@32", "int4@32+zp", "q4_1", "nf4@32", "mxfp8", "fp8_e4m3fn@channel", "nvfp4"])
@@ -201,23 +218,46 @@ def test_constant_blocks_are_close(text: str) -> None:
     fmt = Format(text)
     for c in (5.0, -0.3, 1e-3, 1000.0, 2.0**-100, 1e30):
         x = np.full((2, 64), c, np.float32)
-        back = dequantize_parts(quantize_parts(x, fmt), fmt, x.shape)
         if text == "q4_1" and not 2.0**-14 < abs(c) < 65504:
-            continue  # beyond fp16, which stores its offsets
+            continue  # beyond fp16, which stores its offsets: lost below, refused above
+        back = dequantize_parts(quantize_parts(x, fmt), fmt, x.shape)
         # bf16 and fp16 scales; OCP's floor rule clips up to 1 - 448 / 512; E4M3 scales have half a step of 2^-4.
         limit = {"mxfp8": 0.13, "nvfp4": 2.0**-4}.get(text, 2.0**-8)
         assert np.all(np.abs(back / x - 1) <= limit), (c, back[0, 0])
 
 
-def test_huge_values_saturate_the_scale() -> None:
-    """fp16 scales end at 65504: values beyond 7 * 65504 are clipped, never infinite."""
-    x = np.array([[1e38, -1e38, 1.0, 0.0]], np.float32)
-    parts = quantize_parts(x, "int4@4:fp16")
-    assert parts["scale.0"].view(np.float16).item() == 65504
-    assert dequantize_parts(parts, Format("int4@4:fp16"), x.shape).tolist() == [[7 * 65504, -8 * 65504, 0, 0]]
+def test_scales_that_their_element_cannot_hold() -> None:
+    """Refused, with the block's index in the array as it was given, where the largest scale is a whole step short; less is clipped."""
+    x = np.ones((2, 3, 8), np.float32)
+    x[1, 2, 5] = 1e6
+    for text, message in (
+        ("int4@4:fp16", r"w: block [1, 2, 1] needs the scale 142857, and fp16 ends at 65504 here; use bf16 scales, or a second level,"),
+        ("uint4@4:fp16+off", r"w: block [1, 2, 1] needs the scale 66666.6, and fp16 ends at 65504"),
+        ("fp4_e2m1@4:ufp7_e4m3", r"w: block [1, 2, 1] needs the scale 166667, and ufp7_e4m3 ends at"),
+    ):
+        with pytest.raises(FormatError, match=re.escape(message)):
+            quantize_parts(x, text, name="w")
+    assert quantize_parts(x, "int4@4:uint8@8:fp16")["scale.0"][1, 2].tolist() == [1, 255]  # a second level holds it: 255 x 560
+    x[1, 2, 5] = 1e9
+    with pytest.raises(
+        FormatError, match=re.escape("w: block [1, 2, 0] of the scales of level 1 needs the scale 560224, and fp16 ends at 65504")
+    ):
+        quantize_parts(x, "int4@4:uint8@8:fp16", name="w")
+    x[1, 2, 5] = -7e5
+    with pytest.raises(FormatError, match=re.escape("w: block [1, 2, 1] needs the offset -700000, and fp16 ends at -65504")):
+        quantize_parts(x, "uint4@4:fp16+off", name="w")
+    # Less than a step beyond: the largest scale, and values are clipped by as little.
+    x[1, 2, 5] = 65510 * 7
+    assert quantize_parts(x, "int4@4:fp16")["scale.0"].view(np.float16)[1, 2, 1] == 65504
+    # Too small a scale is the smallest there is: such values vanish, as they do in fp16 itself.
+    tiny = np.full((1, 4), 1e-9, np.float32)
+    assert (
+        quantize_parts(tiny, "int4@4:fp16")["scale.0"].item() == 1
+        and not dequantize_parts(quantize_parts(tiny, "q4_0"), Format("q4_0"), (1, 4)).any()
+    )
     # Rounding a scale up must not push the largest code out of float32.
     x = np.full((1, 32), np.finfo(np.float32).max, np.float32)
-    for text in ("int4@32", "nf4@32", "int8@channel", "q4_1", "int4@32+zp", "int4@32:bf16+off"):
+    for text in ("int4@32", "nf4@32", "int8@channel", "int4@32+zp", "int4@32:bf16+off"):
         assert np.isfinite(dequantize_parts(quantize_parts(x, text), Format(text), x.shape)).all(), text
 
 
@@ -335,10 +375,30 @@ def test_every_named_format_round_trips() -> None:
 )
 def test_any_finite_array_comes_back_finite(text: str, shape: list[int], values: list[float], policy: str) -> None:
     x = np.resize(np.array(values, np.float32), shape)
-    parts = quantize_parts(x, text + policy)
+    try:
+        parts = quantize_parts(x, text + policy)
+    except FormatError as error:
+        assert "needs the" in str(error) and np.abs(x).max() > 1e3, error  # uint8 scales end at 255
+        return
     back = dequantize_parts(parts, Format(text), tuple(shape))
     assert back.shape == tuple(shape) and np.isfinite(back).all()
     assert {k: (v.dtype, v.shape) for k, v in parts.items()} == part_shapes(Format(text), tuple(shape))
+
+
+def test_memory_of_rules_that_see_values_stays_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slabs and boxes of a 32nd and a 128th of their size, on half a million values: what a rule needs must shrink with them,
+    but for eight bytes an offset's block."""
+    monkeypatch.setattr("anybit.methods.rtn.SLAB", SLAB // 32)
+    monkeypatch.setattr("anybit.methods.rtn.LIMIT", LIMIT // 128)
+    x = np.ones((512, 1024), np.float32)
+    for text in ("int8@tensor+scale=p99.9", "int4@allx32+scale=sigma3", "q4_k+scale=kquant"):
+        tracemalloc.start()
+        parts = quantize_parts(x, text, importance=None if "p99" in text else np.ones(1024, np.float32))
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        cached = x.size // 32 * 8 if "q4_k" in text else 0
+        # Half of one float32 copy of the array.
+        assert peak - sum(part.nbytes for part in parts.values()) - cached < x.nbytes // 2, (text, peak)
 
 
 def test_memory_stays_bounded() -> None:

@@ -82,6 +82,14 @@ class Block:
         """
         return tuple(-(-n // size) for n, size in zip(shape, self.on(shape), strict=True))
 
+    def owners(self, inner: Block, shape: tuple[int, ...]) -> list[np.ndarray]:
+        """For each axis, which of these blocks each of the inner blocks lies in.
+
+        >>> [owner.tolist() for owner in Block("sized", (64,)).owners(Block("sized", (16,)), (2, 100))]
+        [[0, 1], [0, 0, 0, 0, 1, 1, 1]]
+        """
+        return [np.arange(-(-n // i)) * i // o for n, i, o in zip(shape, inner.on(shape), self.on(shape), strict=True)]
+
     def count(self, shape: tuple[int, ...]) -> int:
         """How many blocks an array has."""
         return prod(self.grid(shape))

@@ -129,6 +129,23 @@ class Format:
         low, high, values = self.zero.min, self.zero.max, self.zero.values
         return bool(np.array_equal(values, np.rint(values))) and low >= -128 and high <= (127 if low < 0 else 255)
 
+    @property
+    def blocks(self) -> list[Block]:
+        """The block of each level, counted in weights: the format's, then that of each level but the last. Empty without a block.
+
+        >>> [str(block) for block in Format("nvfp4").blocks]
+        ['16', 'tensor']
+        """
+        return [] if self.block is None else [self.block, *(level.block for level in self.levels if level.block is not None)]
+
+    def grids(self, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+        """The shape of the scales of each level for an array of a shape.
+
+        >>> Format("nvfp4").grids((2, 40))
+        [(2, 3), (1, 1)]
+        """
+        return [block.grid(shape) for block in self.blocks]
+
     def size_bits(self, shape: tuple[int, ...]) -> int:
         """The exact number of bits of codes, scales, zero points and offsets of an array, without padding.
 
@@ -139,22 +156,14 @@ class Format:
             raise ShapeError(f"a shape has at least one axis and no negative sizes, not {tuple(shape)}")
         shape = tuple(int(n) for n in shape)
         total = ceil(prod(shape) * PACKS.get(self.pack, Fraction(self.element.bits, self.element.dim)))
-        block = self.block
-        for i, level in enumerate(self.levels):
-            assert block is not None
-            total += block.count(shape) * self._block_bits(i)
-            block = level.block
-        return total
+        return total + sum(prod(grid) * self._block_bits(i) for i, grid in enumerate(self.grids(shape)))
 
     @property
     def bits_per_weight(self) -> Fraction:
         """The limit of size_bits / weights for large arrays (whole-axis and whole-tensor scales cost nothing in the limit)."""
         total = PACKS.get(self.pack, Fraction(self.element.bits, self.element.dim))
-        block = self.block
-        for i, level in enumerate(self.levels):
-            assert block is not None
+        for i, block in enumerate(self.blocks):
             total += block.per_weight * self._block_bits(i)
-            block = level.block
         return total
 
     def _block_bits(self, level: int) -> int:

@@ -15,8 +15,8 @@ AUTO = "auto"
 class Policy:
     """How codes are chosen.
 
-    scale: the name of a scale rule (absmax, floor, mse, signmax); "auto" is floor for E8M0 scales, mse for elements of at
-        most two bits (absmax would spend their few values on the extremes), and absmax for all others.
+    scale: the name of a scale rule (absmax, floor, mse, lp2.4 ...: docs/expressions.md); "auto" is floor for E8M0 scales, mse for
+        elements of at most two bits (absmax would spend their few values on the extremes), and absmax for all others.
     round, over, nonfinite: as in Element.encode. FormatError: an unknown name.
     """
 

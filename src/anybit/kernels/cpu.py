@@ -148,16 +148,11 @@ def scale_kind(element: Element) -> dict[str, object] | None:
 
 def _collapsed(fmt: Format, parts: Parts, name: str, shape: tuple[int, int]) -> np.ndarray:
     """float32 scales (or offsets) on level 0's grid: the product of all levels, in their order, in float32."""
-    assert fmt.block is not None
-    at, first, block = np.indices(fmt.block.grid(shape)), fmt.block.on(shape), fmt.block
-    total: np.ndarray | None = None
-    for i, level in enumerate(fmt.levels):  # every level's block is counted in weights
+    total = _element(fmt, name, 0).decode(parts[f"{name}.0"]).astype(np.float32)
+    for i, block in enumerate(fmt.blocks[1:], start=1):
         values = _element(fmt, name, i).decode(parts[f"{name}.{i}"]).astype(np.float32)
-        owner = tuple(axis * size // outer for axis, size, outer in zip(at, first, block.on(shape), strict=True))
         with np.errstate(over="ignore", invalid="ignore"):  # a hostile file's scales may overflow: the engine says where
-            total = values[owner] if total is None else (total * values[owner]).astype(np.float32)
-        block = level.block or block
-    assert total is not None
+            total = total * values[np.ix_(*block.owners(fmt.blocks[0], shape))]
     return total
 
 

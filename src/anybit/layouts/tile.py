@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from anybit.formats import Block, Format
+from anybit.formats import Format
 from anybit.layouts import LAYOUTS, Parts, geometry
 
 PLANES: dict[int, tuple[int, ...]] = {1: (1,), 2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 7: (4, 2, 1), 8: (8,)}
@@ -24,25 +24,15 @@ DENSE = ("fp32", "fp16", "bf16")
 Sizes = dict[str, tuple[np.dtype, tuple[int, ...]]]
 
 
-def level_grids(fmt: Format, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """The grid of scales of each level: level 0 over the tensor, level i + 1 over the scales of level i."""
-    grids = []
-    block: Block | None = fmt.block
-    for level in fmt.levels:
-        grids.append((1,) * len(shape) if block is None else block.grid(shape))
-        block = level.block
-    return grids
-
-
 def scale_parts(fmt: Format, shape: tuple[int, ...]) -> Sizes:
     """Names, dtypes and grid shapes of everything but the codes, in logical order."""
     parts: Sizes = {}
-    for i, (level, grid) in enumerate(zip(fmt.levels, level_grids(fmt, shape), strict=True)):
+    for i, (level, grid) in enumerate(zip(fmt.levels, fmt.grids(shape), strict=True)):
         parts[f"scale.{i}"] = (level.element.code_dtype, grid)
         if fmt.offset is not None:
             parts[f"offset.{i}"] = ((level.element if i else fmt.offset).code_dtype, grid)
     if fmt.zero is not None:
-        parts["zero"] = (fmt.zero.code_dtype, level_grids(fmt, shape)[0])
+        parts["zero"] = (fmt.zero.code_dtype, fmt.grids(shape)[0])
     return parts
 
 

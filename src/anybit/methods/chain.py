@@ -7,27 +7,11 @@ from itertools import pairwise
 
 import numpy as np
 
-from anybit.formats import Block, Element, Format
+from anybit.errors import FormatError
+from anybit.formats import Element, Format
 
 Shape = tuple[int, ...]
 Owners = list[np.ndarray]
-
-
-def blocks(fmt: Format) -> list[Block]:
-    """The block of each level: the format's, then that of each level but the last."""
-    if fmt.block is None:
-        return []
-    return [fmt.block, *(level.block for level in fmt.levels if level.block is not None)]
-
-
-def grids(fmt: Format, shape: Shape) -> list[Shape]:
-    """The block grid of each level."""
-    return [block.grid(shape) for block in blocks(fmt)]
-
-
-def _owners(shape: Shape, inner: Block, outer: Block) -> Owners:
-    """For each axis, which outer block each inner block lies in."""
-    return [np.arange(-(-n // i)) * i // o for n, i, o in zip(shape, inner.on(shape), outer.on(shape), strict=True)]
 
 
 def _largest(values: np.ndarray, owners: Owners) -> np.ndarray:
@@ -38,6 +22,26 @@ def _largest(values: np.ndarray, owners: Owners) -> np.ndarray:
     return values
 
 
+class ScaleRangeError(FormatError):
+    """A block needs a scale or an offset that its element cannot hold."""
+
+    def __init__(self, kind: str, level: int, element: Element, index: Shape, needed: float, largest: float) -> None:
+        self.kind, self.level, self.element, self.index, self.needed, self.largest = kind, level, element, index, needed, largest
+        super().__init__(self.at(index))
+
+    def at(self, index: Shape) -> str:
+        """The message, naming the block by another index."""
+        where = f"block {list(index)}" + (f" of the {self.kind}s of level {self.level}" if self.level else "")
+        fix = f"fp32 {self.kind}s there" if self.level else f"bf16 {self.kind}s, or a second level, as in {self.element}@tensor:fp32"
+        return f"{where} needs the {self.kind} {self.needed:g}, and {self.element} ends at {self.largest:g} here; use {fix}"
+
+
+def _top(element: Element) -> float:
+    """What the largest number of a level is brought to: the element's end, but 1 where it has float32's exponents, so that the next level
+    stays far from float32's own ends."""
+    return element.max if element.max < 2.0**64 else 1.0
+
+
 class Chain:
     """The levels of one format on one shape. `elements[i]` stores level i, which level i + 1 scales.
 
@@ -45,11 +49,9 @@ class Chain:
     grid (its first axis), so that nothing grows with the array.
     """
 
-    def __init__(self, fmt: Format, shape: Shape, elements: list[Element]) -> None:
-        self.elements = elements
-        walk = blocks(fmt)
-        self.owners = [_owners(shape, inner, outer) for inner, outer in pairwise(walk)]
-        self.grid = walk[0].grid(shape)
+    def __init__(self, fmt: Format, shape: Shape, elements: list[Element], kind: str = "scale") -> None:
+        self.elements, self.kind = elements, kind
+        self.owners = [outer.owners(inner, shape) for inner, outer in pairwise(fmt.blocks)]
         self.higher: list[np.ndarray] = []
         self._factors: list[np.ndarray] = []
         self._outer = np.ones((1,) * len(shape))
@@ -86,17 +88,25 @@ class Chain:
             held = slice(owners[0][0], owners[0][-1] + 1)
             above[held] = np.maximum(above[held], _largest(target, owners))
             below[held] = np.maximum(below[held], _largest(-target, owners))
-        wanted = [np.maximum(above, below) / self.elements[0].max]
+        wanted = [np.maximum(above, below) / _top(self.elements[0])]
         for element, owners in zip(self.elements[1:], self.owners[1:], strict=False):
-            wanted.append(_largest(wanted[-1], owners) / element.max)
+            wanted.append(_largest(wanted[-1], owners) / _top(element))
             above, below = _largest(above, owners), _largest(below, owners)
         sign = np.where((below > above) & (not self.elements[0].signed), -1.0, 1.0)
         codes: list[np.ndarray] = []
         outer = np.ones_like(wanted[-1])
         for i in range(len(self.elements) - 1, 0, -1):
             element = self.elements[i]
+            self._check(i, wanted[i - 1] / outer, outer, slice(0, None))
             # Never zero, infinite or NaN: clipped to the element's positive range.
-            stored = element.encode(np.clip(wanted[i - 1] / outer, element.smallest, element.max) * sign)
+            wish = np.clip(wanted[i - 1] / outer, element.smallest, element.max)
+            stored = element.encode(wish * sign)
+            # Where a coarse element rounds down so far that the level below would have to clip: up.
+            under = self.elements[i - 1]
+            short = wish / np.abs(element.decode(stored)) * _top(under) > (under.max + under.beyond[1]) / 2
+            if short.any():
+                away = np.where(sign > 0, element.encode(wish * sign, round="up"), element.encode(wish * sign, round="down"))
+                stored = np.where(short, away, stored)
             outer, sign = outer * np.abs(element.decode(stored)), np.ones(())
             codes.insert(0, stored)
             if i > 1:
@@ -119,12 +129,25 @@ class Chain:
                 total = total * self._local(factor, rows)
         return total
 
-    def scales(self, target: np.ndarray, limit: np.ndarray, rows: slice) -> tuple[np.ndarray, np.ndarray]:
+    def _check(self, level: int, ratio: np.ndarray, outer: np.ndarray, rows: slice) -> None:
+        """ScaleRangeError: a number over its outer scale that lies a step or more beyond its element's last."""
+        element = self.elements[level]
+        low, high = element.beyond
+        bad = (ratio >= high) | ((ratio <= low) & element.signed)
+        if bad.any():
+            at = tuple(map(int, np.unravel_index(int(np.argmax(bad)), bad.shape)))
+            factor = float(np.broadcast_to(outer, bad.shape)[at])
+            needed, end = float(ratio[at]) * factor, (element.max if ratio[at] > 0 else element.min) * factor
+            raise ScaleRangeError(self.kind, level, element, (at[0] + rows.start, *at[1:]), needed, end)
+
+    def scales(self, target: np.ndarray, limit: np.ndarray, rows: slice, strict: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """First-level codes for target scales (float64, may be negative), and the float32 scales, none above `limit` in magnitude.
 
-        A zero target gets the smallest positive scale.
+        A zero target gets the smallest positive scale, as does one below it. Too large a one gets the largest, or if `strict` is an error.
         """
         outer, negative = self.outer(rows), target < 0
+        if strict:
+            self._check(0, np.minimum(np.abs(target), limit) / outer, outer, rows)
         codes = self._nonzero(np.abs(target) / outer, negative, "nearest-even")
         scale = self.product(codes, rows)
         too_large = ~(np.abs(scale) <= limit)
@@ -140,6 +163,7 @@ class Chain:
 
     def offsets(self, target: np.ndarray, rows: slice) -> tuple[np.ndarray, np.ndarray]:
         """First-level codes for target offsets (float64, any sign), and the float32 offsets."""
-        first = self.elements[0]
-        codes = first.encode(np.clip(target / self.outer(rows), first.min, first.max))
+        first, outer = self.elements[0], self.outer(rows)
+        self._check(0, target / outer, outer, rows)
+        codes = first.encode(np.clip(target / outer, first.min, first.max) + 0.0)  # -0 and 0 are one offset
         return codes, self.product(codes, rows)

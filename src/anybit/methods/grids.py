@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from anybit.formats import Block, Box, Element, Format, Spec
+from anybit.formats import Box, Element, Spec
 from anybit.formats.rounding import round_integral
 from anybit.methods.chain import Chain, Shape
 from anybit.methods.scales import Range, Rule
+from anybit.methods.values import Values, values_of
 
 LIMIT = 1 << 18
 _LARGEST = float(np.finfo(np.float32).max)
-
-
-def values_of(element: Element, codes: np.ndarray) -> np.ndarray:
-    """float32 values of codes."""
-    table = element.table.values
-    return table[codes] if table.size else element.decode(codes).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -29,6 +25,8 @@ class Grids:
     scale: np.ndarray
     zero: np.ndarray | None
     offset: np.ndarray | None
+    symmetric: float | None = None
+    """Where codes end on both sides, whatever the element has beyond."""
 
     @property
     def divisor(self) -> np.ndarray:
@@ -42,6 +40,8 @@ class Grids:
             if self.offset is not None:
                 values = values - box.spread(self.offset)
             ratio = values / box.spread(self.divisor)
+            if self.symmetric is not None:
+                ratio = np.clip(ratio, -self.symmetric, self.symmetric)
             if self.zero is None:
                 return element._codes(ratio, policy.round, policy.over)
             if not spec.format.whole_zero:
@@ -63,58 +63,86 @@ class Chooser:
 
     def __init__(self, spec: Spec, rule: Rule, shape: Shape) -> None:
         self.spec, self.fmt, self.rule = spec, spec.format, rule
-        self.scales = Chain(self.fmt, shape, [level.element for level in self.fmt.levels])
+        self.scales = Chain(self.fmt, shape, [level.element for level in self.fmt.levels], "scale")
         self.offsets: Chain | None = None
         if self.fmt.offset is not None:
-            self.offsets = Chain(self.fmt, shape, [self.fmt.offset_element(i) for i in range(len(self.fmt.levels))])
+            self.offsets = Chain(self.fmt, shape, [self.fmt.offset_element(i) for i in range(len(self.fmt.levels))], "offset")
+        # Candidates may clip; whether what is taken at last does is for the last encoding to say.
+        self._search = Spec(self.fmt, replace(spec.policy, over="saturate")) if spec.policy.over == "error" else spec
+        self._searched: dict[int, np.ndarray] = {}
 
-    def offset_targets(self, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-        """The offsets that put a block's least value onto the element's."""
+    def settle(self, walk: Callable[[], Iterable[tuple[slice, Values]]]) -> None:
+        """Fixes the scales of scales and of offsets. `walk` gives (rows of the block grid, their values) for the whole array, twice."""
+        if self.offsets is not None and self.offsets.deep:
+            self.offsets.settle((rows, self._offset_targets(values, rows)) for rows, values in walk())
+        if self.scales.deep:
+            self.scales.settle((rows, np.abs(self.rule(self._see(values, self._offset(values, rows)[1]))[0])) for rows, values in walk())
+
+    def _offset_targets(self, values: Values, rows: slice) -> np.ndarray:
+        """The rule's offsets, or those that put a block's least value onto the element's."""
         element = self.fmt.element
-        return low - element.min * ((high - low) / (element.max - element.min))
+        if self.rule.offsets is None or self.fmt.zero is not None:
+            return values.low - element.min * ((values.high - values.low) / (element.max - element.min))
+        if rows.start not in self._searched:  # a search is made once: 8 bytes a block
+            self._searched[rows.start] = self.rule.offsets(self._see(values, None))
+        return self._searched[rows.start]
 
-    def see(self, low: np.ndarray, high: np.ndarray, offset: np.ndarray | None) -> Range:
+    def _offset(self, values: Values, rows: slice) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
+        """The offsets' codes and what they mean; nothing for formats without."""
+        if self.offsets is None:
+            return {}, None
+        codes, offset = self.offsets.offsets(self._offset_targets(values, rows), rows)
+        return {"offset.0": codes}, offset
+
+    def _see(self, values: Values, offset: np.ndarray | None) -> Range:
         """What the scale rule is shown: the range after the offset, or its width under a zero point."""
-        element, scale = self.fmt.element, self.fmt.levels[0].element
-        count = len(element.finite) if element.bits <= 16 else 1 << element.bits
+        element, scale, low, high = self.fmt.element, self.fmt.levels[0].element, values.low, values.high
         if offset is not None:
-            return Range(low - offset, high - offset, min(element.min, 0.0), element.max, element.min, count, scale)
-        if self.fmt.zero is not None:
+            low, high, values = low - offset, high - offset, replace(values, offset=offset)
+        elif self.fmt.zero is not None:
             width = np.maximum(high, 0) - np.minimum(low, 0)
-            return Range(np.zeros_like(width), width, 0.0, element.max - element.min, 0.0, count, scale)
-        return Range(low, high, -element.reach[0], element.reach[1], element.min, count, scale)
+            return Range(np.zeros_like(width), width, 0.0, element.max - element.min, 0.0, element, scale)
+        if self.fmt.offset is not None:
+            return Range(low, high, min(element.min, 0.0), element.max, element.min, element, scale, values)
+        return Range(low, high, -element.reach[0], element.reach[1], element.min, element, scale, values)
 
-    def choose(self, x: np.ndarray, low: np.ndarray, high: np.ndarray, rows: slice) -> Grids:
-        """Grids of the blocks in some rows of the block grid, whose values are x and extremes low and high (float64).
+    def choose(self, values: Values, rows: slice) -> Grids:
+        """Grids of the blocks in some rows of the block grid. If the rule gives several scales: the one of least loss, block by block.
 
-        If the rule gives several scales: the one with the least squared error, block by block.
+        ScaleRangeError: a scale or an offset that its element cannot hold.
         """
-        parts: dict[str, np.ndarray] = {}
-        offset = None
-        if self.offsets is not None:
-            parts["offset.0"], offset = self.offsets.offsets(self.offset_targets(low, high), rows)
-        candidates = self.rule(self.see(low, high, offset))
+        parts, offset = self._offset(values, rows)
+        candidates = self.rule(self._see(values, offset))
+        first = self._settle(candidates[0], values, offset, parts, rows, strict=True)
         if len(candidates) == 1:
-            return self._settle(candidates[0], low, high, offset, parts, rows)
-        best, least_error = candidates[0], np.full(low.shape, np.inf)
-        for target in candidates:
-            error = self._squared_error(self._settle(target, low, high, offset, parts, rows), x, low, high)
-            better = error < least_error
-            best, least_error = np.where(better, target, best), np.where(better, error, least_error)
-        return self._settle(best, low, high, offset, parts, rows)
+            return first
+        best, least = candidates[0], self._loss(first, values)
+        for target in candidates[1:]:
+            loss = self._loss(self._settle(target, values, offset, parts, rows), values)
+            better = loss < least
+            best, least = np.where(better, target, best), np.where(better, loss, least)
+        return self._settle(best, values, offset, parts, rows)
 
     def _settle(
-        self, target: np.ndarray, low: np.ndarray, high: np.ndarray, offset: np.ndarray | None, parts: dict[str, np.ndarray], rows: slice
+        self,
+        target: np.ndarray,
+        values: Values,
+        offset: np.ndarray | None,
+        parts: dict[str, np.ndarray],
+        rows: slice,
+        strict: bool = False,
     ) -> Grids:
-        element, zero = self.fmt.element, self.fmt.zero
+        """Stores target scales, and zero points that go with them. `strict`: a scale too large for its element is an error."""
+        element, zero, low, high = self.fmt.element, self.fmt.zero, values.low, values.high
         # Nothing that a code can mean may run out of float32.
         limit = np.full(low.shape, _LARGEST)
         if offset is not None:
             limit = limit - (np.abs(offset) if element.min < 0 else np.maximum(offset, 0))
         reach = max(element.max, -element.min) if zero is None else element.max - element.min
-        codes, scale = self.scales.scales(target, limit / reach, rows)
+        codes, scale = self.scales.scales(target, limit / reach, rows, strict)
         if zero is None:
-            return Grids({"scale.0": codes, **parts}, scale, None, offset)
+            even = self.rule.symmetric and element.reach[0] == element.reach[1]
+            return Grids({"scale.0": codes, **parts}, scale, None, offset, element.max if even else None)
         least, most = max(zero.min, element.min), min(zero.max, element.max)
         divisor = np.where(scale == 0, np.inf, scale)
         wanted = np.zeros_like(low) if offset is not None else np.clip(element.min - np.minimum(low, 0) / divisor, least, most)
@@ -122,28 +150,20 @@ class Chooser:
             # The zero point's element reaches less far than the codes do: the scale grows until the range fits.
             above = np.maximum(high, 0) / np.maximum(element.max - wanted, 0.5)
             below = np.maximum(-low, 0) / np.maximum(wanted - element.min, 0.5)
-            codes, scale = self.scales.scales(np.maximum(np.maximum(above, below), target), limit / reach, rows)
+            codes, scale = self.scales.scales(np.maximum(np.maximum(above, below), target), limit / reach, rows, strict)
         stored = zero.encode(wanted)
         return Grids({"scale.0": codes, "zero": stored, **parts}, scale, zero.decode(stored).astype(np.float32), offset)
 
-    def _squared_error(self, grids: Grids, x: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-        """float64: the sum of squared differences that coding would leave in each block; non-finite values count as clipped."""
-        error = np.zeros(low.shape)
-        for box in _block(self.fmt).boxes(x.shape, LIMIT):
-            values = x[box.take].reshape(box.split)
-            if self.spec.policy.nonfinite != "error":
-                values = tame(values, box, low, high)
-            found = grids.decode(grids.encode(values, box, self.spec), box, self.fmt.element)
-            error[box.grid] += np.square(np.subtract(values, found, dtype=np.float64)).sum(axis=box.within)
-        return error
-
-
-def tame(values: np.ndarray, box: Box, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """NaN to zero, infinities to the extremes of their block's finite values."""
-    held = np.clip(np.where(np.isnan(values), 0, values), box.spread(low), box.spread(high))
-    return np.where(np.isfinite(values), values, held).astype(values.dtype)
-
-
-def _block(fmt: Format) -> Block:
-    assert fmt.block is not None
-    return fmt.block
+    def _loss(self, grids: Grids, values: Values) -> np.ndarray:
+        """float64: what coding would cost in each block, by the rule's own loss; non-finite values count as clipped."""
+        loss = np.zeros(values.low.shape)
+        # A power of an error may leave float64, that of its share of the block does not.
+        unit = np.maximum(np.maximum(values.high, -values.low), 2.0**-149)
+        for box, part in values.parts():
+            found = grids.decode(grids.encode(part, box, self._search), box, self.fmt.element)
+            error = np.subtract(part, found, dtype=np.float64)
+            cost = self.rule.cost(error if self.rule.loss is None else error / box.spread(unit))
+            if values.importance is not None:
+                cost = cost * values.importance[box.take].reshape(box.split)
+            loss[box.grid] += cost.sum(axis=box.within)
+        return loss

@@ -11,7 +11,8 @@ from anybit.registry import Registry
 
 Parts = dict[str, np.ndarray]
 Method = Callable[..., Parts]
-"""method(w: float32 array, spec: Spec, name: str = ...) -> logical parts."""
+"""method(w: float32 array, spec: Spec, name: str = ..., importance: array | None = None) -> logical parts; importance only where a method
+weighs errors."""
 
 METHODS: Registry[Method] = Registry("method", "anybit.methods")
 

@@ -21,12 +21,14 @@ from anybit.errors import FormatError, NonFiniteError, ShapeError
 from anybit.formats import Format, Spec
 from anybit.formats.element import as_real
 from anybit.formats.rounding import OutOfRangeError
-from anybit.methods.chain import Chain, Shape, blocks, grids
-from anybit.methods.grids import LIMIT, Chooser, Grids, tame, values_of
+from anybit.methods.chain import Chain, ScaleRangeError, Shape
+from anybit.methods.grids import LIMIT, Chooser, Grids
 from anybit.methods.method import METHODS, Parts
-from anybit.methods.scales import SCALES
+from anybit.methods.scales import SCALES, Rule
+from anybit.methods.values import Values, tame, values_of
 
 SLAB = 1 << 20
+_BEYOND = 2.0**128 - 2.0**103  # rounds to infinity in float32
 
 
 def part_shapes(fmt: Format, shape: Shape) -> dict[str, tuple[np.dtype, Shape]]:
@@ -37,7 +39,7 @@ def part_shapes(fmt: Format, shape: Shape) -> dict[str, tuple[np.dtype, Shape]]:
     """
     shape = tuple(shape)
     found = {"codes": (fmt.element.code_dtype, shape)}
-    sizes = grids(fmt, shape)
+    sizes = fmt.grids(shape)
     for i, level in enumerate(fmt.levels):
         found[f"scale.{i}"] = level.element.code_dtype, sizes[i]
     if fmt.zero is not None:
@@ -50,7 +52,7 @@ def part_shapes(fmt: Format, shape: Shape) -> dict[str, tuple[np.dtype, Shape]]:
 
 def _merged(fmt: Format, shape: Shape) -> Shape:
     """The same array with fewer leading axes, where blocks do not care: slabs are cut along the first."""
-    if all(block.per_row or block.kind == "tensor" for block in blocks(fmt)):
+    if all(block.per_row or block.kind == "tensor" for block in fmt.blocks):
         return (prod(shape[:-1]), shape[-1]) if len(shape) > 1 and prod(shape[:-1]) > 1 else shape[-1:]
     first = next((i for i, n in enumerate(shape) if n != 1), len(shape) - 1)
     return shape[first:]
@@ -58,7 +60,7 @@ def _merged(fmt: Format, shape: Shape) -> Shape:
 
 def _slabs(fmt: Format, shape: Shape) -> Iterator[tuple[slice, slice]]:
     """(rows of the array, rows of the block grid) of slabs of whole blocks."""
-    block = blocks(fmt)[0]
+    block = fmt.blocks[0]
     unit, grid = block.on(shape)[0], block.grid(shape)[0]
     step = max(1, SLAB // max(1, prod(shape[1:]) * unit))
     for start in range(0, grid, step):
@@ -67,13 +69,15 @@ def _slabs(fmt: Format, shape: Shape) -> Iterator[tuple[slice, slice]]:
 
 
 @METHODS.register("rtn")
-def quantize_parts(w: Any, spec: Spec | Format | str, name: str = "array") -> Parts:
+def quantize_parts(w: Any, spec: Spec | Format | str, name: str = "array", importance: Any = None) -> Parts:
     """Chooses scales and codes of an array; each code is the nearest to the value over its stored scale.
 
-    Args: w: float32[..., k] (also float16, bfloat16, float64, integers), any strides, at least one axis; name: what errors call it.
+    Args: w: float32[..., k] (also float16, bfloat16, float64, integers), any strides, at least one axis; name: what errors call it;
+        importance: what an error of each value weighs where the scale rule searches, [k] or w's shape, not negative.
     Returns: the logical parts, see the module.
     Raises: NonFiniteError: NaN or infinity in w under nonfinite=error, with the first index and the count; ShapeError: no axis, or no
-        numbers; FormatError: a policy that the format cannot serve; UnknownNameError: no such scale rule.
+        numbers, or importance that does not fit; FormatError: a policy that the format cannot serve, or a scale that its element
+        cannot hold; UnknownNameError: no such scale rule.
 
     >>> parts = quantize_parts(np.array([[1.0, -7.0, 3.2, 0.0]]), "int4@4")
     >>> parts["codes"].tolist(), dequantize_parts(parts, Format("int4@4"), (1, 4)).tolist()
@@ -86,6 +90,7 @@ def quantize_parts(w: Any, spec: Spec | Format | str, name: str = "array") -> Pa
         raise ShapeError(f"{name} is a single number; quantizing needs an array of at least one axis")
     fmt = spec.format
     rule = None if fmt.block is None else SCALES[spec.scale_rule]
+    weights = _importance(importance, x.shape, rule, name)
     parts = {part: np.zeros(size, dtype) for part, (dtype, size) in part_shapes(fmt, x.shape).items()}
     try:
         if rule is None:
@@ -93,9 +98,18 @@ def quantize_parts(w: Any, spec: Spec | Format | str, name: str = "array") -> Pa
         elif x.size:
             shape = _merged(fmt, x.shape)
             sizes = {part: size for part, (_, size) in part_shapes(fmt, shape).items()}
-            _quantize(x.reshape(shape), spec, Chooser(spec, rule, shape), {p: a.reshape(sizes[p]) for p, a in parts.items()})
+            flat = None if weights is None else weights.reshape(shape)
+            _quantize(x.reshape(shape), flat, spec, Chooser(spec, rule, shape), {p: a.reshape(sizes[p]) for p, a in parts.items()})
     except _NonFiniteFound:
         _raise_non_finite(x, name)
+    except _BeyondFloat32 as error:
+        raise FormatError(
+            f"{name} holds values up to {error.args[0]:g}, and what codes mean is float32, which ends at 3.4e38; divide the array"
+        ) from None
+    except ScaleRangeError as error:
+        merged, full = (fmt.grids(each)[error.level] for each in (shape, x.shape))
+        place = np.unravel_index(np.ravel_multi_index(error.index, merged), full)
+        raise FormatError(f"{name}: {error.at(tuple(map(int, place)))}") from None
     except OutOfRangeError as error:
         if rule is None:
             raise
@@ -106,45 +120,58 @@ def quantize_parts(w: Any, spec: Spec | Format | str, name: str = "array") -> Pa
     return parts
 
 
+class _BeyondFloat32(Exception):
+    """A float64 value that no float32 is near to."""
+
+
 class _NonFiniteFound(Exception):
     """Somewhere in the array, under nonfinite=error; the place is looked up once, in the array as it was given."""
 
 
-def _quantize(x: np.ndarray, spec: Spec, chooser: Chooser, parts: Parts) -> None:
+def _importance(given: Any, shape: Shape, rule: Rule | None, name: str) -> np.ndarray | None:
+    """Importance as an array of w's shape (a view). ShapeError, NonFiniteError, FormatError: see quantize_parts."""
+    if given is None:
+        if rule is not None and rule.weighted:
+            raise FormatError(f"{name}: scale={rule.name} needs importance, one number a column; use scale=mse without")
+        return None
+    if rule is None or not rule.searches:
+        raise FormatError(f"{name}: importance was given, and {f'scale={rule.name}' if rule else 'a format without scales'} does not look"
+                          " at errors; use scale=wmse, or another rule that searches")  # fmt: skip
+    weights = as_real(given)
+    if weights.shape not in (shape[-1:], shape):
+        raise ShapeError(f"{name}: importance is {list(shape[-1:])} or {list(shape)}, not {list(weights.shape)}")
+    if weights.size and not (weights.min() >= 0 and np.isfinite(weights.max())):
+        raise NonFiniteError(f"{name}: importance must be finite and not negative")
+    return np.broadcast_to(weights, shape)
+
+
+def _quantize(x: np.ndarray, weights: np.ndarray | None, spec: Spec, chooser: Chooser, parts: Parts) -> None:
     """Fills the parts of an array with blocks."""
     fmt = spec.format
     slabs = list(_slabs(fmt, x.shape))
 
-    def ranges() -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
-        for take, rows in slabs:
-            low, high, _ = _extremes(x[take], spec)
-            yield rows, low, high
-
-    offsets, scales = chooser.offsets, chooser.scales
-    if offsets is not None and offsets.deep:
-        offsets.settle((rows, chooser.offset_targets(low, high)) for rows, low, high in ranges())
-    if scales.deep:
-
-        def targets() -> Iterator[tuple[slice, np.ndarray]]:
-            for rows, low, high in ranges():
-                offset = offsets.offsets(chooser.offset_targets(low, high), rows)[1] if offsets is not None else None
-                yield rows, np.abs(chooser.rule(chooser.see(low, high, offset))[0])
-
-        scales.settle(targets())
-    for take, rows in slabs:
+    def look(take: slice) -> Values:
         low, high, finite = _extremes(x[take], spec)
-        grids = chooser.choose(x[take], low, high, rows)
+        largest = max(high.max(), -low.min())
+        if largest >= _BEYOND:
+            raise _BeyondFloat32(largest)
+        return Values(x[take], fmt.blocks[0], LIMIT, low, high, finite, None if weights is None else weights[take])
+
+    chooser.settle(lambda: ((rows, look(take)) for take, rows in slabs))
+    for take, rows in slabs:
+        values = look(take)
+        grids = chooser.choose(values, rows)
         for part, codes in grids.parts.items():
             parts[part][rows] = codes
-        _encode(x[take], spec, grids, None if finite else (low, high), parts["codes"][take])
-    for chain, name in ((scales, "scale"), (offsets, "offset")):
+        _encode(x[take], spec, grids, None if values.finite else (values.low, values.high), parts["codes"][take])
+    for chain, name in ((chooser.scales, "scale"), (chooser.offsets, "offset")):
         for i, codes in enumerate(chain.higher if chain is not None else [], start=1):
             parts[f"{name}.{i}"][...] = codes
 
 
 def _encode(x: np.ndarray, spec: Spec, grids: Grids, limits: tuple[np.ndarray, np.ndarray] | None, out: np.ndarray) -> None:
     """Codes of a slab; `limits` are the extremes of its finite values where some are not finite."""
-    block = blocks(spec.format)[0]
+    block = spec.format.blocks[0]
     for box in block.boxes(x.shape, LIMIT):
         part = x[box.take].reshape(box.split)
         values = part if limits is None else tame(part, box, *limits)
@@ -157,7 +184,7 @@ def _encode(x: np.ndarray, spec: Spec, grids: Grids, limits: tuple[np.ndarray, n
 
 def _extremes(x: np.ndarray, spec: Spec) -> tuple[np.ndarray, np.ndarray, bool]:
     """float64 least and largest finite value of each block of a slab (0 where it has none), and whether all values are finite."""
-    block = blocks(spec.format)[0]
+    block = spec.format.blocks[0]
     low, high = np.full(block.grid(x.shape), np.inf), np.full(block.grid(x.shape), -np.inf)
     all_finite = True
     for box in block.boxes(x.shape, LIMIT):
@@ -262,6 +289,6 @@ def _dequantize(parts: Parts, fmt: Format, out: np.ndarray) -> None:
     for take, rows in _slabs(fmt, out.shape):
         grids = _grids(parts, fmt, scales, offsets, rows)
         target, codes = out[take], parts["codes"][take]
-        for box in blocks(fmt)[0].boxes(target.shape, LIMIT):
+        for box in fmt.blocks[0].boxes(target.shape, LIMIT):
             part = codes[box.take]
             target[box.take] = grids.decode(part.reshape(box.split), box, fmt.element).reshape(part.shape)

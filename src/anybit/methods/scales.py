@@ -1,94 +1,143 @@
-"""Scale rules: which scale a block of values gets. Each is one small function from a block's extremes to candidate scales."""
+"""What a scale rule is, what it sees, and the registry that finds rules by name: each is one function in a file of `scale_rules/`."""
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
-from anybit.errors import FormatError
+from anybit.errors import FormatError, UnknownNameError
 from anybit.formats import Element
+from anybit.methods.values import Values, values_of
 from anybit.registry import Registry
 
 
 @dataclass(frozen=True)
 class Range:
-    """What a rule sees. low, high: float64, extremes of each block. least, most: the element's values (or, for two's complement, minus the
-    largest) that they are brought to. bottom: the element's true least value. count: how many values it has. scale: the element that stores
-    the scales."""
+    """What a rule sees of some blocks.
+
+    low, high: float64, extremes of each block. least, most: the element's values (or, for two's complement, minus the largest) that they
+    are brought to. bottom: the element's true least value. element: what codes mean. scale: the element that stores the scales. values:
+    the blocks' values, in bounded memory; None under a zero point, where only the width counts.
+    """
 
     low: np.ndarray
     high: np.ndarray
     least: float
     most: float
     bottom: float
-    count: int
+    element: Element
     scale: Element
+    values: Values | None = None
 
     @property
     def largest(self) -> np.ndarray:
         """The largest magnitude of each block."""
         return np.maximum(self.high, -self.low)
 
+    @property
+    def count(self) -> int:
+        """How many values the element has."""
+        return len(self.element.finite) if self.element.bits <= 16 else 1 << self.element.bits
 
-Rule = Callable[[Range], list[np.ndarray]]
-"""Candidates, each one scale a block (float64, 0 where a block is zero, negative where the rule mirrors a block). With several, the one
-with the least squared error after storing it is taken, block by block; the first also decides the scales of the scales."""
+    @property
+    def power_of_two(self) -> bool:
+        """Whether scales are powers of two."""
+        return self.scale.bits <= 8 and bool(np.all(np.frexp(self.scale.finite)[0] == 0.5))
 
-SCALES: Registry[Rule] = Registry("scale rule")
+    def rounded(self, ratio: np.ndarray) -> np.ndarray:
+        """float32: the nearest value of the element."""
+        return values_of(self.element, self.element._codes(ratio, "nearest-even", "saturate"))
 
-# Up to four values gain by clipping most of a block: their best scale may be a fifth of absmax's.
-_STEPS, _COARSE_STEPS = np.r_[1.0, np.linspace(0.6, 1.6, 26)], np.r_[1.0, np.linspace(0.15, 1.2, 36)]
+    def seen(self, rule: str) -> Values:
+        """The values. FormatError: a zero point, under which there is only a width."""
+        if self.values is None:
+            raise FormatError(f"scale={rule} looks at values around zero, and zero points move them; use absmax or mse")
+        return self.values
 
 
-@SCALES.register("absmax")
-def absmax(r: Range) -> list[np.ndarray]:
-    """The smallest scale that clips nothing: amax / qmax; qmax = 2^(bits-1) - 1 for two's complement, else the element's largest value.
+Candidates = Callable[..., list[np.ndarray]]
+Loss = Callable[..., np.ndarray]
 
-    An element whose two sides differ is scaled by the side that needs more; a side that it lacks is left out.
+
+@dataclass(frozen=True)
+class Rule:
+    """One scale rule.
+
+    candidates: from a Range (and the number in the rule's name, if it takes one) to scales, each one a block: float64, 0 where a block is
+        zero, negative where the rule mirrors a block. With several, the one of least loss after storing it is taken, block by block; the
+        first also decides the scales of the scales and must itself be in range.
+    loss: what an error of each value costs (float64, same shape; then the rule's number); None: its square. Importance multiplies it.
+    offsets: from a Range without offset to the offsets wanted, one a block, for formats that have them; None: each block's least value.
+    symmetric: codes of two's complement keep off the most negative one.
+    allowed: least and largest number that the name may end in; None: no number. number: the one given, or the default (None: none).
+    searches: whether it looks at errors at all, so that importance means something. weighted: without importance it is refused.
     """
-    scale = np.zeros_like(r.high)
-    if r.most > 0:
-        scale = np.maximum(scale, r.high / r.most)
-    if r.least < 0:
-        scale = np.maximum(scale, r.low / r.least)
-    return [scale]
+
+    name: str
+    candidates: Candidates
+    loss: Loss | None = None
+    offsets: Callable[[Range], np.ndarray] | None = None
+    symmetric: bool = False
+    allowed: tuple[float, float] | None = None
+    number: float | None = None
+    searches: bool = False
+    weighted: bool = False
+
+    @property
+    def about(self) -> str:
+        """What the rule does and where it comes from."""
+        return inspect.getdoc(self.candidates) or ""
+
+    @property
+    def _more(self) -> tuple[float, ...]:
+        return () if self.allowed is None else (float(self.number or 0),)
+
+    def __call__(self, r: Range) -> list[np.ndarray]:
+        return self.candidates(r, *self._more)
+
+    def cost(self, error: np.ndarray) -> np.ndarray:
+        """float64: what errors of values cost."""
+        return np.square(error, dtype=np.float64) if self.loss is None else self.loss(error.astype(np.float64, copy=False), *self._more)
 
 
-@SCALES.register("floor")
-def floor(r: Range) -> list[np.ndarray]:
-    """2^(floor(log2 amax) - emax), emax the exponent of the element's largest value; the largest values of a block may be clipped.
-
-    Source: OCP Microscaling Formats (MX) Specification v1.0, section 6.3. Differs: an element of any kind, not only floats.
-    """
-    top = int(np.frexp(max(r.most, -r.least))[1])
-    exponent = np.frexp(r.largest)[1] - top
-    return [np.where(r.largest > 0, np.ldexp(1.0, exponent), 0.0)]
+_NUMBER = re.compile(r"([a-z0-9]*?[a-z])(\d{1,4}(?:\.\d{1,4})?)")
 
 
-@SCALES.register("mse")
-def mse(r: Range) -> list[np.ndarray]:
-    """The least squared error of a search: power-of-two scales s/2, s, 2s around floor's s; others multiples of absmax's.
+class Rules(Registry[Rule]):
+    """Rules by name; `lp2.4` is the rule `lp` with the number 2.4."""
 
-    27 multiples from 0.6 to 1.6; for elements of at most four values 37 from 0.15 to 1.2.
-    """
-    if r.scale.bits <= 8 and bool(np.all(np.frexp(r.scale.finite)[0] == 0.5)):
-        s = floor(r)[0]
-        return [s, s / 2, s * 2]
-    base = absmax(r)[0]
-    return [base * step for step in (_STEPS if r.count > 4 else _COARSE_STEPS)]
+    def __getitem__(self, name: str) -> Rule:
+        if name in self:
+            rule = super().__getitem__(name)
+            if rule.allowed is not None and rule.number is None:
+                low, high = rule.allowed
+                raise UnknownNameError(f"scale={name} needs a number from {low:g} to {high:g}, as in scale={name}{(low + high) / 2:g}")
+            return rule
+        found = _NUMBER.fullmatch(name)
+        if found is None or found[1] not in self:
+            return super().__getitem__(name)
+        rule, number = super().__getitem__(found[1]), float(found[2])
+        if rule.allowed is None:
+            raise UnknownNameError(f"scale={name}: {rule.name} takes no number")
+        low, high = rule.allowed
+        if not low <= number <= high:
+            raise UnknownNameError(f"scale={name}: {rule.name} takes a number from {low:g} to {high:g}")
+        return replace(rule, name=name, number=number)
 
 
-@SCALES.register("signmax")
-def signmax(r: Range) -> list[np.ndarray]:
-    """The value of largest magnitude goes to the element's least value, by a negative scale where it is positive: d = max / -8 for int4.
+SCALES = Rules("scale rule", "anybit.methods.scale_rules")
 
-    Uses the most negative code of two's complement, which absmax leaves out. Source: GGUF's Q4_0 (llama.cpp, ggml-quants).
-    FormatError: the scale has no sign or the element no negative side.
-    """
-    if not r.scale.signed:
-        raise FormatError(f"scale=signmax needs a signed scale, and {r.scale} has no sign; use bf16, fp16 or fp32 scales")
-    if not r.bottom < 0 or -r.bottom < r.most:
-        raise FormatError("scale=signmax needs an element whose negative side reaches at least as far as its positive one; use absmax")
-    return [np.where(-r.low > r.high, r.low, r.high) / r.bottom]
+
+def scale_rule(name: str, **details: Any) -> Callable[[Candidates], Candidates]:
+    """Registers a function as a rule; `details` are the other fields of Rule."""
+
+    def add(candidates: Candidates) -> Candidates:
+        SCALES.add(name, Rule(name, candidates, **details))
+        return candidates
+
+    return add

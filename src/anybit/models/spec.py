@@ -119,8 +119,7 @@ class ModelSpec:
         for tensor in self.tensors:
             if tensor.name not in shapes:
                 raise FileFormatError(
-                    f"{file}: tensor '{tensor.name}' {list(tensor.shape)} is missing; "
-                    f"a {self.family} model with this config needs it"
+                    f"{file}: tensor '{tensor.name}' {list(tensor.shape)} is missing; a {self.family} model with this config needs it"
                 )
             if tuple(shapes[tensor.name]) != tensor.shape:
                 raise FileFormatError(

@@ -63,7 +63,7 @@ def describe(expression: str) -> dict[str, Any]:
     import numpy as np
 
     from anybit.formats import Spec, parse_element
-    from anybit.measure.fidelity import sqnr_db
+    from anybit.methods import sqnr_db
 
     spec = Spec.parse(expression)
     fmt, element = spec.format, spec.format.element

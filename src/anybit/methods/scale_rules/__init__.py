@@ -1,0 +1,1 @@
+"""One file for each scale rule; importing this folder registers them all."""

@@ -1,0 +1,72 @@
+"""The values of some blocks, for scale rules that need more than extremes: sums over blocks, in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+
+from anybit.formats import Block, Box, Element
+
+
+def values_of(element: Element, codes: np.ndarray) -> np.ndarray:
+    """float32 values of codes."""
+    table = element.table.values
+    return table[codes] if table.size else element.decode(codes).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Values:
+    """The values of the blocks of one slab of an array.
+
+    x: float32 or float64, strided as it comes. block: how it is cut; at most about `limit` values are handled at a time. finite: whether
+    all of x is; where it is not, NaN counts as zero and an infinity as its block's extreme (low, high). importance: what an error of each
+    value weighs, broadcast to x, or None. offset: float32, one a block, that is taken off, or None.
+    """
+
+    x: np.ndarray
+    block: Block
+    limit: int
+    low: np.ndarray
+    high: np.ndarray
+    finite: bool = True
+    importance: np.ndarray | None = None
+    offset: np.ndarray | None = None
+
+    def parts(self) -> Iterator[tuple[Box, np.ndarray]]:
+        """Boxes and their values, split into blocks, all finite; before the offset."""
+        for box in self.block.boxes(self.x.shape, self.limit):
+            part = self.x[box.take].reshape(box.split)
+            yield box, part if self.finite else tame(part, box, self.low, self.high)
+
+    def sums(self, terms: Callable[..., tuple[np.ndarray, ...]], *numbers: np.ndarray) -> list[np.ndarray]:
+        """float64 sums over each block of each array that terms(values, importance, *numbers) returns.
+
+        `numbers` hold one a block and are spread over its values; importance is an array like the values, or 1.0.
+        """
+        totals: list[np.ndarray] = []
+        for box, part in self.parts():
+            weight: np.ndarray = np.ones(())
+            if self.importance is not None:
+                weight = self.importance[box.take].reshape(box.split)
+            # What leaves float32 becomes an infinity, which rounds to the last code.
+            with np.errstate(over="ignore", under="ignore"):
+                if self.offset is not None:
+                    part = part - box.spread(self.offset)
+                found = terms(part, weight, *(box.spread(each) for each in numbers))
+            if not totals:
+                totals = [np.zeros(self.low.shape) for _ in found]
+            for total, term in zip(totals, found, strict=True):
+                if term.ndim == 0:  # a constant: every block of a box has as many values
+                    total[box.grid] += term * prod(box.split[1::2])
+                else:
+                    total[box.grid] += np.broadcast_to(term, part.shape).sum(axis=box.within, dtype=np.float64)
+        return totals
+
+
+def tame(values: np.ndarray, box: Box, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """NaN to zero, infinities to the extremes of their block's finite values."""
+    held = np.clip(np.where(np.isnan(values), 0, values), box.spread(low), box.spread(high))
+    return np.where(np.isfinite(values), values, held).astype(values.dtype)

@@ -1,9 +1,9 @@
 """One matrix product by format and number of rows, beside the machine's limits: decode in GB/s read, prefill in GOP/s.
 
-    python bench/matmul.py [--formats int4@128,mxfp4,...] [--rows 1,8,128] [--act int8|float] [--threads 2] [--n 14336] [--k 4096] [--json FILE]
+    python bench/matmul.py [--formats int4@128,mxfp4,...] [--rows 1,8,128] [--act int8|float] [--threads 2] [--json FILE]
 
-Weights rotate over at least 256 MB, so that no cache holds them; bytes are those that are read (codes, scales, zero points), padding included.
-Formats take turns, several rounds; the table gives the median and the best. Limits are measured in the same run by bench/roofline.c.
+Weights rotate over at least 256 MB, so that no cache holds them; bytes are those that are read (codes, scales, zero points), padding
+included. The table gives the median over several rounds and the best. Limits are measured in the same run by bench/roofline.c.
 """
 
 from __future__ import annotations
@@ -108,17 +108,17 @@ def main() -> None:
         for m in rows:
             median, best = statistics.median(case.times[m]), min(case.times[m])
             work = 2 * m * shape[0] * shape[1]
-            results.append({
-                "format": name, "rows": m, "path": case.natives[0].kind, "read_gb_s": case.nbytes / median / 1e9, "read_gb_s_best": case.nbytes / best / 1e9,
-                "gop_s": work / median / 1e9, "gop_s_best": work / best / 1e9, "calls": len(case.times[m]), "nbytes": case.nbytes,
-            })  # fmt: skip
-            r = results[-1]
-            print(
-                f"{name:18} M={m:<4} {r['path']:6} {r['read_gb_s']:7.1f} GB/s (best {r['read_gb_s_best']:.1f}) {r['gop_s']:8.0f} GOP/s (best {r['gop_s_best']:.0f})",
-                flush=True,
-            )
-    report = {"isa": isa(), "threads": options.threads, "act": options.act, "n": shape[0], "k": shape[1], "load_before": load, "limits": peaks, "results": results}
-    print(json.dumps({"isa": isa(), "load_before": load, "limits": peaks}))
+            result = {
+                "format": name, "rows": m, "path": case.natives[0].kind, "calls": len(case.times[m]), "nbytes": case.nbytes,
+                "read_gb_s": case.nbytes / median / 1e9, "read_gb_s_best": case.nbytes / best / 1e9,
+                "gop_s": work / median / 1e9, "gop_s_best": work / best / 1e9,
+            }  # fmt: skip
+            results.append(result)
+            text = "{format:18} M={rows:<4} {path:6} {read_gb_s:6.1f} GB/s ({read_gb_s_best:.1f}) {gop_s:6.0f} GOP/s ({gop_s_best:.0f})"
+            print(text.format(**result), flush=True)
+    about = {"isa": isa(), "threads": options.threads, "load_before": load, "limits": peaks}
+    print(json.dumps(about))
+    report = about | {"act": options.act, "n": shape[0], "k": shape[1], "results": results}
     if options.json:
         options.json.write_text(json.dumps(report, indent=1) + "\n")
 

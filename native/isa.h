@@ -51,6 +51,11 @@ AB_INLINE float half_float(uint32_t h) {
 #if ANYBIT_512
 // ------------------------------------------------------------------------------------------------ AVX-512 F, BW, VL, DQ; with or without VNNI and VBMI
 constexpr int kRowsInt = 8, kRowsWide = 8, kRowsFloat = 12;  // rows of a register block: 8 to 16 accumulators of 16 lanes
+#if ANYBIT_VNNI
+constexpr int kStreamRows = 8;  // the most rows that share one decoding in registers
+#else
+constexpr int kStreamRows = 1;
+#endif
 struct F { __m512 v; };
 struct I { __m512i v; };
 struct B { __m512i v; };
@@ -170,6 +175,11 @@ AB_INLINE I w_end(W s) {
 #elif ANYBIT_256
 // ------------------------------------------------------------------------------------------------ AVX2, FMA, F16C; with or without VNNI
 constexpr int kRowsInt = 4, kRowsWide = 2, kRowsFloat = 6;
+#if ANYBIT_VNNI
+constexpr int kStreamRows = 4;
+#else
+constexpr int kStreamRows = 1;
+#endif
 constexpr bool kByteTables = false;
 struct F { __m256 a, b; };
 struct I { __m256i a, b; };
@@ -313,7 +323,7 @@ AB_INLINE I w_end(W s) { return {_mm256_hadd_epi32(s.a, s.b), _mm256_hadd_epi32(
 
 #else
 // ------------------------------------------------------------------------------------------------ any machine: plain C++, fma from libm
-constexpr int kRowsInt = 4, kRowsWide = 4, kRowsFloat = 4;
+constexpr int kRowsInt = 4, kRowsWide = 4, kRowsFloat = 4, kStreamRows = 0;
 constexpr bool kWideDot = true, kByteTables = false;
 struct F { float v[16]; };
 struct I { int32_t v[16]; };

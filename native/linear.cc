@@ -130,6 +130,10 @@ template <int bits> AB_INLINE void codes_of(const uint8_t *p, B *g) {
 template <int bits> AB_INLINE B table_bytes(const uint8_t *table, B code, B low) {
   if constexpr (bits <= 4) {
     return b_lookup(b_table(table), low);
+  } else if constexpr (kByteTables && bits <= 7) {
+    return bits == 7 ? b_lookup128(table, code) : b_lookup64(table, code);
+  } else if constexpr (kByteTables) {
+    return b_pick(b_lookup128(table, code), b_lookup128(table + 128, code), code);
   } else {
     const B a = table_bytes<bits - 1>(table, code, low), b = table_bytes<bits - 1>(table + (1 << (bits - 1)), code, low);
     return b_pick(a, b, b_shl<8 - bits>(code));
@@ -153,7 +157,10 @@ template <int bits> static void panel_wide(const Weight &w, const uint8_t *p, in
     codes_of<bits>(p, g);
     for (int i = 0; i < 8; i++) {
       const B low = b_and(g[i], b_set(15));
-      if (w.mirrored) {  // sign and magnitude: half the table
+      if constexpr (kWideDot) {  // low bytes, then high bytes, both unsigned
+        b_store(out + 128 * i, table_bytes<bits>(w.low, g[i], low));
+        b_store(out + 128 * i + 64, table_bytes<bits>(w.high, g[i], low));
+      } else if (w.mirrored) {  // sign and magnitude: half the table
         const B sign = b_sign(b_shl<8 - bits>(g[i]));
         w_store_signed(out + 128 * i, table_bytes<bits - 1>(w.low, g[i], b_and(low, index)), table_bytes<bits - 1>(w.high, g[i], b_and(low, index)), sign);
       } else {
@@ -233,16 +240,16 @@ AB_INLINE Ends ends_of(const Weight &w, const Side &side, const Input &in, int64
   return {in.scale + at, side.scale, w.has_offset ? side.offset : nullptr, in.total + at, w.zero ? side.shift : nullptr, w.segment_count, w.bias};
 }
 
-// One segment's dots of row r into its sums in memory: acc = fma(float(dot), fl(sx * sw), acc), then the offset.
-template <Extra extra> AB_INLINE void settle(const Ends &e, I dot, int64_t r, int64_t segment, int64_t side_at, float *sums) {
+// One segment's dots of row r added to its sums: acc = fma(float(dot), fl(sx * sw), acc), then the offset.
+template <Extra extra> AB_INLINE F settled(const Ends &e, I dot, int64_t r, int64_t segment, int64_t side_at, F acc) {
   const int32_t total = e.totals[r * e.segments + segment];
   const F sx = f_set(e.scales[r * e.segments + segment]);
   if constexpr (extra == Extra::Bias) dot = i_sub(dot, i_set(e.bias * total));
   if constexpr (extra == Extra::Full) dot = i_sub(dot, e.shifts ? i_mul(i_load(e.shifts + side_at), i_set(total)) : i_set(e.bias * total));
-  F acc = f_fma(i_to_f(dot), f_mul(sx, f_load(e.sws + side_at)), f_load(sums));
+  acc = f_fma(i_to_f(dot), f_mul(sx, f_load(e.sws + side_at)), acc);
   if constexpr (extra == Extra::Full)
     if (e.offsets) acc = f_fma(f_mul(sx, f_set((float)total)), f_load(e.offsets + side_at), acc);
-  f_store(sums, acc);
+  return acc;
 }
 
 template <int rows, Kind kind, Extra extra>
@@ -255,7 +262,20 @@ static void dot_rows(const Weight &w, const Panel &panel, const uint8_t *bytes, 
     const int64_t side_at = 16 * (seg.block - first);
     int64_t left = seg.g1 - seg.g0;
     I sum[rows];
-    if constexpr (kind == Kind::Wide16) {
+    if constexpr (kind == Kind::Wide16 && kWideDot) {  // t + bias = low + 256 high: two dots of unsigned bytes
+      const int8_t *q = codes + seg.at;
+      const uint8_t *p = bytes + (seg.g0 - base) * 128;
+      C lo[rows], hi[rows];
+      for (int r = 0; r < rows; r++) lo[r] = hi[r] = c_zero();
+      for (; left > 0; left--, q += 4, p += 128) {
+        const B low = b_load(p), high = b_load(p + 64);
+        for (int r = 0; r < rows; r++) {
+          const B four = q_four(q + r * stride);
+          lo[r] = c_step(lo[r], low, four), hi[r] = c_step(hi[r], high, four);
+        }
+      }
+      for (int r = 0; r < rows; r++) sum[r] = c_end(i_shl(c_end(i_zero(), hi[r]), 8), lo[r]);
+    } else if constexpr (kind == Kind::Wide16) {
       const int16_t *q = in.q16 + row * stride + seg.at;
       const uint8_t *p = bytes + (seg.g0 - base) * 128;
       W wide[rows];
@@ -276,7 +296,7 @@ static void dot_rows(const Weight &w, const Panel &panel, const uint8_t *bytes, 
         while (left > 0) left -= unsigned_chain<rows>(sum, false, left < most ? left : most, p, q, stride);
       }
     }
-    for (int r = 0; r < rows; r++) settle<extra>(ends, sum[r], r, s, side_at, state + 16 * r);
+    for (int r = 0; r < rows; r++) f_store(state + 16 * r, settled<extra>(ends, sum[r], r, s, side_at, f_load(state + 16 * r)));
     AB_KEEP_IN_MEMORY();  // the sums above stay in memory: registers belong to the dots
   }
 }
@@ -302,72 +322,7 @@ template <Kind kind> static void dot_all(const Weight &w, const Panel &p, const 
   dot_some<kind, rows - 1>(m1 - row, w, p, bytes, side, in, row, state + (row - m0) * 16);
 }
 
-// One row (decoding): stored bits to dots in registers, without a panel between. For Unsigned8 codes of up to 4 bits whose segments begin with a
-// chunk of 32 k (span 8 groups) or fill half of one (span 4).
-template <int bits> AB_INLINE B byte_of(const Weight &w, B code, B flip) {
-  return w.affine ? b_xor(code, flip) : table_bytes<bits>(w.low, code, code);
-}
-
-template <int bits, int from, int count> AB_INLINE I chunk_dot(const Weight &w, const B *g, const int8_t *q, bool short_chain, B flip, I sum) {
-  C c = c_zero();
-  for (int i = 0; i < count; i++) {
-    c = c_step(c, byte_of<bits>(w, g[from + i], flip), q_four(q + 4 * i));
-    if (!kWideDot && i == 3 && count == 8 && short_chain) sum = c_end(sum, c), c = c_zero();
-  }
-  return c_end(sum, c);
-}
-
-template <int bits, Extra extra, int span>
-static void stream(const Weight &w, const Panel &panel, const uint8_t *codes, const Side &side, const Input &in, int64_t row, float *state) {
-  const Ends ends = ends_of(w, side, in, row);
-  const int8_t *const q0 = in.q + row * w.codes_length;
-  const bool short_chain = w.chain < 8;
-  const B flip = b_set(w.flip);
-  for (int64_t s = panel.s0; s < panel.s1; s++) {
-    const Segment *seg = w.segments + s;
-    const uint8_t *p = codes + (seg->g0 / 8 - panel.c0) * 64 * bits;
-    B g[8];
-    if constexpr (span == 4) {  // two segments a chunk; the last may have no second, or be short: its codes are zero from there on
-      codes_of<bits>(p, g);
-      int8_t pad[16] = {0};
-      for (int half = 0;; half++, s++, seg++) {
-        const int8_t *q = q0 + seg->at;
-        if (seg->g1 - seg->g0 < 4) memcpy(pad, q, (size_t)(4 * (seg->g1 - seg->g0))), q = pad;
-        const I dot = half ? chunk_dot<bits, 4, 4>(w, g, q, false, flip, i_zero()) : chunk_dot<bits, 0, 4>(w, g, q, false, flip, i_zero());
-        settle<extra>(ends, dot, 0, s, 16 * (seg->block - side.first), state);
-        if (half == 1 || s + 1 == panel.s1) break;
-      }
-    } else {
-      const int8_t *q = q0 + seg->at;
-      I sum = i_zero();
-      int64_t left = seg->g1 - seg->g0;
-      for (; left >= 8; left -= 8, p += 64 * bits, q += 32) {
-        codes_of<bits>(p, g);
-        sum = chunk_dot<bits, 0, 8>(w, g, q, short_chain, flip, sum);
-      }
-      if (left > 0) {
-        int8_t pad[32] = {0};
-        memcpy(pad, q, (size_t)(4 * left));
-        codes_of<bits>(p, g);
-        sum = chunk_dot<bits, 0, 8>(w, g, pad, short_chain, flip, sum);
-      }
-      settle<extra>(ends, sum, 0, s, 16 * (seg->block - side.first), state);
-    }
-    AB_KEEP_IN_MEMORY();
-  }
-}
-
-using Stream = void (*)(const Weight &, const Panel &, const uint8_t *, const Side &, const Input &, int64_t, float *);
-#define AB_STREAM(bits, extra) {stream<bits, Extra::extra, 4>, stream<bits, Extra::extra, 8>}
-#define AB_STREAMS(bits) {AB_STREAM(bits, None), AB_STREAM(bits, Bias), AB_STREAM(bits, Full)}
-const Stream kStream[5][3][2] = {{{nullptr, nullptr}, {nullptr, nullptr}, {nullptr, nullptr}}, AB_STREAMS(1), AB_STREAMS(2), AB_STREAMS(3), AB_STREAMS(4)};
-
-static Stream stream_of(const Weight &w) {  // nullptr: the weight needs panels
-  if (w.kind != Kind::Unsigned8 || w.bits > 4 || (!kWideDot && w.chain < 4)) return nullptr;
-  const int extra = w.zero || w.has_offset ? 2 : w.bias ? 1 : 0;
-  if (w.block % 32 == 0 || w.blocks == 1) return kStream[w.bits][extra][1];
-  return w.block == 16 ? kStream[w.bits][extra][0] : nullptr;
-}
+#include "stream.h"
 
 // ------------------------------------------------------------------------------------------------ float path
 // Rows x tiles accumulators over k in [k0, k1). state: per tile and row 16 sums, then 16 partial sums of the open block.
@@ -512,7 +467,7 @@ static void multiply_integer(const Weight &w, const Input &in, const float *bias
   Side side = {0, state + kRowBlock * 16, state + kRowBlock * 16 + most, (int32_t *)(state + kRowBlock * 16 + 2 * most)};
   uint8_t *bytes = (uint8_t *)(state + kRowBlock * 16 + 3 * most);
   memset(state, 0, sizeof(float) * rows * 16);
-  const Stream streamed = rows == 1 ? stream_of(w) : nullptr;
+  const Stream streamed = stream_of(w, rows);
   const bool direct = w.bits == 8 && w.affine && w.flip == 0;  // the stored bytes are the panel
   for (const Panel *p = w.panels, *end = p + w.panel_count; p < end; p++) {
     const uint8_t *codes = w.codes + (tile * w.chunks + p->c0) * 64 * w.bits;
@@ -664,12 +619,14 @@ static void dequantize(const Weight &w, int64_t tile, int64_t only, float *out, 
   }
 }
 
+static int64_t rows_read(int64_t m) { return m == 0 ? 0 : (m - 1) / kRowBlock * kRowBlock + stream_rows((m - 1) % kRowBlock + 1); }
+
 }  // namespace
 
 extern const LinearKernels linear_kernels;
 #define AB_TEXT(x) #x
 #define AB_NAME(x) AB_TEXT(x)
-const LinearKernels linear_kernels = {AB_NAME(ANYBIT_ISA), kWideDot, quantize, row_sums, multiply, scratch_bytes, dequantize};
+const LinearKernels linear_kernels = {AB_NAME(ANYBIT_ISA), rows_read, kWideDot, quantize, row_sums, multiply, scratch_bytes, dequantize};
 
 }  // namespace ANYBIT_ISA
 }  // namespace anybit

@@ -1,6 +1,7 @@
 #include "operator.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 #include <algorithm>
 #include <atomic>
@@ -37,7 +38,7 @@ void OwnedWeight::finish(const int32_t *integers) {
       at += 4 * (g1 - g0);
     }
   }
-  codes_length = at;
+  codes_length = at + (at % 128 == 0 ? 64 : 0);  // rows of inputs a power of two apart would share cache sets
   segments = segment_list.data();
   segment_count = static_cast<int64_t>(segment_list.size());
   for (int64_t s = 0, first = 0; s < segment_count; s++) {  // cut where a chunk of 32 ends, at 512 k or soon after
@@ -72,14 +73,21 @@ void OwnedWeight::finish(const int32_t *integers) {
   } else {
     kind = Kind::Wide16;
     affine = false;
+    bias = wide_dot ? 32768 : 0;  // both bytes unsigned
+    sized = mirrored && wide_dot && bits > 1;
+    for (int c = 0; c < top; c++) sized = sized && integers[c] >= 0;
   }
   // An affine table is read off the code: t + bias = code ^ flip, as an unsigned or a signed byte.
   if (affine) flip = kind == Kind::Unsigned8 ? sign : sign ? 0 : 128;
-  chain = std::max(1, 32767 / (2 * 127 * std::max(1, hi + bias)));
+  chain = kind == Kind::Wide16 ? 1 : std::max(1, 32767 / (2 * 127 * std::max(1, hi + bias)));
   for (int c = 0; c < std::max(count, 16); c++) {  // fewer than 16 entries repeat: a shuffle reads 16
     const uint32_t t = static_cast<uint32_t>(integers[c % count] + bias);
     low[c] = static_cast<uint8_t>(t);
     high[c] = static_cast<uint8_t>(t >> 8);
+  }
+  for (int c = 0; sized && c < 128; c++) {
+    size_low[c] = static_cast<uint8_t>(integers[c % top]);
+    size_high[c] = static_cast<uint8_t>(integers[c % top] >> 8);
   }
 }
 
@@ -130,11 +138,15 @@ int64_t prepare(const Weight &w, Act act, bool wide, const float *x, int64_t str
     }
   };
   if (act == Act::Int8) {
-    const size_t codes = static_cast<size_t>(m * w.codes_length), count = static_cast<size_t>(m * w.segment_count);
+    const int64_t all = w.kernels->rows(m);
+    const size_t codes = static_cast<size_t>(all * w.codes_length), count = static_cast<size_t>(all * w.segment_count);
     int8_t *q = static_cast<int8_t *>(workspace.take(codes));
-    int16_t *q16 = wide ? static_cast<int16_t *>(workspace.take(2 * codes)) : nullptr;
+    int16_t *q16 = wide && !w.kernels->wide_dot ? static_cast<int16_t *>(workspace.take(2 * codes)) : nullptr;
     float *scale = static_cast<float *>(workspace.take(4 * count));
     int32_t *total = static_cast<int32_t *>(workspace.take(4 * count));
+    memset(q + m * w.codes_length, 0, static_cast<size_t>((all - m) * w.codes_length));
+    memset(scale + m * w.segment_count, 0, sizeof(float) * static_cast<size_t>((all - m) * w.segment_count));
+    memset(total + m * w.segment_count, 0, sizeof(int32_t) * static_cast<size_t>((all - m) * w.segment_count));
     parallel_for(units, [&](int64_t u) { note(w.kernels->quantize(w, x, stride, u * per, std::min(m, (u + 1) * per), q, q16, scale, total)); });
     input->integer = true;
     input->q = q, input->q16 = q16, input->scale = scale, input->total = total;

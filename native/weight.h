@@ -56,13 +56,15 @@ struct Weight {
   int flip = 0;         // affine: code ^ flip is what the panel holds
   int bias = 0;         // the panel holds t + bias
   int chain = 1;        // AVX2: how many four-k groups fit an int16 pair sum
-  alignas(64) uint8_t low[256] = {}, high[256] = {};  // int8 (t + bias) or int16 table, as bytes
+  alignas(64) uint8_t low[256] = {}, high[256] = {};  // t + bias as one byte, or as the bytes of an int16
+  bool sized = false;   // mirrored, and the codes without their top bit mean t >= 0: these hold the bytes of |t|, repeated to 128 codes
+  alignas(64) uint8_t size_low[128] = {}, size_high[128] = {};
   alignas(64) float table[256] = {};                  // float path: integer t as float, or the exact values (step 1)
   alignas(64) float values[256] = {};                 // exact values, for dequantization
   const Segment *segments = nullptr;
   const Panel *panels = nullptr;
   int64_t segment_count = 0, panel_count = 0;
-  int64_t codes_length = 0;  // int8 codes of one prepared row
+  int64_t codes_length = 0;  // int8 codes of one prepared row; what lies after the last segment is never read
   const struct LinearKernels *kernels = nullptr;  // of the ISA that kind, bias and chain were chosen for
 };
 
@@ -73,7 +75,7 @@ struct Input {  // m rows prepared for weights of one geometry
   const float *sums = nullptr;  // float path with offsets: [m, blocks]
   bool integer = false;
   const int8_t *q = nullptr;       // [m, codes_length]
-  const int16_t *q16 = nullptr;    // the same, for Wide16
+  const int16_t *q16 = nullptr;    // the same, for Wide16 where dots are not wide
   const float *scale = nullptr;    // [m, segments]
   const int32_t *total = nullptr;  // [m, segments]
 };
@@ -81,6 +83,7 @@ struct Input {  // m rows prepared for weights of one geometry
 // The functions that linear.cc gives for one ISA.
 struct LinearKernels {
   const char *isa;
+  int64_t (*rows)(int64_t m);  // how many prepared rows a product with m rows may read: zeros follow the last
   bool wide_dot;  // any u8 x s8 product sum is exact (dpbusd); otherwise the unsigned side must stay <= 129
   // Codes of rows [m0, m1) into the input's arrays. Returns the first row with a non-finite value, or -1.
   int64_t (*quantize)(const Weight &w, const float *x, int64_t stride, int64_t m0, int64_t m1, int8_t *q, int16_t *q16, float *scale, int32_t *total);

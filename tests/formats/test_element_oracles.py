@@ -19,6 +19,7 @@ EXTRA = [
     "codebook_-0.1_-7e-12", "codebook_0.1_1e-12", "fp6_e3m2_b5_ns", "fp6_e3m2fn", "fp5_e3m1ieee",
     "fp4_e3m0_ns", "fp4_e0m3", "fp3_e1m1ieee", "fp8_e2m5_b-3", "fp8_e4m3none", "fp8_e7m0", "fp8_e4m3fnuz_ns", "ufp4_e2m2", "ufp6_e3m3fn",
     "fp8_e4m3fn_ns", "ufp5_e5m0_ns", "fp2_e1m0", "ufp1_e1m0", "fp5_e2m2ieee_b40", "fp4_e2m1fn",
+    "int1",
 ]  # fmt: skip
 SMALL = [name for name in BUILT_IN + EXTRA if parse_element(name).bits <= 8]
 WIDE = ["fp16", "bf16", "int16", "uint16", "fp9_e4m4", "fp12_e5m6_ns", "fp11_e3m7fn", "ufp10_e4m6",
@@ -45,7 +46,9 @@ def all_halves() -> np.ndarray:
 
 
 def policies(element: Element) -> list[str]:
-    return [o for o in OVERS if not (o == "inf" and not element.has_inf) and not (o == "nan" and not element.has_nan)]
+    """What the element can do on overflow; "error" last."""
+    can = {"inf": element.has_inf, "nan": element.has_nan, "wrap": element.wraps}
+    return sorted((o for o in OVERS if can.get(o, True)), key=lambda o: o == "error")
 
 
 def same(a: np.ndarray, b: np.ndarray) -> bool:
@@ -111,7 +114,7 @@ def stress_points(element: Element, sample: int = 0) -> np.ndarray:
     lo, hi = element.beyond
     chain = np.r_[lo, element.finite, hi]
     middles = chain[:-1] / 2 + chain[1:] / 2
-    points = np.r_[chain, middles, 0.0]
+    points = np.r_[chain, middles, [float(tie) for tie in element.ties], 0.0]
     if sample:
         points = np.random.default_rng(1).choice(points, sample)
         points = np.r_[points, chain[:3], chain[-3:], middles[:2], middles[-2:]]
@@ -134,11 +137,11 @@ def test_switch_points_by_fractions(name: str) -> None:
     x = stress_points(element, 0 if element.bits <= 6 else 60)
     narrow = is_float32(x)
     for mode in ROUNDS:
-        over = policies(element)[-2]
-        expected = np.array([exact.encode(float(v), mode, over) for v in x])
-        assert np.array_equal(walked.encode(x, mode, over), expected), mode
-        assert np.array_equal(element.encode(x, round=mode, over=over), expected), mode
-        assert np.array_equal(element.encode(x[narrow].astype(np.float32), round=mode, over=over), expected[narrow]), mode
+        for over in policies(element)[:-1][-2:]:
+            expected = np.array([exact.encode(float(v), mode, over) for v in x])
+            assert np.array_equal(walked.encode(x, mode, over), expected), mode
+            assert np.array_equal(element.encode(x, round=mode, over=over), expected), mode
+            assert np.array_equal(element.encode(x[narrow].astype(np.float32), round=mode, over=over), expected[narrow]), mode
 
 
 @pytest.mark.parametrize("name", WIDE)

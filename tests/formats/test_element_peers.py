@@ -183,7 +183,7 @@ def test_policy_names() -> None:
         element.encode([1.0], round="nearest")
     with pytest.raises(FormatError, match="round=sr24: stochastic rounding is not available"):
         element.encode([1.0], round="sr24")
-    with pytest.raises(FormatError, match="over=clip: use one of saturate, inf, nan, error"):
+    with pytest.raises(FormatError, match="over=clip: use one of saturate, inf, nan, error, wrap"):
         element.encode([1.0], over="clip")
 
 
@@ -225,3 +225,16 @@ def test_over_error_names_the_value() -> None:
         parse_element("fp16").encode([1e6], over="error")
     with pytest.raises(FormatError, match="outside nf4's range"):
         parse_element("nf4").encode([1.5], over="error")
+
+
+def test_wrapping_is_two_s_complement() -> None:
+    """Rounded numbers as NumPy casts them: any size of float, any mode; infinities have no lowest bits and saturate."""
+    x = np.r_[np.random.default_rng(0).uniform(-1e6, 1e6, 5000), np.arange(-600, 600) / 2, 2.0**62, -(2.0**61), 3 * 2.0**55]
+    for name, dtype in (("int8", np.int8), ("uint8", np.uint8), ("int16", np.int16), ("uint16", np.uint16)):
+        element = parse_element(name)
+        for mode, whole in (("nearest-even", np.rint), ("up", np.ceil), ("down", np.floor), ("zero", np.trunc)):
+            assert np.array_equal(element.decode(element.encode(x, round=mode, over="wrap")), whole(x).astype(np.int64).astype(dtype)), name
+        ends = element.decode(element.encode([np.inf, -np.inf, np.nan], over="wrap", nonfinite="saturate"))
+        assert ends.tolist() == [np.iinfo(dtype).max, np.iinfo(dtype).min, 0]
+        assert element.decode(element._codes(np.array([np.inf, -np.inf]), "zero", "wrap")).tolist() == ends[:2].tolist()
+    assert parse_element("int4").encode(np.float32([9, -9, 1e38]), over="wrap").tolist() == [9, 7, 0]

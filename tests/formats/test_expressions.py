@@ -151,9 +151,10 @@ REFUSED = [
     ("fp8_e5m2_b-200", "float32's range"),
     ("fp16_e8m7none", "float32's range"),
     ("fp4_e2m1_b100", "below 2^-64"),
-    ("int1", "signed integers have 2 to 16 bits, not 1"),
+    ("int0", "integers have 1 to 16 bits, not 0"),
+    ("int1_sym", "int1 is 0 and -1: without its least value only zero is left"),
     ("int17", "not 17"),
-    ("uint0", "unsigned integers have 1 to 16 bits, not 0"),
+    ("uint0", "integers have 1 to 16 bits, not 0"),
     ("uint4_sym", "no negative side to make symmetric"),
     ("codebook", "an empty codebook"),
     ("codebook_", "an empty codebook"),
@@ -223,6 +224,10 @@ def test_specs() -> None:
         assert message in str(caught.value)
     with pytest.raises(FormatError, match="fp4_e2m1 has no infinity"):
         Spec.parse("mxfp4+over=inf").check()
+    Spec.parse("int4@32+over=wrap").check()
+    for text in ("mxfp4", "int4_sym@32", "nf4@64", "ternary@64"):
+        with pytest.raises(FormatError, match=r"over=wrap: \w+ is no two's complement or unsigned number to wrap; use saturate"):
+            Spec.parse(f"{text}+over=wrap").check()
 
 
 def test_named_formats_all_parse() -> None:

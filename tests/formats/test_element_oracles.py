@@ -24,7 +24,8 @@ EXTRA = [
 SMALL = [name for name in BUILT_IN + EXTRA if parse_element(name).bits <= 8]
 WIDE = ["fp16", "bf16", "int16", "uint16", "fp9_e4m4", "fp12_e5m6_ns", "fp11_e3m7fn", "ufp10_e4m6",
         "fp10_e0m9none", "fp13_e5m7fnuz", "fp9_e8m0_ns",
-        "ufp11_e4m7ieee_b3", "fp16_e7m8none_b60", "fp10_e4m5_b-40"]  # fmt: skip
+        "ufp11_e4m7ieee_b3", "fp16_e7m8none_b60", "fp10_e4m5_b-40",
+]  # fmt: skip
 
 
 @cache

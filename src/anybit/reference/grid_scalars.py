@@ -27,6 +27,7 @@ def _twos_complement(values: list[float]) -> np.ndarray:
 
 
 def bipolar(d: Definition) -> np.ndarray:
+    """Bit by bit, each shifts a copy of the list down and one up."""
     values = np.zeros(1)
     for i in range(d["bits"]):
         values = np.concatenate([values - 2.0**i, values + 2.0**i])  # a new highest bit
@@ -34,6 +35,7 @@ def bipolar(d: Definition) -> np.ndarray:
 
 
 def fixed(d: Definition) -> np.ndarray:
+    """Equal steps from end to end."""
     count, step = 1 << d["bits"], 2.0 ** -d["fraction"]
     return _twos_complement([(i - count // 2) * step for i in range(count)]) if d["signed"] else np.arange(count) * step
 
@@ -68,11 +70,13 @@ def positive_posits(bits: int, es: int) -> np.ndarray:
 
 
 def posit(d: Definition) -> np.ndarray:
+    """Zero, the positive ones, NaR, the negative ones ascending."""
     positive = positive_posits(d["bits"], d["es"])
     return np.concatenate([[0.0], positive, [np.nan], -positive[::-1]])
 
 
 def pot(d: Definition) -> np.ndarray:
+    """Doubling from 1 on, after zero if there is one."""
     half = np.cumprod(np.r_[1.0, np.full((1 << (d["bits"] - 1)) - 1, 2.0)])
     return _signed(np.r_[0.0, half[:-1]] if d["zero"] else half)
 
@@ -117,6 +121,7 @@ def log_steps(d: Definition) -> np.ndarray:
 
 
 def log(d: Definition) -> np.ndarray:
+    """Zero and the steps."""
     return _signed(np.r_[0.0, log_steps(d)[:-1]])
 
 
@@ -161,6 +166,7 @@ def _p3109_steps(d: Definition, count: int) -> np.ndarray:
 
 
 def p3109(d: Definition) -> np.ndarray:
+    """Magnitudes with the specials written over the last ones."""
     half = _p3109_steps(d, 1 << (d["bits"] - d["signed"]))
     if d["signed"]:
         if d["infinite"]:

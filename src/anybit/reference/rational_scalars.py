@@ -17,6 +17,7 @@ Definition = Mapping[str, Any]
 
 
 def power_of_two(exponent: int) -> Fraction:
+    """2^exponent."""
     return Fraction(2) ** exponent
 
 
@@ -41,10 +42,12 @@ def whole(code: int, bits: int, signed: bool) -> int:
 
 
 def bipolar(code: int, d: Definition) -> Value:
+    """Each bit counts +1 or -1 times its power of two."""
     return Fraction(sum((2 * (code >> i & 1) - 1) * 2**i for i in range(d["bits"])))
 
 
 def fixed(code: int, d: Definition) -> Value:
+    """A whole number of steps of 2^-F."""
     return whole(code, d["bits"], d["signed"]) * power_of_two(-d["fraction"])
 
 
@@ -59,6 +62,7 @@ def _sums_of_powers(width: int, signed: bool, digits: int) -> list[int]:
 
 
 def few_digits(code: int, d: Definition) -> Value:
+    """The code is a position among the numbers of few digits; past the end the last."""
     numbers = _sums_of_powers(d["width"], d["signed"], d["digits"])
     return numbers[min(code, len(numbers) - 1)] * power_of_two(-d["fraction"])
 
@@ -81,6 +85,7 @@ def posit(code: int, d: Definition, more: int = 0) -> Value:
 
 
 def pot(code: int, d: Definition) -> Value:
+    """Sign and exponent; the lowest field is zero, if there is one."""
     sign, field = divmod(code, 2 ** (d["bits"] - 1))
     if d["zero"] and field == 0:
         return "-0" if sign else Fraction(0)
@@ -106,6 +111,7 @@ def _levels(bits: int, terms: int) -> list[list[Fraction]]:
 
 
 def apot(code: int, d: Definition) -> Value:
+    """Sign and one field a term."""
     sign, rest = divmod(code, 2 ** (d["bits"] - 1))
     total = Fraction(0)
     for levels in reversed(_levels(d["bits"], d["terms"])):  # the last term has the lowest bits
@@ -125,6 +131,7 @@ def root_of_two(steps: int, fraction: int) -> Fraction:
 
 
 def log(code: int, d: Definition) -> Value:
+    """Sign and the number of steps of the base, field 0 being zero."""
     sign, field = divmod(code, 2 ** (d["bits"] - 1))
     if field == 0:
         return "-0" if sign else Fraction(0)
@@ -142,6 +149,7 @@ def _power(q: int, top: int, exponent: str) -> Fraction:
 
 
 def power(code: int, d: Definition) -> Value:
+    """The root of a fraction, with the sign of q."""
     top = 2 ** (d["bits"] - 1) - 1
     q = max(whole(code, d["bits"], True), -top)
     return _power(abs(q), top, d["exponent"]) * (-1 if q < 0 else 1)

@@ -21,6 +21,7 @@ EXTRA = [
     "fp8_e4m3fn_ns", "ufp5_e5m0_ns", "fp2_e1m0", "ufp1_e1m0", "fp5_e2m2ieee_b40", "fp4_e2m1fn",
     "int1", "bipolar1", "bipolar5", "fixed1_f3", "fixed5_f-20", "fixed6_f40", "ufixed3_f3", "ufixed6_f2_k2", "fixed5_f0_k1",
     "posit3", "posit3_es0", "posit3_es4", "posit4", "posit5_es1", "posit6", "posit7_es3", "posit8_es4", "posit8_es3",
+    "pot2", "pot2_nz", "pot6", "pot7_nz", "pot3_k2", "pot4_k3", "pot6_k3", "pot7_k2", "pot8_k3", "pot6_k4", "pot8_k7",
 ]  # fmt: skip
 SMALL = [name for name in BUILT_IN + EXTRA if parse_element(name).bits <= 8]
 WIDE = ["fp16", "bf16", "int16", "uint16", "fp9_e4m4", "fp12_e5m6_ns", "fp11_e3m7fn", "ufp10_e4m6",
@@ -28,6 +29,7 @@ WIDE = ["fp16", "bf16", "int16", "uint16", "fp9_e4m4", "fp12_e5m6_ns", "fp11_e3m
         "ufp11_e4m7ieee_b3", "fp16_e7m8none_b60", "fp10_e4m5_b-40",
         "bipolar10", "fixed12_f20", "ufixed16_f-30", "fixed16_f3_k3", "fixed9_f12_k3",
         "posit9_es4", "posit11_es1", "posit12", "posit14_es3", "posit16",
+        "pot11_k4",
 ]  # fmt: skip
 
 

@@ -22,6 +22,8 @@ EXTRA = [
     "int1", "bipolar1", "bipolar5", "fixed1_f3", "fixed5_f-20", "fixed6_f40", "ufixed3_f3", "ufixed6_f2_k2", "fixed5_f0_k1",
     "posit3", "posit3_es0", "posit3_es4", "posit4", "posit5_es1", "posit6", "posit7_es3", "posit8_es4", "posit8_es3",
     "pot2", "pot2_nz", "pot6", "pot7_nz", "pot3_k2", "pot4_k3", "pot6_k3", "pot7_k2", "pot8_k3", "pot6_k4", "pot8_k7",
+    "log3_f1", "log5_f3", "log8_f1", "log7_f4",
+    "pow2_a3", "pow3_a1", "pow4_a2", "pow5_a0.1", "pow6_a0.543", "pow4_a1000",
 ]  # fmt: skip
 SMALL = [name for name in BUILT_IN + EXTRA if parse_element(name).bits <= 8]
 WIDE = ["fp16", "bf16", "int16", "uint16", "fp9_e4m4", "fp12_e5m6_ns", "fp11_e3m7fn", "ufp10_e4m6",
@@ -30,6 +32,7 @@ WIDE = ["fp16", "bf16", "int16", "uint16", "fp9_e4m4", "fp12_e5m6_ns", "fp11_e3m
         "bipolar10", "fixed12_f20", "ufixed16_f-30", "fixed16_f3_k3", "fixed9_f12_k3",
         "posit9_es4", "posit11_es1", "posit12", "posit14_es3", "posit16",
         "pot11_k4",
+        "log12_f6", "pow10_a0.25",
 ]  # fmt: skip
 
 

@@ -24,6 +24,7 @@ EXTRA = [
     "pot2", "pot2_nz", "pot6", "pot7_nz", "pot3_k2", "pot4_k3", "pot6_k3", "pot7_k2", "pot8_k3", "pot6_k4", "pot8_k7",
     "log3_f1", "log5_f3", "log8_f1", "log7_f4",
     "pow2_a3", "pow3_a1", "pow4_a2", "pow5_a0.1", "pow6_a0.543", "pow4_a1000",
+    "p3109_p1f", "p3109_p7f", "p3109_p1u", "p3109_p8u", "p3109_p3uf", "p3109_k3_p1", "p3109_k4_p2u", "p3109_k5_p3uf", "p3109_k6_p2",
 ]  # fmt: skip
 SMALL = [name for name in BUILT_IN + EXTRA if parse_element(name).bits <= 8]
 WIDE = ["fp16", "bf16", "int16", "uint16", "fp9_e4m4", "fp12_e5m6_ns", "fp11_e3m7fn", "ufp10_e4m6",
@@ -33,6 +34,7 @@ WIDE = ["fp16", "bf16", "int16", "uint16", "fp9_e4m4", "fp12_e5m6_ns", "fp11_e3m
         "posit9_es4", "posit11_es1", "posit12", "posit14_es3", "posit16",
         "pot11_k4",
         "log12_f6", "pow10_a0.25",
+        "p3109_k10_p4", "p3109_k12_p5u", "p3109_k13_p6f",
 ]  # fmt: skip
 
 

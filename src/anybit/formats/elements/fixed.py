@@ -48,6 +48,8 @@ class Fixed(Element):
         return np.ldexp(c.astype(np.float64), -self.fraction)
 
     def _codes(self, x: np.ndarray, round: str, over: str) -> np.ndarray:
+        if self.bits <= 8 and over != "wrap":
+            return super()._codes(x, round, over)
         wide = np.asarray(x, dtype=np.float64)
         if over == "wrap":  # before scaling, which might overflow; exact, and as many steps as there are codes
             wide = np.where(np.isinf(wide), wide, np.fmod(np.where(np.isinf(wide), 0, wide), np.ldexp(1.0, self.bits - self.fraction)))

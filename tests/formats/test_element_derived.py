@@ -24,7 +24,7 @@ def test_tables(name: str) -> None:
     assert table.values.dtype == np.float32 and np.array_equal(table.values, element.values, equal_nan=True)
     assert table.step == np.float32(table.step)
     if table.ints is None:
-        assert table.kind == "f32" and element.bits > 8
+        assert table.kind == "f32" and (element.bits > 8 or element.max / 65534 > element.reach[1] / 1000)
         return
     assert table.ints.dtype == np.int32 and np.all(table.ints[~finite] == 0) and table.ints.shape == element.values.shape
     ints, values = table.ints[finite].tolist(), element.values[finite].tolist()
@@ -44,10 +44,11 @@ def test_tables(name: str) -> None:
 
 def test_table_kinds() -> None:
     kinds = {
-        "i8": ["int8", "int4", "uint7", "ternary", "binary", "fp4_e2m1", "fp6_e2m3", "codebook_-0.5_0.25_1", "codebook_1e-10_2e-10"],
-        "i16": ["uint8", "fp6_e3m2", "fp7_e3m3", "fp8_e3m4", "int12"],
-        "i16r": ["nf4", "fp8_e4m3fn", "fp8_e5m2", "e8m0", "codebook_0.1_0.7_1"],
-        "f32": ["bf16", "fp16", "fp32", "int16"],
+        "i8": ["int8", "int4", "uint7", "ternary", "binary", "fp4_e2m1", "fp6_e2m3", "codebook_-0.5_0.25_1", "codebook_1e-10_2e-10",
+               "iq4nl", "fixed8_f6", "pot4", "pot5_k2"],
+        "i16": ["posit8_es0", "pot4_nz", "bipolar8", "uint8", "fp6_e3m2", "fp7_e3m3", "fp8_e3m4", "int12"],
+        "i16r": ["posit6_es1", "log6_f2", "pow4_a0.5", "nf4", "fp8_e4m3fn", "fp8_e5m2", "e8m0", "codebook_0.1_0.7_1"],
+        "f32": ["bf16", "fp16", "fp32", "int16", "posit8", "posit8_es1"],
     }  # fmt: skip
     for kind, names in kinds.items():
         for name in names:

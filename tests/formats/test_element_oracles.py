@@ -19,11 +19,23 @@ EXTRA = [
     "codebook_-0.1_-7e-12", "codebook_0.1_1e-12", "fp6_e3m2_b5_ns", "fp6_e3m2fn", "fp5_e3m1ieee",
     "fp4_e3m0_ns", "fp4_e0m3", "fp3_e1m1ieee", "fp8_e2m5_b-3", "fp8_e4m3none", "fp8_e7m0", "fp8_e4m3fnuz_ns", "ufp4_e2m2", "ufp6_e3m3fn",
     "fp8_e4m3fn_ns", "ufp5_e5m0_ns", "fp2_e1m0", "ufp1_e1m0", "fp5_e2m2ieee_b40", "fp4_e2m1fn",
+    "int1", "bipolar1", "bipolar5", "fixed1_f3", "fixed5_f-20", "fixed6_f40", "ufixed3_f3", "ufixed6_f2_k2", "fixed5_f0_k1",
+    "posit3", "posit3_es0", "posit3_es4", "posit4", "posit5_es1", "posit6", "posit7_es3", "posit8_es4", "posit8_es3",
+    "pot2", "pot2_nz", "pot6", "pot7_nz", "pot3_k2", "pot4_k3", "pot6_k3", "pot7_k2", "pot8_k3", "pot6_k4", "pot8_k7",
+    "log3_f1", "log5_f3", "log8_f1", "log7_f4",
+    "pow2_a3", "pow3_a1", "pow4_a2", "pow5_a0.1", "pow6_a0.543", "pow4_a1000",
+    "p3109_p1f", "p3109_p7f", "p3109_p1u", "p3109_p8u", "p3109_p3uf", "p3109_k3_p1", "p3109_k4_p2u", "p3109_k5_p3uf", "p3109_k6_p2",
 ]  # fmt: skip
 SMALL = [name for name in BUILT_IN + EXTRA if parse_element(name).bits <= 8]
 WIDE = ["fp16", "bf16", "int16", "uint16", "fp9_e4m4", "fp12_e5m6_ns", "fp11_e3m7fn", "ufp10_e4m6",
         "fp10_e0m9none", "fp13_e5m7fnuz", "fp9_e8m0_ns",
-        "ufp11_e4m7ieee_b3", "fp16_e7m8none_b60", "fp10_e4m5_b-40"]  # fmt: skip
+        "ufp11_e4m7ieee_b3", "fp16_e7m8none_b60", "fp10_e4m5_b-40",
+        "bipolar10", "fixed12_f20", "ufixed16_f-30", "fixed16_f3_k3", "fixed9_f12_k3",
+        "posit9_es4", "posit11_es1", "posit12", "posit14_es3", "posit16",
+        "pot11_k4",
+        "log12_f6", "pow10_a0.25",
+        "p3109_k10_p4", "p3109_k12_p5u", "p3109_k13_p6f",
+]  # fmt: skip
 
 
 @cache
@@ -45,7 +57,9 @@ def all_halves() -> np.ndarray:
 
 
 def policies(element: Element) -> list[str]:
-    return [o for o in OVERS if not (o == "inf" and not element.has_inf) and not (o == "nan" and not element.has_nan)]
+    """What the element can do on overflow; "error" last."""
+    can = {"inf": element.has_inf, "nan": element.has_nan, "wrap": element.wraps}
+    return sorted((o for o in OVERS if can.get(o, True)), key=lambda o: o == "error")
 
 
 def same(a: np.ndarray, b: np.ndarray) -> bool:
@@ -111,7 +125,7 @@ def stress_points(element: Element, sample: int = 0) -> np.ndarray:
     lo, hi = element.beyond
     chain = np.r_[lo, element.finite, hi]
     middles = chain[:-1] / 2 + chain[1:] / 2
-    points = np.r_[chain, middles, 0.0]
+    points = np.r_[chain, middles, [float(tie) for tie in element.ties], 0.0]
     if sample:
         points = np.random.default_rng(1).choice(points, sample)
         points = np.r_[points, chain[:3], chain[-3:], middles[:2], middles[-2:]]
@@ -134,11 +148,11 @@ def test_switch_points_by_fractions(name: str) -> None:
     x = stress_points(element, 0 if element.bits <= 6 else 60)
     narrow = is_float32(x)
     for mode in ROUNDS:
-        over = policies(element)[-2]
-        expected = np.array([exact.encode(float(v), mode, over) for v in x])
-        assert np.array_equal(walked.encode(x, mode, over), expected), mode
-        assert np.array_equal(element.encode(x, round=mode, over=over), expected), mode
-        assert np.array_equal(element.encode(x[narrow].astype(np.float32), round=mode, over=over), expected[narrow]), mode
+        for over in policies(element)[:-1][-2:]:
+            expected = np.array([exact.encode(float(v), mode, over) for v in x])
+            assert np.array_equal(walked.encode(x, mode, over), expected), mode
+            assert np.array_equal(element.encode(x, round=mode, over=over), expected), mode
+            assert np.array_equal(element.encode(x[narrow].astype(np.float32), round=mode, over=over), expected[narrow]), mode
 
 
 @pytest.mark.parametrize("name", WIDE)

@@ -183,7 +183,7 @@ def test_policy_names() -> None:
         element.encode([1.0], round="nearest")
     with pytest.raises(FormatError, match="round=sr24: stochastic rounding is not available"):
         element.encode([1.0], round="sr24")
-    with pytest.raises(FormatError, match="over=clip: use one of saturate, inf, nan, error"):
+    with pytest.raises(FormatError, match="over=clip: use one of saturate, inf, nan, error, wrap"):
         element.encode([1.0], over="clip")
 
 
@@ -225,3 +225,43 @@ def test_over_error_names_the_value() -> None:
         parse_element("fp16").encode([1e6], over="error")
     with pytest.raises(FormatError, match="outside nf4's range"):
         parse_element("nf4").encode([1.5], over="error")
+
+
+def test_wrapping_is_two_s_complement() -> None:
+    """Rounded numbers as NumPy casts them: any size of float, any mode; infinities have no lowest bits and saturate."""
+    x = np.r_[np.random.default_rng(0).uniform(-1e6, 1e6, 5000), np.arange(-600, 600) / 2, 2.0**62, -(2.0**61), 3 * 2.0**55]
+    for name, dtype in (("int8", np.int8), ("uint8", np.uint8), ("int16", np.int16), ("uint16", np.uint16)):
+        element = parse_element(name)
+        for mode, whole in (("nearest-even", np.rint), ("up", np.ceil), ("down", np.floor), ("zero", np.trunc)):
+            assert np.array_equal(element.decode(element.encode(x, round=mode, over="wrap")), whole(x).astype(np.int64).astype(dtype)), name
+        ends = element.decode(element.encode([np.inf, -np.inf, np.nan], over="wrap", nonfinite="saturate"))
+        assert ends.tolist() == [np.iinfo(dtype).max, np.iinfo(dtype).min, 0]
+        assert element.decode(element._codes(np.array([np.inf, -np.inf]), "zero", "wrap")).tolist() == ends[:2].tolist()
+    assert parse_element("int4").encode(np.float32([9, -9, 1e38]), over="wrap").tolist() == [9, 7, 0]
+
+
+P3109 = [(8, p, u, f) for p in range(1, 9) for u in ("", "u") for f in ("", "f") if p < 8 or u] + [
+    (3, 2, "", ""), (4, 2, "u", ""), (5, 3, "u", "f"), (6, 3, "", "f"), (9, 1, "", ""), (11, 4, "u", ""), (15, 8, "", ""),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", P3109, ids=lambda c: f"k{c[0]}p{c[1]}{c[2]}{c[3]}")
+def test_gfloat_p3109(case: tuple[int, int, str, str]) -> None:
+    """All codes of the P3109 formats, and rounding of numbers all over the range, ties among them, saturating and to infinity."""
+    gfloat = pytest.importorskip("gfloat")
+    formats = pytest.importorskip("gfloat.formats")
+    bits, precision, unsigned, finite = case
+    info = formats.format_info_p3109(
+        bits, precision, gfloat.Signedness.Unsigned if unsigned else gfloat.Signedness.Signed,
+        gfloat.Domain.Finite if finite else gfloat.Domain.Extended,
+    )  # fmt: skip
+    element = parse_element(f"p3109{'' if bits == 8 else f'_k{bits}'}_p{precision}{unsigned}{finite}")
+    rng = np.random.default_rng(0)
+    codes = np.arange(1 << bits) if bits <= 8 else rng.integers(0, 1 << bits, 400)
+    theirs = np.array([gfloat.decode_float(info, int(code)).fval for code in codes])
+    assert np.array_equal(element.decode(codes), theirs, equal_nan=True)
+    middles = (element.finite[1:] + element.finite[:-1]) / 2
+    x = np.r_[rng.choice(element.finite, 100), rng.choice(middles, 100), rng.uniform(element.min, element.max, 100), element.max * 0.999]
+    for mode, theirs_mode in (("nearest-even", "TiesToEven"), ("zero", "TowardZero"), ("up", "TowardPositive"), ("down", "TowardNegative")):
+        expected = gfloat.round_ndarray(info, x, getattr(gfloat.RoundMode, theirs_mode), sat=True)
+        assert np.array_equal(element.decode(element.encode(x, round=mode)), expected), mode

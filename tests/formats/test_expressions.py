@@ -22,7 +22,12 @@ SIZES = [
     ("ternary@256:fp16", "2.0625"), ("binary@128:fp16", "1.125"), ("nf4@64:fp8_e4m3fn@16384:fp32", "4.1328125"),
     ("int2@32x1:fp16+off", "3"), ("uint4@64:fp16+zp=fp16", "4.5"), ("uint4@128:fp16+zp", "4.15625"), ("q4_0", "4.5"), ("q4_1", "5"),
     ("q5_0", "5.5"), ("q5_1", "6"), ("q8_0", "8.5"), ("q2_k", "2.625"), ("q3_k", "3.4375"), ("q4_k", "4.5"), ("q5_k", "5.5"),
-    ("q6_k", "6.5625"), ("mxfp6", "6.25"), ("mxfp8", "8.25"), ("bf16", "16"), ("fp32", "32"), ("int4", "4"),
+    ("q6_k", "6.5625"), ("iq4_nl", "4.5"), ("iq4_xs", "4.25"), ("iq4nl@32:fp16", "4.5"), ("iq4nl@32:int6@256:fp16", "4.25"),
+    ("mxint8", "8.25"), ("fixed8_f6@32:e8m0", "8.25"), ("nf4_dq", "4.1328125"), ("nf4@64:dyn8@16384:fp32", "4.1328125"),
+    ("posit8_es1@64", "8.25"), ("posit8@64", "8.25"), ("pot4_nz@64", "4.25"), ("pot4@64", "4.25"), ("pot6_k2@64", "6.25"),
+    ("log6_f2@64", "6.25"), ("pow4_a0.5@channel", "4.0078125"), ("bipolar3@64", "3.25"), ("fixed8_f4", "8"), ("ufixed8_f4", "8"),
+    ("fixed8_f4_k2", "7"), ("p3109_p3@32", "8.5"), ("codebook_-1_-0.5_0_0.5_1@64", "3.25"),
+    ("mxfp6", "6.25"), ("mxfp8", "8.25"), ("bf16", "16"), ("fp32", "32"), ("int4", "4"),
 ]  # fmt: skip
 
 
@@ -82,6 +87,13 @@ def test_bits_per_weight_is_the_limit(text: str, limit: str) -> None:
         ("fp16_e8m7", "bf16", "bf16"),
         ("fp6_e3m2_b5_ns@32:e8m0", "fp6_e3m2_b5_ns@32:e8m0", "fp6_e3m2_b5_ns@32:e8m0"),
         ("codebook_-1.0_.5_1e-3_2e3@64", "codebook_-1_0.5_0.001_2000@64", "codebook_-1_0.5_0.001_2000@64:bf16"),
+        ("posit8_es2@64", "posit8@64", "posit8@64:bf16"),
+        ("POT6_K2@64", "pot6_k2@64", "pot6_k2@64:bf16"),
+        ("pow4_a.50@channel", "pow4_a0.5@channel", "pow4_a0.5@channel:fp32"),
+        ("mxint8", "fixed8_f6@32:e8m0", "fixed8_f6@32:e8m0"),
+        ("nf4_dq", "nf4@64:dyn8@16384", "nf4@64:dyn8@16384:fp32"),
+        ("p3109_k8_p3uf@tensor", "p3109_p3uf@tensor", "p3109_p3uf@tensor:fp32"),
+        ("fixed08_f-04_k02@9", "fixed8_f-4_k2@9", "fixed8_f-4_k2@9:bf16"),
         ("ternary@256:fp16+pack=plain", "ternary@256:fp16", "ternary@256:fp16"),
         ("ternary@256:fp16+pack=base3", "ternary@256:fp16+pack=base3", "ternary@256:fp16+pack=base3"),
     ],
@@ -151,9 +163,10 @@ REFUSED = [
     ("fp8_e5m2_b-200", "float32's range"),
     ("fp16_e8m7none", "float32's range"),
     ("fp4_e2m1_b100", "below 2^-64"),
-    ("int1", "signed integers have 2 to 16 bits, not 1"),
+    ("int0", "integers have 1 to 16 bits, not 0"),
+    ("int1_sym", "int1 is 0 and -1: without its least value only zero is left"),
     ("int17", "not 17"),
-    ("uint0", "unsigned integers have 1 to 16 bits, not 0"),
+    ("uint0", "integers have 1 to 16 bits, not 0"),
     ("uint4_sym", "no negative side to make symmetric"),
     ("codebook", "an empty codebook"),
     ("codebook_", "an empty codebook"),
@@ -223,6 +236,10 @@ def test_specs() -> None:
         assert message in str(caught.value)
     with pytest.raises(FormatError, match="fp4_e2m1 has no infinity"):
         Spec.parse("mxfp4+over=inf").check()
+    Spec.parse("int4@32+over=wrap").check()
+    for text in ("mxfp4", "int4_sym@32", "nf4@64", "ternary@64"):
+        with pytest.raises(FormatError, match=r"over=wrap: \w+ is no two's complement or unsigned number to wrap; use saturate"):
+            Spec.parse(f"{text}+over=wrap").check()
 
 
 def test_named_formats_all_parse() -> None:
@@ -247,7 +264,14 @@ minifloats = st.tuples(st.integers(1, 8), st.integers(1, 7), st.sampled_from([""
 codebooks = st.lists(st.integers(-1000, 1000), min_size=2, max_size=20, unique=True).map(
     lambda v: "codebook_" + "_".join(str(x / 8) for x in v)
 )
-elements = st.one_of(integers, minifloats, codebooks, st.sampled_from(["nf4", "ternary", "binary", "e8m0", "fp16", "bf16"]))
+scalars = st.one_of(
+    st.tuples(st.integers(3, 9), st.integers(0, 4)).map(lambda p: f"posit{p[0]}_es{p[1]}"),
+    st.tuples(st.sampled_from(["", "u"]), st.integers(1, 16), st.integers(-60, 60)).map(lambda p: f"{p[0]}fixed{p[1]}_f{p[2]}"),
+    st.integers(2, 7).flatmap(lambda n: st.sampled_from([f"pot{n}", f"pot{n}_nz", f"pot{n + 2}_k3", f"bipolar{n}", f"log{n + 1}_f2"])),
+    st.tuples(st.integers(2, 8), st.integers(100, 3000)).map(lambda p: f"pow{p[0]}_a{p[1] / 1000}"),
+    st.tuples(st.integers(5, 9), st.integers(2, 4), st.sampled_from(["", "f", "u"])).map(lambda p: f"p3109_k{p[0]}_p{p[1]}{p[2]}"),
+)
+elements = st.one_of(integers, minifloats, codebooks, scalars, st.sampled_from(["nf4", "ternary", "binary", "e8m0", "fp16", "bf16"]))
 scales = st.sampled_from(["fp16", "bf16", "uint6", "e8m0", "fp8_e4m3fn", "fp32", "ufp8_e5m3", "int8"])
 
 

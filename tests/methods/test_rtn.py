@@ -25,6 +25,9 @@ FORMATS = [
     "int4@allx32", "int4@16:uint6@2x64:fp16@tensor", "fp6_e3m2@40+off", "int12@50", "uint4@32+zp+off", "fp4_e2m1@8:uint4@32:fp16+off",
     "int4@4:uint6@8:uint6@2x16:fp16@tensor:fp32",
     "int4@32:uint8", "e8m0@16", "codebook_1_2_4@16", "int4_sym@1", "int4@7x5:fp16+off", "bf16", "fp16", "fp32", "fp8_e5m2", "int8",
+    "posit8@64", "posit8_es0@32+off", "posit16", "pot4@32", "pot4_nz@32", "pot6@16:e8m0", "pot7_nz@16", "pot5_k2@48", "log6_f2@32",
+    "pow4_a0.5@channel", "bipolar4@64", "mxint8", "fixed8_f-20@32", "ufixed6_f2@16+off", "fixed8_f4_k2@64", "p3109_p3@32", "p3109_p1@32",
+    "nf4_dq", "iq4_xs", "int1@32", "af4@64:fp16",
 ]  # fmt: skip
 SHAPES = [(1, 1), (3, 130), (33, 64), (5,), (2, 3, 70), (4, 1, 31), (1, 300)]
 
@@ -161,11 +164,11 @@ def test_blocks_that_break_others(text: str) -> None:
         zeros = np.zeros(size, np.float32)
         parts = quantize_parts(zeros, fmt)
         back = dequantize_parts(parts, fmt, size)
-        # Exactly zero where the element has it; else its first code at the smallest scale.
+        # Exactly zero where the element has it; else what zero rounds to at the smallest scale.
         if fmt.element.has_zero:
             assert not back.any(), "zero"
         else:
-            assert np.all(np.abs(back) <= fmt.levels[0].element.smallest * 4) and np.all(parts["codes"] == 0)
+            assert np.all(np.abs(back) <= fmt.levels[0].element.smallest * 4) and np.all(parts["codes"] == fmt.element.encode(0.0))
         if fmt.zero is None and fmt.offset is None:
             first = fmt.levels[0].element
             assert np.all(first.decode(parts["scale.0"]) == first.smallest), "smallest positive scale"

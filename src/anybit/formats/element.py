@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property, lru_cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -18,8 +20,8 @@ from anybit.formats.table import Table, derive
 class Element(ABC):
     """A number format of `bits` bits: codes are unsigned integers 0 .. 2**bits - 1, each decodes to one float64.
 
-    A subclass defines `decode` and may override `beyond`, `specials` and `_codes` where it knows a shorter way. Elements are equal when
-    their names and fields are.
+    A subclass defines `decode` and may override `beyond`, `specials` and `_codes` where it knows a shorter way, and `reach`, `ties` and
+    `wraps` where its numbers ask for it. Elements are equal when their names and fields are.
     """
 
     name: str
@@ -134,6 +136,20 @@ class Element(ABC):
         return max(-self.min, 0.0), max(self.max, 0.0)
 
     @cached_property
+    def ties(self) -> tuple[Fraction, ...]:
+        """Where the nearest rounding modes change sides, exactly: the middle of each gap of `finite` with `beyond` at its ends.
+
+        An element whose definition puts them elsewhere (posits) says so here. Modes by direction and stochastic rounding go by value alone.
+        """
+        chain = [Fraction(v) for v in (self.beyond[0], *self.finite.tolist(), self.beyond[1])]
+        return tuple((a + b) / 2 for a, b in pairwise(chain))
+
+    @property
+    def wraps(self) -> bool:
+        """Whether over=wrap has a meaning: codes are numbers modulo 2**bits. `_codes` then does it."""
+        return False
+
+    @cached_property
     def table(self) -> Table:
         """What kernels compute with."""
         return derive(self)
@@ -144,7 +160,8 @@ class Element(ABC):
         Args:
             x: any array of float16, bfloat16, float32, float64 or integers, any shape and strides.
             round: nearest-even (ties to the even code), nearest-away, nearest-zero, zero, up, down, odd.
-            over: a value that rounds beyond the last one becomes the last (saturate), infinity (inf), NaN (nan), or an error.
+            over: a value that rounds beyond the last one becomes the last (saturate), infinity (inf), NaN (nan), or an error; or every
+                rounded number keeps its lowest bits (wrap: integers and fixed point).
             nonfinite: NaN and infinities in x are an error, kept (propagate: an infinity becomes NaN where the format has no infinity), or
                 become the largest values and, for NaN, zero (saturate).
 
@@ -186,9 +203,11 @@ class Element(ABC):
         check_choice("round", round, ROUNDS)
         check_choice("over", over, OVERS)
         check_choice("nonfinite", nonfinite, NONFINITES)
-        if (over == "inf" and not self.has_inf) or (over == "nan" and not self.has_nan):
-            has = [o for o in OVERS if not (o == "inf" and not self.has_inf) and not (o == "nan" and not self.has_nan)]
-            raise FormatError(f"over={over}: {self.name} has no {'infinity' if over == 'inf' else 'NaN'}; use {', '.join(has)}")
+        lacks = {"inf": None if self.has_inf else "has no infinity", "nan": None if self.has_nan else "has no NaN",
+                 "wrap": None if self.wraps else "is no two's complement or unsigned number to wrap"}  # fmt: skip
+        if lacks.get(over):
+            has = [o for o in OVERS if not lacks.get(o)]
+            raise FormatError(f"over={over}: {self.name} {lacks[over]}; use {', '.join(has)}")
         if nonfinite == "propagate" and not self.has_nan:
             raise FormatError(f"nonfinite=propagate: {self.name} has no NaN; use error or saturate")
 

@@ -2,6 +2,7 @@
 
 An element is seen as its sorted finite values plus one virtual neighbour beyond each end. Between two neighbours a < b lies one switch
 point: the smallest float64 that goes to b. It is computed with exact fractions once, so encoding is a search and never rounds twice.
+Where the nearest modes have their tie is the element's word (`Element.ties`); over=wrap is arithmetic on whole numbers and no search.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from anybit.formats.element import Element
 
 ROUNDS = ("nearest-even", "nearest-away", "nearest-zero", "zero", "up", "down", "odd")
-OVERS = ("saturate", "inf", "nan", "error")
+OVERS = ("saturate", "inf", "nan", "error", "wrap")
 NONFINITES = ("error", "propagate", "saturate")
 # Large enough for the indices that numpy makes of a chunk, small enough for the second-level cache.
 CHUNK = 1 << 17
@@ -65,11 +66,12 @@ def _goes_up(a: float, b: float, code_a: int, code_b: int, mode: str) -> bool:
     return code_b < code_a
 
 
-def switch_point(a: float, b: float, code_a: int, code_b: int, mode: str) -> float:
-    """The smallest float64 that goes to b rather than to a, for a < b.
+def switch_point(a: float, b: float, code_a: int, code_b: int, mode: str, tie: Fraction) -> float:
+    """The smallest float64 that goes to b rather than to a, for a < b, with the tie of the nearest modes in a .. b.
 
     Nearest ties: to the even code (two codes of one parity: the smaller); away from or toward zero by magnitude. Odd: an inexact value
     goes to the odd code. Zero: toward zero; across a gap without zero, to the neighbour of x's sign (0 counts as positive).
+    A tie that is a or b itself leaves the whole gap to the other one: a value stays what it is.
     """
     above_a = float(np.nextafter(a, np.inf))
     if mode == "down":
@@ -83,11 +85,14 @@ def switch_point(a: float, b: float, code_a: int, code_b: int, mode: str) -> flo
     if mode == "odd":
         to_b = (code_b & 1 == 1) if (code_a & 1) != (code_b & 1) else code_b < code_a
         return above_a if to_b else b
-    exact = (Fraction(a) + Fraction(b)) / 2
-    middle = float(exact)
-    if Fraction(middle) == exact:
+    if tie == a:
+        return above_a
+    if tie == b:
+        return b
+    middle = float(tie)
+    if Fraction(middle) == tie:
         return middle if _goes_up(a, b, code_a, code_b, mode) else float(np.nextafter(middle, np.inf))
-    return middle if Fraction(middle) > exact else float(np.nextafter(middle, np.inf))
+    return middle if Fraction(middle) > tie else float(np.nextafter(middle, np.inf))
 
 
 class Switches:
@@ -98,15 +103,15 @@ class Switches:
     """
 
     def __init__(self, element: Element, mode: str, over: str) -> None:
+        assert over != "wrap", "wrapping is the element's own arithmetic"
         self.element, self.over = element, over
         values, codes = element.finite, element.finite_codes
         below, above = element.beyond
         chain = [below, *values.tolist(), above]
         # A virtual neighbour counts as the next code: of the other parity.
         parity = [int(codes[0]) ^ 1, *codes.tolist(), int(codes[-1]) ^ 1]
-        self.points = np.array(
-            [switch_point(chain[i], chain[i + 1], parity[i], parity[i + 1], mode) for i in range(len(chain) - 1)], dtype=np.float64
-        )
+        gaps = enumerate(element.ties)
+        self.points = np.array([switch_point(chain[i], chain[i + 1], parity[i], parity[i + 1], mode, tie) for i, tie in gaps], np.float64)
         special = element.specials
         ends = [int(codes[0]), int(codes[-1])]
         if over == "inf":

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from anybit.reference import grid_scalars as scalars
+
 
 def values(definition: Mapping[str, Any]) -> np.ndarray:
     """float64[2**bits]: the value of each code, built by walking up the grid. ValueError: a family not defined here."""
@@ -30,6 +32,8 @@ def values(definition: Mapping[str, Any]) -> np.ndarray:
         return np.array(entries + entries[-1:] * (count - len(entries)))
     if family == "minifloat":
         return _minifloat(definition)
+    if family in scalars.VALUES:
+        return scalars.VALUES[family](definition)
     if family == "listed":  # as in the rational reference
         return np.array(definition["values"])
     raise ValueError(f"no reference for the family '{family}'")
@@ -79,6 +83,7 @@ class Grid:
     """One element as a list of values; `encode` places whole arrays on it."""
 
     def __init__(self, definition: Mapping[str, Any]) -> None:
+        self.definition = definition
         self.values = values(definition)
         table: dict[float, int] = {}
         for code in range(len(self.values) - 1, -1, -1):
@@ -92,8 +97,12 @@ class Grid:
         if definition["family"] == "minifloat":
             above = _walk(definition, int(self.codes[-1]) + 2)[-1]
             below = -above if definition["signed"] else below
+        further = scalars.above(definition, self.points)
+        if further is not None:
+            above, below = further, -further if self.points[0] < 0 else below
         self.chain = np.concatenate([[below], self.points, [above]])
         self.chain_codes = np.concatenate([[self.codes[0] ^ 1], self.codes, [self.codes[-1] ^ 1]])
+        self.ties = scalars.ties(definition, self.chain)
         signs = np.signbit(self.values)
         self.minus_zero = np.flatnonzero((self.values == 0) & signs)
         self.zero = np.flatnonzero((self.values == 0) & ~signs)
@@ -116,10 +125,14 @@ class Grid:
         part = total - a
         error = (a - (total - part)) + (b - part)
         side = np.sign(2 * x - total) + (2 * x == total) * -np.sign(error)
+        if self.ties is not None:
+            side = np.sign(x - self.ties[inside])
         return index, np.where((index >= 0) & (self.chain[np.maximum(index, 0)] == x), 2, side)
 
     def encode(self, x: np.ndarray, mode: str, over: str, place: tuple[np.ndarray, np.ndarray] | None = None) -> np.ndarray:
         """int64 codes of finite float64 values; -1 where over="error" refuses. `place` may be given where it is known."""
+        if over == "wrap":
+            return scalars.wrap(self.definition, x, mode)
         index, side = place if place is not None else self.place(x)
         last = len(self.chain) - 1
         inside = np.clip(index, 0, last - 1)

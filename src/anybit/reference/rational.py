@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
+from anybit.reference import rational_scalars as scalars
+
 Value = Fraction | str
 
 
@@ -28,6 +30,8 @@ def decode(definition: Mapping[str, Any], code: int) -> Value:
         return Fraction(entries[code] if code < len(entries) else entries[-1])
     if family == "minifloat":
         return _minifloat(code, **{key: definition[key] for key in definition if key not in ("family", "bits")})
+    if family in scalars.DECODE:
+        return scalars.DECODE[family](code, definition)
     if family == "listed":  # no definition of its own here: its values are taken as given, and encoding is judged by them
         return _listed(definition["values"][code])
     raise ValueError(f"no reference for the family '{family}'")
@@ -77,6 +81,7 @@ class Rational:
     """One element by exact comparison."""
 
     def __init__(self, definition: Mapping[str, Any]) -> None:
+        self.definition = definition
         self.values = [decode(definition, code) for code in range(2 ** definition["bits"])]
         self.code_of: dict[Value, int] = {}
         for code, value in enumerate(self.values):
@@ -94,6 +99,9 @@ class Rational:
             self.above = beyond
             if definition["signed"]:
                 self.below = -self.above
+        above = scalars.above(definition, self.code_of[most])
+        if isinstance(above, Fraction):
+            self.above, self.below = above, -above if least < 0 else self.below
         nan = [code for code, value in enumerate(self.values) if value == "nan"]
         # Among the NaNs of IEEE formats the quiet positive one: highest mantissa bit only.
         self.nan = None
@@ -105,6 +113,8 @@ class Rational:
         """The code of a finite float; None where over="error" would refuse it."""
         exact = Fraction(x)
         negative = str(x).startswith("-")
+        if over == "wrap":
+            return scalars.wrap(self.definition, exact, mode)
         code = self._code(exact, mode)
         if code == "below" or code == "above":
             if over == "error":
@@ -150,9 +160,9 @@ class Rational:
             even_high = isinstance(high[2], int) and isinstance(low[2], int) and high[2] < low[2]
         if mode == "odd":
             return not even_high if low[1] != high[1] else even_high
-        to_low, to_high = x - low[0], high[0] - x
-        if to_low != to_high:
-            return to_high < to_low
+        tie = scalars.tie(self.definition, (low[0], low[2]), (high[0], high[2]))
+        if x != tie:
+            return x > tie
         if mode == "nearest-even" or abs(low[0]) == abs(high[0]):
             return even_high
         return (abs(high[0]) > abs(low[0])) == (mode == "nearest-away")

@@ -1,26 +1,20 @@
-"""Codebooks: any list of numbers, code = position in the list. NF4, ternary and binary are lists with names."""
+"""Codebooks: any list of numbers, code = position in the list; some published lists have names (NF4)."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from anybit.errors import FormatError
+from anybit.formats.codebooks import PUBLISHED
 from anybit.formats.element import Element
 from anybit.formats.family import FAMILIES, Family
 
 _NUMBER = re.compile(r"-?([0-9]{1,40}(\.[0-9]{0,40})?|\.[0-9]{1,40})(e-?[0-9]{1,3})?")
 _LARGEST, _LEAST = 2.0**64, 2.0**-64
-
-# Dettmers, Pagnoni, Holtzman, Zettlemoyer 2023, QLoRA, arXiv 2305.14314, appendix E: quantiles of a normal distribution, zero included.
-NF4 = (
-    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
-    -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
-    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -67,8 +61,8 @@ def make(numbers: list[float]) -> Codebook:
 
 
 def parse(text: str) -> Codebook | None:
-    if text == "nf4":
-        return Codebook("nf4", 4, NF4)
+    if text in PUBLISHED:
+        return replace(make(list(PUBLISHED[text][0])), name=text)
     head, _, rest = text.partition("_")
     if head != "codebook":
         return None
@@ -86,10 +80,10 @@ FAMILIES.add(
     Family(
         "codebook",
         "any list of numbers; a code is a position in the list",
-        "codebook_A_B_...",
+        "codebook_A_B_..., or a name",
         parse,
         {
-            "nf4": "normal float: 16 quantiles of a normal distribution, -1 to 1, with zero (QLoRA)",
+            **{name: about for name, (_, about) in PUBLISHED.items()},
             "codebook_-1_-0.5_0_0.5_1": "an example of a list; any 2 to 65536 numbers",
         },
     ),

@@ -21,7 +21,9 @@ class Integer(Element):
     """Whole numbers: intN is -2^(N-1) .. 2^(N-1)-1, intN_sym leaves out the least one, uintN is 0 .. 2^N-1.
 
     Codes of negative numbers are two's complement (int4: -1 is 15). The code that intN_sym does not use (int4_sym: 8) decodes like its
-    neighbour, the least value. No -0, no specials. Ties to even numbers, which have the even codes.
+    neighbour, the least value. No -0, no specials. Ties to even numbers, which have the even codes. int1 is 0 and -1.
+
+    over=wrap keeps the lowest N bits of the rounded number (int4: 9 becomes -7); not for intN_sym, whose codes are not all numbers.
     """
 
     negative: bool
@@ -38,7 +40,11 @@ class Integer(Element):
     @property
     def reach(self) -> tuple[float, float]:
         # Both ends to the same magnitude: a block's extreme of either sign lands on a code, and the grid of positive and negative is one.
-        return (self.max, self.max) if self.negative else (0.0, self.max)
+        return (self.max or 1.0, self.max) if self.negative else (0.0, self.max)
+
+    @property
+    def wraps(self) -> bool:
+        return not self.symmetric
 
     def decode(self, codes: Any) -> np.ndarray:
         c = self._checked(codes)
@@ -50,6 +56,8 @@ class Integer(Element):
 
     def _codes(self, x: np.ndarray, round: str, over: str) -> np.ndarray:
         whole = round_integral(x, round)
+        if over == "wrap":
+            return wrapped(whole, self)
         if over == "error":
             outside = (whole < self.min) | (whole > self.max)
             if outside.any():
@@ -67,16 +75,24 @@ class Integer(Element):
         return codes if self.bits == 8 else np.bitwise_and(codes, np.uint8((1 << self.bits) - 1), out=codes)
 
 
+def wrapped(whole: np.ndarray, element: Element) -> np.ndarray:
+    """Codes of whole numbers of any size: their lowest bits. An infinite one has none and becomes the end of the range on its side."""
+    low, count = -(1 << (element.bits - 1)) if element.signed else 0, 1 << element.bits
+    finite = np.where(np.isinf(whole), np.where(whole > 0, low + count - 1.0, low), whole)
+    return (np.fmod(finite, float(count)).astype(np.int64) & (count - 1)).astype(element.code_dtype)
+
+
 def parse(text: str) -> Integer | None:
     found = _FORM.fullmatch(text)
     if not found:
         return None
     unsigned, bits, symmetric = bool(found[1]), int(found[2]), bool(found[3])
-    least = 1 if unsigned else 2
-    if not least <= bits <= 16:
-        raise FormatError(f"{'unsigned' if unsigned else 'signed'} integers have {least} to 16 bits, not {bits}")
+    if not 1 <= bits <= 16:
+        raise FormatError(f"integers have 1 to 16 bits, not {bits}")
     if unsigned and symmetric:
         raise FormatError("an unsigned integer has no negative side to make symmetric; write uint without _sym")
+    if symmetric and bits == 1:
+        raise FormatError("int1 is 0 and -1: without its least value only zero is left; use binary or ternary")
     return Integer(f"{'u' if unsigned else ''}int{bits}{'_sym' if symmetric else ''}", bits, not unsigned, symmetric)
 
 
@@ -85,7 +101,7 @@ FAMILIES.add(
     Family(
         "integer",
         "whole numbers: two's complement, symmetric (most negative value unused), unsigned",
-        "intN, intN_sym, uintN with N up to 16",
+        "intN, intN_sym, uintN with N 1 to 16",
         parse,
         {
             **{f"int{n}": f"two's complement, {-(1 << (n - 1))} to {(1 << (n - 1)) - 1}" for n in range(2, 9)},

@@ -9,12 +9,13 @@ from anybit.report.number_line import LEAST_WIDTH, choose, label, number_line, s
 
 
 def test_each_value_has_its_column_and_its_label() -> None:
-    title, marks, axis, labels = number_line([-6, -4, -3, -2, -1.5, -1, -0.5, 0, 0.5, 1, 1.5, 2, 3, 4, 6], 97)
+    values = [-6, -4, -3, -2, -1.5, -1, -0.5, 0, 0.5, 1, 1.5, 2, 3, 4, 6]
+    title, marks, axis, labels = number_line(values, 97)
     assert title == "15 values on a linear line"
     assert marks.count("|") == 15 and len(marks) == 97
-    assert [i for i, c in enumerate(marks) if c == "|"] == [round((v + 6) * 8) for v in (-6, -4, -3, -2, -1.5, -1, -0.5, 0, 0.5, 1, 1.5, 2, 3, 4, 6)]
+    assert [i for i, c in enumerate(marks) if c == "|"] == [round((v + 6) * 8) for v in values]
     assert axis.count("+") == len(labels.split()) == 15
-    assert labels.split() == ["-6", "-4", "-3", "-2", "-1.5", "-1", "-0.5", "0", "0.5", "1", "1.5", "2", "3", "4", "6"]
+    assert labels.split() == [f"{v:g}" for v in values]
 
 
 @pytest.mark.parametrize("width", [1, 24, 40, 80, 133, 200])

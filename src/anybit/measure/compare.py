@@ -41,7 +41,7 @@ def load_source(source: str, seed: int = 0) -> np.ndarray:
         close = near_misses(source, SOURCES)
         raise UsageError(f"--on {source}: there is {', '.join(SOURCES)}, or the path of a .npy file{close}")
     try:
-        array = np.load(path, mmap_mode=None, allow_pickle=False)
+        array = np.load(path)  # which takes no pickled objects unless told to
     except OSError as error:
         raise FileFormatError(f"{path}: {error.strerror or error}") from None
     except (ValueError, EOFError) as error:
@@ -58,9 +58,7 @@ def rank(names: Sequence[str], x: np.ndarray, source: str) -> list[Ranked]:
     specs = [scaled(name) for name in names]
     bits = [Fraction(spec.format.size_bits(x.shape), x.size) for spec in specs]
     found = [sqnr_db_of(x, spec, source) for spec in specs]
-    beaten = [
-        any(b <= bits[i] and s >= found[i] and (b, s) != (bits[i], found[i]) for b, s in zip(bits, found, strict=True)) or math.isnan(found[i])
-        for i in range(len(specs))
-    ]
+    pairs = list(zip(bits, found, strict=True))
+    beaten = [math.isnan(s) or any(bits_ <= b and s_ >= s and (bits_, s_) != (b, s) for bits_, s_ in pairs) for b, s in pairs]
     rows = [Ranked(name, spec, b, s, not lost) for name, spec, b, s, lost in zip(names, specs, bits, found, beaten, strict=True)]
     return sorted(rows, key=lambda r: (r.bits, -r.sqnr_db if not math.isnan(r.sqnr_db) else math.inf))

@@ -34,7 +34,7 @@ def _sqnr_db(spec: Spec, source: str, seed: int, n: int) -> float:
 
 
 def sqnr_db_of(x: np.ndarray, spec: Spec, name: str = "array") -> float:
-    """The same for any array: 10 log10(sum x^2 / sum (q - x)^2); infinite when nothing is lost, NaN when all of x is zero and something is."""
+    """For any array 10 log10(sum x^2 / sum (q - x)^2): infinite when nothing is lost, NaN when all of x is zero and becomes something."""
     with np.errstate(over="ignore", invalid="ignore"):
         error = dequantize_parts(quantize_parts(x, spec, name=name), spec.format, x.shape) - x.astype(np.float64)
         noise, signal = (float(np.square(v, dtype=np.float64).sum()) for v in (error, x))

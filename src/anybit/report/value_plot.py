@@ -31,7 +31,8 @@ class Picture:
 
 def draw(picture: Picture) -> str:
     """The whole file. Pairs (values[codes, 2]) are drawn as points in a plane."""
-    body, y = [], TOP
+    body: list[str] = []
+    y = TOP
     if picture.values.ndim == 2:
         body, y = _plane(picture.values, y)
     else:
@@ -48,8 +49,9 @@ def draw(picture: Picture) -> str:
         table, y = _codes(picture.values, y + 12)
         body += table
     head = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {y}" width="{WIDTH}" height="{y}" role="img" font-family="sans-serif"'
-        f' font-size="{FONT}" fill="#222"><title>{escape(picture.title)}</title><rect width="{WIDTH}" height="{y}" fill="#fff"/>'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {y}" width="{WIDTH}" height="{y}" role="img"'
+        f' font-family="sans-serif" font-size="{FONT}" fill="#222"><title>{escape(picture.title)}</title>'
+        f'<rect width="{WIDTH}" height="{y}" fill="#fff"/>'
     )
     titles = _text(20, 26, picture.title, "start", ' font-size="17" font-weight="bold"') + _text(20, 46, picture.facts, "start")
     return head + titles + "".join(body) + "</svg>\n"
@@ -114,7 +116,7 @@ def _strip(finite: np.ndarray, y: float, logarithmic: bool) -> str:
     parts.append(_line(LEFT, base, WIDTH - RIGHT, base, opacity=0.5))
     for x, v in drawn.items():
         parts.append(_line(x, base - 16, x, base, SPECIAL if v == 0 else POSITIVE if v > 0 else NEGATIVE, opacity))
-    wanted = [low, high, 0.0] + sorted(finite.tolist(), key=lambda v: (abs(math.log2(abs(v)) % 1) if v else 0, abs(v), v))
+    wanted = [low, high, 0.0, *sorted(finite.tolist(), key=lambda v: (math.log2(abs(v)) % 1 if v else 0, abs(v), v))]
     taken: list[tuple[float, float]] = []
     for v in wanted if low <= 0 <= high else [low, high, *wanted[3:]]:
         text, x = label(v), place(v)

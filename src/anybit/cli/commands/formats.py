@@ -27,7 +27,7 @@ SHOWN_VALUES = 256
     epilog="Examples: anybit formats fp4_e2m1@32:e8m0; anybit formats --compare int4@32 nf4@64 mxfp4 --on laplace",
 )
 @click.argument("expressions", nargs=-1, metavar="[EXPRESSION]...")
-@click.option("--plot", type=click.Path(), default=None, metavar="FILE.svg", help="Draw values, relative error and codes into a file.")
+@click.option("--plot", type=click.Path(), metavar="FILE.svg", help="Draw values, relative error and codes into a file.")
 @click.option("--compare", is_flag=True, help="Rank the EXPRESSIONs by exact bits and signal-to-noise ratio.")
 @click.option("--on", "source", default=None, metavar="SOURCE", help="With --compare: normal (default), laplace, t4, or a .npy file.")
 @options.json_option
@@ -44,7 +44,8 @@ def command(expressions: tuple[str, ...], plot: str | None, compare: bool, sourc
             raise UsageError("--plot draws one format; name it: anybit formats fp4_e2m1 --plot fp4.svg")
         listing(as_json)
     elif len(expressions) > 1:
-        raise UsageError(f"one format at a time, not {len(expressions)}; to rank them: anybit formats --compare {' '.join(expressions[:8])}")
+        several = " ".join(expressions[:8])
+        raise UsageError(f"one format at a time, not {len(expressions)}; to rank them: anybit formats --compare {several}")
     else:
         one(expressions[0], plot, as_json)
 
@@ -270,11 +271,13 @@ def ranking(expressions: tuple[str, ...], source: str, as_json: bool) -> None:
         ]  # fmt: skip
         options.print_json({"source": source, "shape": list(x.shape), "formats": found})
         return
-    columns = [Column("format", "left"), Column("bits a weight"), Column("SQNR dB"), Column("Pareto", "left"), Column("measured as", "left")]
+    headings = [("format", "left"), ("bits a weight", "right"), ("SQNR dB", "right"), ("Pareto", "left"), ("measured as", "left")]
+    columns = [Column(*heading) for heading in headings]
     cells = []
     for row in rows:
         measured = "" if str(row.spec) == row.name else str(row.spec)
         cells.append([row.name, f"{float(row.bits):.6g}", f"{row.sqnr_db:.2f}", "*" if row.pareto else "", measured])
     show(columns, cells)
     shape = " x ".join(map(str, x.shape))
-    click.echo(f"\non {source}, {shape} numbers, bits of codes, scales and zero points exact for this array; *: none has fewer bits and less noise")
+    click.echo(f"\non {source}, {shape} numbers; bits of codes, scales and zero points are exact for this array")
+    click.echo("*: no other has as few bits and as little noise")

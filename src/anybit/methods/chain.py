@@ -38,6 +38,11 @@ def _largest(values: np.ndarray, owners: Owners) -> np.ndarray:
     return values
 
 
+def _top(element: Element) -> float:
+    """What the largest of an outer block is brought to: the element's largest value, or 1 where that is so large that products overflow."""
+    return element.max if element.max < 2.0**64 else 1.0
+
+
 class Chain:
     """The levels of one format on one shape. `elements[i]` stores level i, which level i + 1 scales.
 
@@ -86,9 +91,9 @@ class Chain:
             held = slice(owners[0][0], owners[0][-1] + 1)
             above[held] = np.maximum(above[held], _largest(target, owners))
             below[held] = np.maximum(below[held], _largest(-target, owners))
-        wanted = [np.maximum(above, below) / self.elements[0].max]
+        wanted = [np.maximum(above, below) / _top(self.elements[0])]
         for element, owners in zip(self.elements[1:], self.owners[1:], strict=False):
-            wanted.append(_largest(wanted[-1], owners) / element.max)
+            wanted.append(_largest(wanted[-1], owners) / _top(element))
             above, below = _largest(above, owners), _largest(below, owners)
         sign = np.where((below > above) & (not self.elements[0].signed), -1.0, 1.0)
         codes: list[np.ndarray] = []

@@ -141,8 +141,14 @@ BAD_ELEMENTS: list[st.SearchStrategy] = [
     minifloats(valid=False).map(lambda e: e.text),
     st.sampled_from(["int0", "int1", "int17", "int99", "uint0", "uint17", "uint4_sym", "int1_sym", "uint300"]),
     st.tuples(st.integers(1, 8), st.integers(0, 7), st.integers(1, 3)).map(lambda p: f"fp{p[0] + p[1] + 1 + p[2]}_e{p[0]}m{p[1]}"),
-    st.sampled_from(["", "_", "_1", "_1_1.0", "_0_-0", "_0_1__2", "_0_x", "_0_1e999", "_0_1e-30", "_0_1e30", "_1_2_", "_0_1e"]).map("codebook{}".format),
-    st.sampled_from(["in", "intt4", "fp4_e2m", "fp4e2m1", "fp_e4m3", "nf", "nf5x", "e8m1", "bf15", "float", "ternary2", "int4_", "_", "-", "x", "int4.5"]),
+    st.sampled_from([
+        "", "_", "_1", "_1_1.0", "_0_-0", "_0_1__2", "_0_x", "_0_1e999", "_0_1e-30", "_0_1e30", "_1_2_",
+        "_0_1e",
+    ]).map("codebook{}".format),
+    st.sampled_from([
+        "in", "intt4", "fp4_e2m", "fp4e2m1", "fp_e4m3", "nf", "nf5x", "e8m1", "bf15", "float", "ternary2",
+        "int4_", "_", "-", "x", "int4.5",
+    ]),
     # HOOK: one line of contradictions a family, as st.sampled_from(["posit8_es9"]),
 ]  # fmt: skip
 
@@ -253,7 +259,10 @@ def bad_element(draw: st.DrawFn) -> Definition:
 
 @st.composite
 def bad_block(draw: st.DrawFn) -> Definition:
-    bad = draw(st.sampled_from(["0", "12a", "128x", "x4", "-3", "0x4", "4x0", "1x1x1x1x1x1x1x1x4", "row", "tensorx4", "all4", "1.5", "_"] + ["9" * 40]))
+    bad = draw(st.sampled_from([
+        "0", "12a", "128x", "x4", "-3", "0x4", "4x0", "1x1x1x1x1x1x1x1x4", "row", "tensorx4", "all4", "1.5",
+        "_"] + ["9" * 40,
+    ]))
     element = draw(st.one_of(ELEMENTS))
     return wrong(f"{element.text}@", bad, draw(st.sampled_from(["", ":bf16", "+off"])))
 

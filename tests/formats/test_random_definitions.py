@@ -19,8 +19,8 @@ from anybit.formats import ROUNDS, Element, Format, Spec
 from anybit.methods import dequantize_parts, quantize_parts
 from anybit.reference import linear
 
-COUNT = int(os.environ.get("ANYBIT_DEFINITIONS", "2500"))
-QUIET = {"deadline": None, "suppress_health_check": list(HealthCheck), "derandomize": COUNT > 2500, "database": None}
+COUNT = int(os.environ.get("ANYBIT_DEFINITIONS", "1500"))
+QUIET = {"deadline": None, "suppress_health_check": list(HealthCheck), "derandomize": COUNT > 1500, "database": None}
 SHAPES = ((5, 37), (70,), (2, 3, 130))
 
 

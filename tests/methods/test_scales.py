@@ -89,7 +89,7 @@ def test_rules_have_names_and_sources() -> None:
     assert "OCP" in (SCALES["floor"].__doc__ or "") and all(SCALES[name].__doc__ for name in SCALES)
 
 
-@pytest.mark.parametrize("text", ["nf4@tensor:bf16@tensor:bf16@tensor", "int4@32:bf16@64:bf16@128:bf16", "int4@32:e8m0@64:fp32@tensor:bf16"])
+@pytest.mark.parametrize("text", ["nf4@tensor:bf16@tensor:bf16", "int4@32:bf16@64:bf16@128:bf16", "int4@32:e8m0@64:fp32@tensor:bf16"])
 def test_levels_of_wide_elements_neither_overflow_nor_vanish(text: str) -> None:
     """Largest scales brought to bf16's largest value would leave nothing to the level above but subnormals, and products would overflow."""
     w = np.random.default_rng(0).standard_normal((5, 300)).astype(np.float32)

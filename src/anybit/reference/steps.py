@@ -72,21 +72,9 @@ class Steps:
     def _rank(self, x: np.ndarray) -> np.ndarray:
         """Where on the grid numbers go: 0 below it, 1 the least value, one more than there are values above it."""
         grid = self.grid
-        code = grid.encode(x, self.mode, "error", grid.place(x) if len(grid.chain) <= 600 else self._place(x))
+        code = grid.encode(x, self.mode, "error")
         outside = np.where(x < grid.points[0], 0, len(grid.codes) + 1)
         return np.where(code < 0, outside, self._ranks[np.maximum(code, 0)])
-
-    def _place(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """`Grid.place` by binary search, for the many points of 16 bits."""
-        chain = self.grid.chain
-        index = np.searchsorted(chain, x, side="right") - 1
-        at = np.clip(index, 0, len(chain) - 2)
-        a, b = chain[at], chain[at + 1]
-        total = a + b  # kept as a sum and its rounding error
-        part = total - a
-        error = (a - (total - part)) + (b - part)
-        side = np.where(2 * x == total, -np.sign(error), np.sign(2 * x - total))
-        return index, np.where((index >= 0) & (chain[np.maximum(index, 0)] == x), 2, side)
 
     def _ends(self) -> tuple[int, int]:
         """What becomes of a number below and above the grid."""

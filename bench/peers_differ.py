@@ -145,7 +145,8 @@ CLAIMS = (
         [1.0, 1.0, 1.0], lambda: chop_mx(ROWS), lambda: anybit.fake_quantize(ROWS, "mxfp4")[1, :3].tolist(),
     ),
     Claim(
-        "torch-e4m3fn-saturates", "torch", "2.13.0", "E4M3FN saturates numbers and infinity; by ml_dtypes they become", [NAN, NAN], lambda: torch_cast([465.0, INF], "float8_e4m3fn"),
+        "torch-e4m3fn-saturates", "torch", "2.13.0", "E4M3FN saturates numbers and infinity; by ml_dtypes they become", [NAN, NAN],
+        lambda: torch_cast([465.0, INF], "float8_e4m3fn"),
         lambda: ours([465.0, INF], "fp8_e4m3fn", over="nan", nonfinite="propagate"),
     ),
     Claim(
@@ -241,7 +242,8 @@ def main() -> int:
         if not args.json:
             print(f"{row['verdict']:<14} {claim.name} ({claim.package} {row['version'] or claim.tested}): {claim.about}", flush=True)
             if "theirs" in row:
-                print(f"{'':<14} right {show(claim.right)} | {claim.package} {show(row['theirs'])} | anybit {show(row['ours'])}", flush=True)
+                found = f"right {show(claim.right)} | {claim.package} {show(row['theirs'])} | anybit {show(row['ours'])}"
+                print(f"{'':<14} {found}", flush=True)
     if args.json:
         print(json.dumps([{k: str(v) if isinstance(v, list) else v for k, v in row.items()} for row in rows]))
     return int(any(row["verdict"] in ("anybit is wrong", "no longer differs") for row in rows))

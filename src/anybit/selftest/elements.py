@@ -88,9 +88,11 @@ def decode_step(element: Element) -> int:
 
 
 def encode_step(element: Element, turn: int) -> int:
-    """Nearest-even and two more modes in turn: steps judged by fractions, half-precision numbers and the steps' neighbours by the steps."""
+    """Nearest-even and two more modes in turn (one for 9 to 16 bits): steps judged by fractions, half-precision numbers and the steps'
+    neighbours by the steps."""
     compared, allowed, others = 0, policies(element), ROUNDS[1:]
-    for i, mode in enumerate((ROUNDS[0], others[turn % 6], others[(turn + 3) % 6])):
+    modes = (ROUNDS[0], others[turn % 6], others[(turn + 3) % 6])
+    for i, mode in enumerate(modes if element.bits <= 8 else modes[:2]):
         over = allowed[(turn + i) % len(allowed)]
         steps = Steps(element.fields, mode, over)
         among = None

@@ -66,6 +66,11 @@ def target(text: str) -> Target:
     return Target(element, policy.round, policy.over, nonfinite)
 
 
+def encode(t: Target, x: np.ndarray) -> np.ndarray:
+    """What is judged: the codes that anybit gives, by the fastest way that it has."""
+    return t.element.encode(x, round=t.round, over=t.over, nonfinite=t.nonfinite)
+
+
 def judge_steps(steps: Steps, element: Element) -> int:
     """Fractions judge every step and its neighbours; how many steps there are. WrongError: the references differ."""
     for number, code, want in steps.disagreements(exact_of(element)):
@@ -91,7 +96,7 @@ def compare_chunk(t: Target, steps: Steps, first: int, count: int = CHUNK) -> tu
     Returns: SHA-256 of the codes, how many are wrong, and a line about the first that is.
     """
     x = np.arange(first, first + count, dtype=np.uint64).astype(np.uint32).view(np.float32)
-    codes = t.element.encode(x, round=t.round, over=t.over, nonfinite=t.nonfinite)
+    codes = encode(t, x)
     if first % HALF >= INFINITY:
         nan, plus, minus = _special_codes(t, steps)
         runs: Iterator[tuple[int, int, int]] = iter([(0, count, nan)])

@@ -24,7 +24,7 @@ SHOWN_VALUES = 256
 @click.command(
     "formats",
     short_help="List the built-in formats, draw one, or rank several.",
-    epilog="Examples: anybit formats fp4_e2m1@32:e8m0; anybit formats --compare int4@32 nf4@64 mxfp4 --on laplace",
+    epilog="Example: anybit formats --compare int4@32 nf4@64 mxfp4 --on laplace",
 )
 @click.argument("expressions", nargs=-1, metavar="[EXPRESSION]...")
 @click.option("--plot", type=click.Path(), metavar="FILE.svg", help="Draw values, relative error and codes into a file.")

@@ -15,7 +15,7 @@ from anybit.errors import UsageError
 @click.command(
     "selftest",
     short_help="Check formats, packing and kernels against exact references.",
-    epilog="Examples: anybit selftest; anybit selftest --full --format fp8_e4m3fn --format bf16+round=zero",
+    epilog="Example: anybit selftest --full --format fp8_e4m3fn --format bf16+round=zero",
 )
 @click.option("--full", is_flag=True, help="Also all 2^32 float32 numbers through chosen formats; minutes each, resumable.")
 @click.option("--format", "formats", multiple=True, metavar="EXPR", help="With --full: an element, with policies if wanted; repeatable.")

@@ -27,6 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     "stored": {"formats", "layouts", "methods", "kernels", "io", "linear", "tensor"},
     "streaming": {"formats", "layouts", "methods", "io", "linear", "models", "stored", "tensor"},
     "model": {"formats", "layouts", "methods", "io", "linear", "models", "stored", "streaming", "tensor", "engine"},
+    "selftest": {"formats", "layouts", "kernels", "tensor", "reference", "io"},
     "errors": set(),
     "registry": set(),
 }

@@ -30,10 +30,25 @@ def sample(source: str, n: int, seed: int = 0) -> np.ndarray:
 
 @lru_cache(maxsize=1024)
 def _sqnr_db(spec: Spec, source: str, seed: int, n: int) -> float:
-    x = sample(source, n, seed)
-    error = dequantize_parts(quantize_parts(x, spec, name=source), spec.format, x.shape) - x
-    noise, signal = (float(np.square(v, dtype=np.float64).sum()) for v in (error, x))
-    return math.inf if noise == 0 else 10 * math.log10(signal / noise)
+    return sqnr_db_of(sample(source, n, seed), spec, source)
+
+
+def sqnr_db_of(x: np.ndarray, spec: Spec, name: str = "array") -> float:
+    """For any array 10 log10(sum x^2 / sum (q - x)^2): infinite when nothing is lost, NaN when all of x is zero and becomes something."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        error = dequantize_parts(quantize_parts(x, spec, name=name), spec.format, x.shape) - x.astype(np.float64)
+        noise, signal = (float(np.square(v, dtype=np.float64).sum()) for v in (error, x))
+    if noise == 0:
+        return math.inf
+    return 10 * math.log10(signal / noise) if signal else math.nan
+
+
+def scaled(fmt: Format | Spec | str) -> Spec:
+    """A Spec that can be measured: elements of up to 8 bits without a block get one float32 scale a row."""
+    spec = Spec.parse(fmt)
+    if spec.format.block is None and not spec.format.dense:
+        return Spec(Format(f"{spec.format.element}@channel"), spec.policy)
+    return spec
 
 
 def sqnr_db(fmt: Format | Spec | str, source: str = "normal", seed: int = 0, n: int = 1 << 16) -> float:
@@ -44,7 +59,4 @@ def sqnr_db(fmt: Format | Spec | str, source: str = "normal", seed: int = 0, n: 
     >>> round(sqnr_db("int8@channel"), 1) > round(sqnr_db("int4@32"), 1)
     True
     """
-    spec = Spec.parse(fmt)
-    if spec.format.block is None and not spec.format.dense:
-        spec = Spec(Format(f"{spec.format.element}@channel"), spec.policy)
-    return _sqnr_db(spec, source, seed, n)
+    return _sqnr_db(scaled(fmt), source, seed, n)

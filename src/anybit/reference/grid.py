@@ -113,12 +113,19 @@ class Grid:
         if nan.size and definition.get("specials") == "ieee":
             self.nan = self.inf + (1 << definition["mantissa"] >> 1)
 
-    def place(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """For finite float64 x: the index into `chain` of the last point <= x (-1: none), and -1, 0, 1 as x lies before, on or after the
-        middle to the next point; 2 where x is the point itself."""
+    def index(self, x: np.ndarray) -> np.ndarray:
+        """The last point of `chain` that is not above x, -1 if there is none: counted, or looked up where there are very many points."""
+        if len(self.chain) > 1000:
+            return np.searchsorted(self.chain, x, side="right") - 1
         index = np.full(x.shape, -1)
         for point in self.chain:
             index += x >= point
+        return index
+
+    def place(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """For finite float64 x: the index into `chain` of the last point <= x (-1: none), and -1, 0, 1 as x lies before, on or after the
+        middle to the next point; 2 where x is the point itself."""
+        index = self.index(x)
         inside = np.clip(index, 0, len(self.chain) - 2)
         a, b = self.chain[inside], self.chain[inside + 1]
         total = a + b

@@ -1,0 +1,102 @@
+"""anybit selftest: formats, packing and kernels against the exact references, on the user's own machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from anybit.cli import options
+from anybit.cli.progress import Reporter
+from anybit.errors import UsageError
+
+
+@click.command(
+    "selftest",
+    short_help="Check formats, packing and kernels against exact references.",
+    epilog="Example: anybit selftest --full --format fp8_e4m3fn --format bf16+round=zero",
+)
+@click.option("--full", is_flag=True, help="Also all 2^32 float32 numbers through chosen formats; minutes each, resumable.")
+@click.option("--format", "formats", multiple=True, metavar="EXPR", help="With --full: an element, with policies if wanted; repeatable.")
+@click.option("--certificate", type=click.Path(), default=None, metavar="FILE", help="With --full: where counts and digests go.")
+@options.threads_option
+@options.progress_option
+@options.json_option
+def command(
+    full: bool, formats: tuple[str, ...], certificate: str | None, threads: int | None, no_progress: bool, as_json: bool
+) -> None:
+    """Check this installation: every code of every format, encoding, packing, products. Exit code 1 if anything is wrong."""
+    if not full and (formats or certificate):
+        raise UsageError(f"{'--format' if formats else '--certificate'} goes with --full: anybit selftest --full --format fp8_e4m3fn")
+    options.use_threads(threads)
+    with Reporter(enabled=not no_progress) as progress:
+        found: dict[str, Any] = {"checks": quick(progress, as_json)}
+        if full:
+            path = Path(certificate or "anybit-selftest.json")
+            found["certificate"] = str(path)
+            found["formats"] = exhaustive(progress, formats, path, threads, as_json)
+    found["passed"] = all(row["passed"] for row in found["checks"]) and not any(row["wrong"] for row in found.get("formats", []))
+    if as_json:
+        options.print_json(found)
+    else:
+        wrong = "something is not as defined; please report it, with the output of `anybit doctor --json`"
+        click.echo("everything is as defined" if found["passed"] else wrong)
+    if not found["passed"]:
+        raise click.exceptions.Exit(1)
+
+
+def quick(progress: Reporter, quiet: bool) -> list[dict[str, Any]]:
+    """The checks of about a minute, one line each as it ends."""
+    from anybit.selftest import quick_checks, run
+
+    checks = quick_checks()
+    step = progress.stage("selftest", total=sum(step.weight for check in checks for step in check.steps))
+    rows = []
+    for outcome in run(checks, step):
+        rows.append({
+            "name": outcome.name, "about": outcome.about, "passed": outcome.passed, "compared": outcome.compared,
+            "failures": outcome.failures, "skipped": list(outcome.skipped), "seconds": round(outcome.seconds, 2),
+        })  # fmt: skip
+        if not quiet:
+            left_out = f"; left out: {', '.join(outcome.skipped)}" if outcome.skipped else ""
+            verdict = "ok  " if outcome.passed else "FAIL"
+            click.echo(f"{verdict}  {outcome.name:<15}  {outcome.compared:>11,} in {outcome.seconds:5.1f} s  {outcome.about}{left_out}")
+            for line in outcome.failures[:20]:
+                click.echo(f"      {line}")
+            if len(outcome.failures) > 20:
+                click.echo(f"      and {len(outcome.failures) - 20} more")
+    return rows
+
+
+def exhaustive(progress: Reporter, formats: tuple[str, ...], path: Path, threads: int | None, quiet: bool) -> list[dict[str, Any]]:
+    """All patterns of each format; the certificate is written after each, and formats that it holds already are not repeated."""
+    from anybit.measure.machine import cores, machine
+    from anybit.selftest import certificate
+    from anybit.selftest.check import BREAKS
+    from anybit.selftest.patterns import CHUNK, DEFAULT, PATTERNS, judge, target
+
+    targets = [target(text) for text in formats or DEFAULT]
+    record = certificate.resumed(path, machine())
+    certificate.write(path, record)  # a place that cannot be written is known before the work
+    rows = []
+    for t in targets:
+        row = next((row for row in record["formats"] if t.fits(row) and not row["wrong"]), None)
+        known = row is not None
+        if row is None:
+            step = progress.stage(t.element.name, total=PATTERNS // CHUNK)
+            try:
+                row = judge(t, threads or cores(), step)
+            except BREAKS as error:
+                row = {"expression": t.text, "patterns": 0, "wrong": 1, "first_wrong": " ".join(str(error).split()), "seconds": 0.0}
+            record["formats"] = [old for old in record["formats"] if old.get("expression") != t.text] + [row]
+            certificate.write(path, record)
+        rows.append(row)
+        if not quiet:
+            verdict = "FAIL" if row["wrong"] else "ok  "
+            note = f", first {row['first_wrong']}" if row["wrong"] else ", from the certificate" if known else ""
+            counts = f"{row['patterns']:>13,} patterns in {row['seconds']:.0f} s, {row['wrong']} wrong"
+            click.echo(f"{verdict}  {t.element.name:<15}  {counts}{note}")
+    if not quiet:
+        click.echo(f"wrote {path}")
+    return rows

@@ -173,7 +173,7 @@ class Model:
             rows.append({
                 "name": name, "shape": list(weight.shape), "format": weight.format.explicit, "layout": weight.layout,
                 "act": linear.act_name or "float", "kernel": choice.kernel.name, "isa": native.isa,
-                "table": weight.format.element.table.kind, "dot": native.kind if linear.act_name else "float", "bytes": weight.nbytes,
+                "table": weight.bound.element.table.kind, "dot": native.kind if linear.act_name else "float", "bytes": weight.nbytes,
                 "others": choice.others,
             })  # fmt: skip
         return rows

@@ -112,7 +112,7 @@ def dense_tensor(array: np.ndarray, dtype: str, name: str, where: object) -> QTe
 def describe_layer(fmt: Format, shape: tuple[int, ...], layout: str, act: str | None) -> StoredLayer:
     """How a checkpoint describes a weight, known before the weight is made."""
     sizes = LAYOUTS[layout].parts(fmt, shape)
-    parts = {name: PartInfo(_STORED[dtype.itemsize], size) for name, (dtype, size) in sizes.items()}
+    parts = {name: PartInfo("F32" if dtype.kind == "f" else _STORED[dtype.itemsize], size) for name, (dtype, size) in sizes.items()}
     return StoredLayer(fmt.explicit, layout, shape, parts, act=act)
 
 
@@ -126,6 +126,7 @@ def stored_tensor(source: Source, name: str, layer: StoredLayer) -> tuple[QTenso
         act = ActSpec.named(layer.act)
         check_kernel(weight.format, weight.layout, act)
         _check_codes(weight)
+        _ = weight.bound  # a table of learned values is looked at now, not when the layer runs
     except (FormatError, ShapeError, UnknownNameError, NoKernelError) as error:
         raise FileFormatError(f"{where}: {error}; save the model again") from None
     return weight, act
@@ -136,7 +137,7 @@ def _check_codes(weight: QTensor) -> None:
     fmt = weight.format
     for name, part in weight.parts.items():
         kind, _, level = name.partition(".")
-        if kind == "codes":
+        if kind in ("codes", "table"):
             continue
         element: Element | None = fmt.levels[int(level)].element if kind == "scale" else fmt.zero if kind == "zero" else None
         if kind == "offset":

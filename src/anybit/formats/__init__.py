@@ -4,10 +4,12 @@ from anybit.formats.block import Block, Box
 from anybit.formats.element import Element
 from anybit.formats.family import FAMILIES, Family, families, parse_element
 from anybit.formats.format import Format, Level
+from anybit.formats.learned import bound
 from anybit.formats.named import ALIASES, NamedFormat, named_formats
 from anybit.formats.policy import Policy, Spec
 from anybit.formats.rounding import NONFINITES, OVERS, ROUNDS
 from anybit.formats.table import Table
+from anybit.formats.vector import Vector, codes_shape, cut_reason
 
 __all__ = [
     "ALIASES",
@@ -25,6 +27,10 @@ __all__ = [
     "Policy",
     "Spec",
     "Table",
+    "Vector",
+    "bound",
+    "codes_shape",
+    "cut_reason",
     "families",
     "named_formats",
     "parse_element",

@@ -16,9 +16,10 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 
 def values_of(element: Element, codes: np.ndarray) -> np.ndarray:
-    """float32 values of codes."""
+    """float32 values of codes; those of a code that stands for several lie side by side along the last axis."""
     table = element.table.values
-    return table[codes] if table.size else element.decode(codes).astype(np.float32)
+    values = table[codes] if table.size else element.decode(codes).astype(np.float32)
+    return values if element.dim == 1 else values.reshape(*codes.shape[:-1], codes.shape[-1] * element.dim)
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,8 @@ class Chooser:
         """What the scale rule is shown: the range after the offset, or its width under a zero point."""
         element, scale = self.fmt.element, self.fmt.levels[0].element
         count = len(element.finite) if element.bits <= 16 else 1 << element.bits
+        if element.dim > 1 and element.reach[1] < element.max:
+            count = 4  # outliers: the best scale is far below absmax's, and rules are to search as far as they do for few values
         if offset is not None:
             return Range(low - offset, high - offset, min(element.min, 0.0), element.max, element.min, count, scale)
         if self.fmt.zero is not None:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from anybit.errors import FormatError, NonFiniteError, ShapeError
-from anybit.formats import Format, Spec
+from anybit.formats import Block, Format, Spec, bound, codes_shape
 from anybit.formats.element import as_real
 from anybit.formats.rounding import OutOfRangeError
 from anybit.methods.chain import Chain, Shape, blocks, grids
@@ -36,7 +36,7 @@ def part_shapes(fmt: Format, shape: Shape) -> dict[str, tuple[np.dtype, Shape]]:
     [('codes', 'uint8', (2, 64)), ('scale.0', 'uint8', (2, 4)), ('scale.1', 'uint32', (1, 1))]
     """
     shape = tuple(shape)
-    found = {"codes": (fmt.element.code_dtype, shape)}
+    found = {"codes": (fmt.element.code_dtype, codes_shape(fmt.element, shape))}
     sizes = grids(fmt, shape)
     for i, level in enumerate(fmt.levels):
         found[f"scale.{i}"] = level.element.code_dtype, sizes[i]
@@ -45,6 +45,8 @@ def part_shapes(fmt: Format, shape: Shape) -> dict[str, tuple[np.dtype, Shape]]:
     if fmt.offset is not None:
         for i in range(len(fmt.levels)):
             found[f"offset.{i}"] = fmt.offset_element(i).code_dtype, sizes[i]
+    if fmt.element.table_shape is not None:
+        found["table"] = np.dtype(np.float32), fmt.element.table_shape
     return found
 
 
@@ -66,6 +68,11 @@ def _slabs(fmt: Format, shape: Shape) -> Iterator[tuple[slice, slice]]:
         yield slice(start * unit, min(stop * unit, shape[0])), slice(start, stop)
 
 
+def _coded_rows(take: slice, fmt: Format, shape: Shape) -> slice:
+    """The codes of a slab's rows: fewer than its rows where the array is a single row, whose weights are coded several together."""
+    return take if len(shape) > 1 or fmt.element.dim == 1 else Block.fewer(take, fmt.element.dim)
+
+
 @METHODS.register("rtn")
 def quantize_parts(w: Any, spec: Spec | Format | str, name: str = "array") -> Parts:
     """Chooses scales and codes of an array; each code is the nearest to the value over its stored scale.
@@ -85,6 +92,10 @@ def quantize_parts(w: Any, spec: Spec | Format | str, name: str = "array") -> Pa
     if x.ndim == 0:
         raise ShapeError(f"{name} is a single number; quantizing needs an array of at least one axis")
     fmt = spec.format
+    if fmt.element.learned:
+        from anybit.methods.learn import quantize_learned
+
+        return quantize_learned(x, spec, name)
     rule = None if fmt.block is None else SCALES[spec.scale_rule]
     parts = {part: np.zeros(size, dtype) for part, (dtype, size) in part_shapes(fmt, x.shape).items()}
     try:
@@ -136,7 +147,8 @@ def _quantize(x: np.ndarray, spec: Spec, chooser: Chooser, parts: Parts) -> None
         grids = chooser.choose(x[take], low, high, rows)
         for part, codes in grids.parts.items():
             parts[part][rows] = codes
-        _encode(x[take], spec, grids, None if finite else (low, high), parts["codes"][take])
+        held = parts["codes"][_coded_rows(take, fmt, x.shape)]
+        _encode(x[take], spec, grids, None if finite else (low, high), held)
     for chain, name in ((scales, "scale"), (offsets, "offset")):
         for i, codes in enumerate(chain.higher if chain is not None else [], start=1):
             parts[f"{name}.{i}"][...] = codes
@@ -152,7 +164,8 @@ def _encode(x: np.ndarray, spec: Spec, grids: Grids, limits: tuple[np.ndarray, n
         if limits is not None and spec.policy.nonfinite == "propagate":
             bad = ~np.isfinite(part)
             codes = np.where(bad, spec.format.element.encode(np.where(bad, part, 0), nonfinite="propagate"), codes)
-        out[box.take] = codes.reshape(out[box.take].shape)
+        held = box.coded(spec.format.element.dim).take
+        out[held] = codes.reshape(out[held].shape)
 
 
 def _extremes(x: np.ndarray, spec: Spec) -> tuple[np.ndarray, np.ndarray, bool]:
@@ -180,14 +193,15 @@ def _extremes(x: np.ndarray, spec: Spec) -> tuple[np.ndarray, np.ndarray, bool]:
 def _encode_plain(x: np.ndarray, spec: Spec, out: np.ndarray) -> None:
     """Codes of a flat array without scales."""
     element, policy = spec.format.element, spec.policy
+    step = LIMIT // element.dim
     for start in range(0, x.size, LIMIT):
-        part = x[start : start + LIMIT]
+        part, at = x[start : start + LIMIT], start // element.dim
         if np.isfinite(part).all():
-            out[start : start + LIMIT] = element._codes(part, policy.round, policy.over)
+            out[at : at + step] = element._codes(part, policy.round, policy.over)
         elif policy.nonfinite == "error":
             raise _NonFiniteFound
         else:
-            out[start : start + LIMIT] = element.encode(part, policy.round, policy.over, policy.nonfinite)
+            out[at : at + step] = element.encode(part, policy.round, policy.over, policy.nonfinite)
 
 
 def _raise_non_finite(x: np.ndarray, name: str) -> None:
@@ -205,7 +219,8 @@ def _raise_non_finite(x: np.ndarray, name: str) -> None:
 
 
 def dequantize_parts(parts: Parts, fmt: Format, shape: Shape) -> np.ndarray:
-    """float32 values of logical parts. ShapeError: parts that are missing or do not have the shapes of `part_shapes`."""
+    """float32 values of logical parts. ShapeError: parts that are missing or do not have the shapes of `part_shapes`. FormatError: a table
+    of learned values that is none."""
     shape = tuple(shape)
     for part, (_, size) in part_shapes(fmt, shape).items():
         if part not in parts or parts[part].shape != size:
@@ -214,10 +229,11 @@ def dequantize_parts(parts: Parts, fmt: Format, shape: Shape) -> np.ndarray:
     out = np.empty(shape, np.float32)
     if not out.size:
         return out
+    fmt, dim = bound(fmt, parts), fmt.element.dim
     if fmt.block is None:
-        flat, codes = out.reshape(-1), parts["codes"].reshape(-1)
+        flat, codes, step = out.reshape(-1), parts["codes"].reshape(-1), LIMIT // dim
         for start in range(0, flat.size, LIMIT):
-            flat[start : start + LIMIT] = values_of(fmt.element, codes[start : start + LIMIT])
+            flat[start : start + LIMIT] = values_of(fmt.element, codes[start // dim : start // dim + step])
         return out
     merged = _merged(fmt, shape)
     _dequantize({p: parts[p].reshape(size) for p, (_, size) in part_shapes(fmt, merged).items()}, fmt, out.reshape(merged))
@@ -261,7 +277,7 @@ def _dequantize(parts: Parts, fmt: Format, out: np.ndarray) -> None:
     scales, offsets = _chains(parts, fmt, out.shape)
     for take, rows in _slabs(fmt, out.shape):
         grids = _grids(parts, fmt, scales, offsets, rows)
-        target, codes = out[take], parts["codes"][take]
+        target, codes = out[take], parts["codes"][_coded_rows(take, fmt, out.shape)]
         for box in blocks(fmt)[0].boxes(target.shape, LIMIT):
-            part = codes[box.take]
-            target[box.take] = grids.decode(part.reshape(box.split), box, fmt.element).reshape(part.shape)
+            held, part = box.coded(fmt.element.dim), target[box.take]
+            target[box.take] = grids.decode(codes[held.take].reshape(held.split), box, fmt.element).reshape(part.shape)

@@ -80,7 +80,7 @@ def describe(expression: str) -> dict[str, Any]:
         "zero_point": None if fmt.zero is None else fmt.zero.name,
         "offset": None if fmt.offset is None else fmt.offset.name,
     }
-    listed = element if element.bits <= 16 else None
+    listed = element if element.bits <= 16 and not element.learned else None
     if listed is not None:
         about |= {
             "min": listed.min, "max": listed.max, "smallest": listed.smallest, "distinct_values": len(listed.finite),
@@ -88,7 +88,7 @@ def describe(expression: str) -> dict[str, Any]:
             "signed": listed.signed, "table": listed.table.kind,
         }  # fmt: skip
     about["sqnr_db"] = sqnr_db(spec)
-    if element.bits <= 8:
+    if element.bits <= 8 and listed is not None and element.dim == 1:
         values = parse_element(element.name).values
         about["values"] = [float(v) if np.isfinite(v) else str(v) for v in values[:SHOWN_VALUES]]
     return about

@@ -38,10 +38,9 @@ def groups(element: Vector, count: int) -> np.ndarray:
     rng = np.random.default_rng(2)
     pairs = element.values[rng.integers(0, len(element.values), (count, 2))]
     spread = np.exp2(rng.integers(-3, 5, (count, 1)))
-    return np.concatenate([
-        (rng.standard_normal((count, element.dim)) * spread).astype(np.float32), pairs[:, 0], pairs.mean(axis=1),
-        np.zeros((1, element.dim)), np.round(rng.standard_normal((count, element.dim)) * 2) / 2, np.full((1, element.dim), 1e6), np.full((1, element.dim), -1e6),
-    ]).astype(np.float32).astype(np.float64)  # fmt: skip
+    random = (rng.standard_normal((count, element.dim)) * spread).astype(np.float32)
+    ends = np.array([[0.0], [1e6], [-1e6]]) * np.ones(element.dim)
+    return np.concatenate([random, pairs[:, 0], pairs.mean(axis=1), np.round(random * 2) / 2, ends]).astype(np.float32).astype(np.float64)
 
 
 ALL = [*FIXED, "vq8d2", "vq3d4_k2", "vq4d8_k3"]

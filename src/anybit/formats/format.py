@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil, prod
@@ -77,6 +78,18 @@ class Format:
         fmt.__dict__.update(element=element, block=block, levels=levels, zero=zero, offset=offset, nested=(), opened=None, pack=pack)
         _check(fmt)
         return fmt
+
+    @classmethod
+    def parse(cls, expression: str, elements: Mapping[str, Element]) -> Format:
+        """A format with elements beside those that are known, such as a checkpoint's own. FormatError: no such format."""
+        from anybit.formats.parse import parse_format
+
+        return parse_format(expression, elements)
+
+    @property
+    def elements(self) -> tuple[Element, ...]:
+        """Every element: of codes, scales, zero points, offsets."""
+        return (self.element, *(level.element for level in self.levels), *(e for e in (self.zero, self.offset) if e is not None))
 
     @property
     def explicit(self) -> str:
@@ -218,7 +231,7 @@ def _check(fmt: Format) -> None:
         raise FormatError(f"{element} codes {element.dim} weights of a row together, and a block of {fmt.block} cuts them; use {near}")
     if fmt.zero is not None and (element.dim > 1 or element.learned or element.fields["family"] != "integer"):
         raise FormatError(f"zero points need integer codes, and {element} is none; use +off")
-    for stored in [level.element for level in fmt.levels] + [e for e in (fmt.zero, fmt.offset) if e is not None]:
+    for stored in fmt.elements[1:]:
         if stored.dim > 1 or stored.learned:
             why = f"codes {stored.dim} numbers together" if stored.dim > 1 else "is learned from the weights"
             raise FormatError(f"scales, zero points and offsets are stored one by one, and {stored} {why}; use another element for them")

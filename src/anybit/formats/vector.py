@@ -49,6 +49,10 @@ class Vector(Element):
     def dim(self) -> int:
         return self.weights
 
+    @property
+    def fields(self) -> dict[str, Any]:
+        return {"family": "listed", "bits": self.bits, "dim": self.dim, "values": self.values.tolist()}
+
     @cached_property
     def values(self) -> np.ndarray:
         """float64[2**bits, dim], index = code, read-only. FormatError: more than 16 bits, or vectors that are not finite."""

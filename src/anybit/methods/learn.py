@@ -17,8 +17,8 @@ from anybit.methods.kmeans import POINTS, Histogram, codebook_of_points, optimal
 from anybit.methods.method import Parts
 from anybit.methods.rtn import quantize_parts, stored_grids
 
-GROUPS = 1 << 15
-"""Groups of weights that vectors are learned from at most, taken at equal distances."""
+GROUPS = 1 << 12, 1 << 15
+"""Groups of weights that vectors are learned from: 64 for each vector of a book within these ends, taken at equal distances."""
 _ROUNDS = 20
 _PASSES = 3
 
@@ -51,6 +51,7 @@ class _Scaled:
         plain = self.fmt.with_element(steps)
         self.parts = quantize_parts(x, Spec(plain, spec.policy), name)
         self.grids = stored_grids(self.parts, plain, x.shape) if self.fmt.block is not None else None
+        del self.parts["codes"]
 
     def codes(self, spec: Spec) -> np.ndarray:
         """Codes of a bound element over the same scales."""
@@ -115,7 +116,7 @@ def _vectors(scaled: _Scaled, element: Element) -> np.ndarray:
     rows, dim = element.table_shape
     width = next(n for n in range(1, 13) if (rows >> n) << n == rows and element.bits * (1 << n) == n * rows)
     count = scaled.x.size // dim
-    step, at = -(-count // GROUPS), 0
+    step, at = -(-count // min(max(64 << width, GROUPS[0]), GROUPS[1])), 0
     groups, weights = [], []
     for r, w in scaled.walk():
         g, v = r.reshape(-1, dim), np.broadcast_to(w, r.shape).reshape(-1, dim).min(axis=1)

@@ -95,10 +95,23 @@ class OutlierVictim(Vector):
 
     def _nearest(self, groups: np.ndarray) -> np.ndarray:
         normal, outlier = self._halves
+        width = self.bits // 2
+        plain = _placed(normal, groups)
+        codes = plain[:, 0] | plain[:, 1] << width
+        # Below the middle between normal values and outliers a pair of normal values is the nearest: its victim would not gain either.
+        edge = (normal.max() + outlier[outlier > 0].min()) / 2
+        far = np.flatnonzero((np.abs(groups) >= edge).any(axis=1))
+        if far.size:
+            codes[far] = self._with_outliers(groups[far], codes[far])
+        return codes
+
+    def _with_outliers(self, groups: np.ndarray, plain: np.ndarray) -> np.ndarray:
+        """The nearest of three: the pair of normal values, an outlier first, an outlier second."""
+        _, outlier = self._halves
         width, identifier = self.bits // 2, 1 << (self.bits // 2 - 1)
-        plain, far = _placed(normal, groups), _placed(outlier[outlier != 0], groups)
-        far = np.flatnonzero(outlier)[far]
-        codes = np.stack([plain[:, 0] | plain[:, 1] << width, far[:, 0] | identifier << width, identifier | far[:, 1] << width])
+        held = np.flatnonzero(outlier)
+        far = held[_placed(outlier[held], groups)]
+        codes = np.stack([plain, far[:, 0] | identifier << width, identifier | far[:, 1] << width])
         score = scores(self.values[codes], groups)
         return np.where(score == score.max(axis=0), codes, 1 << self.bits).min(axis=0)
 

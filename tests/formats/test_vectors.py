@@ -10,6 +10,7 @@ import pytest
 
 from anybit.errors import FormatError, NonFiniteError, ShapeError
 from anybit.formats import Format, Vector, named_formats, parse_element
+from anybit.formats.elements.lattice import SignedGrid
 from anybit.formats.vector import nearest
 from anybit.reference.grid_vectors import GridVectors
 from anybit.reference.rational_vectors import RationalVectors
@@ -118,6 +119,9 @@ def test_lattices_are_those_of_the_papers() -> None:
 
     assert {tuple(v) for v in parse_element("d4").values} == ball(4, 9) and len(ball(4, 9)) == 256
     values = parse_element("e8p").values
+    # the published code: magnitudes in the upper byte, signs of the last seven (the last one lowest), plus 1/4 in the lowest bit
+    assert values[1].tolist() == [0.75] * 8 and values[2].tolist() == [-0.75, *[0.25] * 6, -0.75]
+    assert values[255 << 8 | 1].tolist() == [-1.25, 1.75, 0.75, 0.75, 1.75, 1.75, 1.75, 0.75]
     plus = values[1::2] - 0.25
     assert np.array_equal(plus, values[::2] + 0.25)
     inner = ball(8, 10)
@@ -169,3 +173,17 @@ def test_names() -> None:
             Format(text)
     assert Format("vq8d8_k1") == Format("vq8d8") and str(Format("ovp4_int@channel")) == "ovp4_int@channel"
     assert float(Format("ovp4_int@channel").bits_per_weight) == 4 and float(Format("e8p@32").bits_per_weight) == 2.5
+
+
+def test_any_signed_grid() -> None:
+    """Grids that are no lattice, as GGUF's i-quants have them: 8 bits of index into odd magnitudes, 7 of signs whose number is even."""
+    grid = np.random.default_rng(0).choice([1.0, 3.0, 5.0], (256, 8))
+    for odd, shift in ((np.zeros(256, bool), 0.0), (grid[:, 0] > 1, 0.125)):
+        bits = 15 + bool(shift)
+        element = SignedGrid("grid", bits, 8, tuple(map(tuple, grid.tolist())), tuple(odd.tolist()), shift)
+        walked = GridVectors(element.fields)
+        assert np.array_equal(element.values, walked.values)
+        unshifted = walked.values - np.where(np.arange(1 << bits) & 1, shift, -shift)[:, None]
+        assert np.array_equal((unshifted < 0).sum(axis=1) % 2, odd.repeat(1 << bits - 8))
+        x = groups(element, 30)
+        assert np.array_equal(element.encode(x.reshape(-1)), walked.encode(x))

@@ -167,6 +167,16 @@ def test_policies() -> None:
     assert np.all((up.dequantize() >= x)[inside])
 
 
+@pytest.mark.parametrize("text", ["kmeans3@32", "vq4d8_k2@32", "kmeans2", "e8p@channel", "ovp4_int"])
+def test_arrays_without_numbers(text: str) -> None:
+    """Empty ones, and ones of nothing but NaN under nonfinite=saturate."""
+    for shape in ((0, 64), (3, 0)):
+        assert anybit.fake_quantize(np.zeros(shape, np.float32), text).shape == shape
+    for shape in ((3, 64), (300, 64)):
+        back = anybit.fake_quantize(np.full(shape, np.nan, np.float32), text + "+nonfinite=saturate")
+        assert np.isfinite(back).all() and (np.abs(back).max() < 1e-30 or (text == "e8p@channel" and np.abs(back).max() < 1))
+
+
 def test_inputs_are_not_kept() -> None:
     """A bound element has its own copy: neither the array nor the caller can change what codes mean."""
     table = np.linspace(-1, 1, 8, dtype=np.float32)

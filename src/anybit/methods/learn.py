@@ -15,7 +15,7 @@ from anybit.methods.chain import blocks
 from anybit.methods.grids import LIMIT
 from anybit.methods.kmeans import POINTS, Histogram, codebook_of_points, optimal_codebook
 from anybit.methods.method import Parts
-from anybit.methods.rtn import quantize_parts, stored_grids
+from anybit.methods.rtn import part_shapes, quantize_parts, stored_grids
 
 GROUPS = 1 << 12, 1 << 15
 """Groups of weights that vectors are learned from: 64 for each vector of a book within these ends, taken at equal distances."""
@@ -34,6 +34,9 @@ def quantize_learned(x: np.ndarray, spec: Spec, name: str) -> Parts:
         why = f"the values of {fmt.element} are means and end before an array's extremes"
         raise FormatError(f"over={policy.over}: {why}; leave over=saturate")
     codes_shape(fmt.element, x.shape)
+    if not x.size:  # nothing to learn from: any table is as good
+        empty = {part: np.zeros(size, dtype) for part, (dtype, size) in part_shapes(fmt, x.shape).items()}
+        return {**empty, "table": np.linspace(-1, 1, empty["table"].size, dtype=np.float32).reshape(empty["table"].shape)}
     scaled = _Scaled(x, Spec(fmt, policy), name)
     table = _numbers(scaled, fmt.element) if fmt.element.dim == 1 else _vectors(scaled, fmt.element)
     element = fmt.element.bind(table)

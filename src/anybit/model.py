@@ -24,15 +24,16 @@ from anybit.models import ModelSpec, describe
 from anybit.stored import (
     BUNDLED,
     KEEP,
+    brought_elements,
     check_finite,
     check_request,
-    check_supported,
     chosen_names,
     dense_tensor,
     describe_layer,
     float32_of,
     resolve,
     stored_tensor,
+    tables_of,
 )  # fmt: skip
 from anybit.streaming import quantize_file
 from anybit.tensor import QTensor
@@ -173,7 +174,7 @@ class Model:
             rows.append({
                 "name": name, "shape": list(weight.shape), "format": weight.format.explicit, "layout": weight.layout,
                 "act": linear.act_name or "float", "kernel": choice.kernel.name, "isa": native.isa,
-                "table": weight.format.element.table.kind, "dot": native.kind if linear.act_name else "float", "bytes": weight.nbytes,
+                "table": weight.bound.element.table.kind, "dot": native.kind if linear.act_name else "float", "bytes": weight.nbytes,
                 "others": choice.others,
             })  # fmt: skip
         return rows
@@ -212,7 +213,8 @@ class Model:
         """Writes a checkpoint directory, all of it or nothing; gives its safetensors bytes. OutputError: it exists, or the disk fails."""
         entries = [(name, _entry(linear)) for name, linear in self.linears.items()]
         plain = [(name, dtype, array) for name, (dtype, array) in self.plain.items()]
-        return save_checkpoint(path, self.config, entries, plain, self.sidecars, policy=self.policy)
+        tables = tables_of(linear.weight.format for linear in self.linears.values())
+        return save_checkpoint(path, self.config, entries, plain, self.sidecars, tables=tables, policy=self.policy)
 
     def __repr__(self) -> str:
         return f"Model({self.name}, {self.spec.family}, {self.parameters} weights, {float(self.bits_per_weight):.3f} bits a weight)"
@@ -238,8 +240,7 @@ def load(path: str | Path) -> Model:
     where = source.path
     spec = describe(source.config, str(source.path / CONFIG))
     layers = dict(source.quantization.layers) if source.quantization else {}
-    if source.quantization:
-        check_supported(source.quantization, where)
+    elements = brought_elements(source.quantization, where) if source.quantization else {}
     shapes = {name: tuple(layer.shape) for name, layer in layers.items()} | {name: source.tensors[name].shape for name in source.dense}
     spec.check_tensors(shapes, str(where))
     weights: dict[str, Linear | np.ndarray] = {}
@@ -263,7 +264,7 @@ def load(path: str | Path) -> Model:
         if tensor.role in ("norm", "bias"):
             continue
         if name in layers:
-            weight, act = stored_tensor(source, name, layers[name])
+            weight, act = stored_tensor(source, name, layers[name], elements)
         else:
             weight, act = dense_tensor(*source.get(name), name, where), None
             source.release(name)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Generic, TypeVar
 
-from anybit.errors import UnknownNameError, near_misses
+from anybit.errors import UnknownNameError, UsageError, near_misses
 
 T = TypeVar("T")
 
@@ -25,7 +26,7 @@ class Registry(Generic[T]):
 
     def __init__(self, what: str, folder: str | None = None) -> None:
         self.what = what
-        self._folder = folder
+        self._folder = self._package = folder
         self._items: dict[str, T] = {}
 
     def _load(self) -> None:
@@ -38,6 +39,29 @@ class Registry(Generic[T]):
             except ImportError:
                 self._folder = folder  # the next one who asks hears it too, instead of finding half of the items
                 raise
+
+    def add_folder(self, path: str | Path) -> None:
+        """Takes the .py files of another folder as if they lay in this registry's own, now or when it is first asked.
+
+        UsageError: no such folder, or a file named as one that is there already; what a file itself raises propagates.
+        """
+        assert self._package is not None
+        folder = Path(path).absolute()
+        if not folder.is_dir():
+            raise UsageError(f"{path}: no folder with {self.what} files; give one that holds .py files")
+        package = importlib.import_module(self._package)
+        if str(folder) in package.__path__:
+            return
+        taken = {module.name for module in pkgutil.iter_modules(package.__path__)}
+        names = [module.name for module in pkgutil.iter_modules([str(folder)])]
+        for name in names:
+            if name in taken:
+                raise UsageError(f"{folder / name}.py: there is a {self.what} file of this name already; rename yours")
+        package.__path__.append(str(folder))
+        importlib.invalidate_caches()  # the folder may be newer than what the import system has seen
+        if self._folder is None:
+            for name in names:
+                importlib.import_module(f"{self._package}.{name}")
 
     def add(self, name: str, item: T) -> None:
         """Adds one item. ValueError: the name is taken."""

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from anybit.errors import FileFormatError, FormatError, NoKernelError, NonFiniteError, ShapeError, UnknownNameError, UsageError
-from anybit.formats import Element, Format, Spec, parse_element
+from anybit.formats import Element, Format, Spec, brought_along, listed, parse_element
 from anybit.io.hf import Source
-from anybit.io.quantization import PartInfo, Quantization, StoredLayer
+from anybit.io.quantization import PartInfo, Quantization, StoredLayer, Table
+from anybit.io.strict_json import shown
 from anybit.layouts import LAYOUTS, default_layout
 from anybit.linear import ActSpec
 from anybit.methods import METHODS, SCALES
@@ -112,20 +113,30 @@ def dense_tensor(array: np.ndarray, dtype: str, name: str, where: object) -> QTe
 def describe_layer(fmt: Format, shape: tuple[int, ...], layout: str, act: str | None) -> StoredLayer:
     """How a checkpoint describes a weight, known before the weight is made."""
     sizes = LAYOUTS[layout].parts(fmt, shape)
-    parts = {name: PartInfo(_STORED[dtype.itemsize], size) for name, (dtype, size) in sizes.items()}
+    parts = {name: PartInfo("F32" if dtype.kind == "f" else _STORED[dtype.itemsize], size) for name, (dtype, size) in sizes.items()}
     return StoredLayer(fmt.explicit, layout, shape, parts, act=act)
 
 
-def stored_tensor(source: Source, name: str, layer: StoredLayer) -> tuple[QTensor, ActSpec | None]:
-    """A quantized layer over its mapped parts, and its activations. FileFormatError: what this anybit cannot run as meant."""
+def tables_of(formats: Iterable[Format]) -> dict[str, Table]:
+    """The values, by name, of every element that a reader has not built in. FormatError: an element of more than 16 bits."""
+    own = {element.name: element for fmt in formats for element in fmt.elements if brought_along(element)}
+    return {name: tuple(tuple(v) if isinstance(v, list) else v for v in element.values.tolist()) for name, element in own.items()}
+
+
+def stored_tensor(source: Source, name: str, layer: StoredLayer, elements: Mapping[str, Element]) -> tuple[QTensor, ActSpec | None]:
+    """A quantized layer over its mapped parts, and its activations. `elements`: those that the checkpoint brings along.
+
+    FileFormatError: what this anybit cannot run as meant.
+    """
     where = f"{source.path}: layer '{name}'"
     if layer.pre or layer.post or layer.branches or layer.product:
         raise FileFormatError(f"{where}: it has transforms, branches or a product rule, which this anybit does not run; update anybit")
     try:
-        weight = QTensor.from_stored(Format(layer.format), layer.shape, layer.layout, source.parts(name))
+        weight = QTensor.from_stored(Format.parse(layer.format, elements), layer.shape, layer.layout, source.parts(name))
         act = ActSpec.named(layer.act)
         check_kernel(weight.format, weight.layout, act)
         _check_codes(weight)
+        _ = weight.bound  # a table of learned values is looked at now, not when the layer runs
     except (FormatError, ShapeError, UnknownNameError, NoKernelError) as error:
         raise FileFormatError(f"{where}: {error}; save the model again") from None
     return weight, act
@@ -136,7 +147,7 @@ def _check_codes(weight: QTensor) -> None:
     fmt = weight.format
     for name, part in weight.parts.items():
         kind, _, level = name.partition(".")
-        if kind == "codes":
+        if kind in ("codes", "table"):
             continue
         element: Element | None = fmt.levels[int(level)].element if kind == "scale" else fmt.zero if kind == "zero" else None
         if kind == "offset":
@@ -146,14 +157,35 @@ def _check_codes(weight: QTensor) -> None:
             raise ShapeError(f"part {name} holds the code {int(part.max())}, but {element} has only {1 << element.bits}")
 
 
-def check_supported(quantization: Quantization, where: object) -> None:
-    """FileFormatError: a checkpoint that says something about the whole model which this anybit would not do."""
+def brought_elements(quantization: Quantization, where: object) -> dict[str, Element]:
+    """The elements that are not known here but listed by the checkpoint; nothing is registered, they serve this checkpoint alone.
+
+    FileFormatError: a checkpoint that says something about the whole model which this anybit would not do, a table that is no element's, or
+    one that says something else than an element that is known here.
+    """
     if quantization.kv_cache:
         raise FileFormatError(f"{where}: quantization_config: 'kv_cache' asks for a quantized cache, which is not here yet; update anybit")
+    found = {}
     for name, values in quantization.tables.items():
+        table = f"{where}: quantization_config: tables[{shown(name)}]"
         try:
-            known = np.array_equal(parse_element(name).values, np.array(values), equal_nan=True)
+            known: Element | None = parse_element(name)
         except FormatError:
-            known = False
-        if not known:
-            raise FileFormatError(f"{where}: quantization_config: tables: no element '{name}' with these values here; update anybit")
+            known = None
+        if known is not None and not _same_values(known, np.array(values, np.float64)):
+            raise FileFormatError(f"{table}: {known.name} has other values here; rename it where it was made, and save the model again")
+        if known is None:
+            try:
+                found[name] = listed(name, values)
+            except FormatError as error:
+                raise FileFormatError(f"{table}: {error}; save the model again") from None
+    return found
+
+
+def _same_values(element: Element, values: np.ndarray) -> bool:
+    """Whether an element has just these values, NaN and the sign of zero included."""
+    if element.learned or element.bits > 16 or element.values.shape != values.shape:
+        return False
+    numbers = ~np.isnan(values)
+    same = np.array_equal(element.values, values, equal_nan=True)
+    return same and np.array_equal(np.signbit(element.values[numbers]), np.signbit(values[numbers]))

@@ -26,6 +26,7 @@ from anybit.stored import (
     describe_layer,
     float32_of,
     resolve,
+    tables_of,
 )  # fmt: skip
 from anybit.tensor import QTensor
 
@@ -69,7 +70,10 @@ def quantize_file(
         if progress and name in matrices:
             progress(written, len(matrices), name)
 
-    return save_checkpoint(out, source.config, entries, plain, source.sidecars, policy=str(spec.policy) or None, on_written=on_written)
+    return save_checkpoint(
+        out, source.config, entries, plain, source.sidecars, tables=tables_of([spec.format]), policy=str(spec.policy) or None,
+        on_written=on_written,
+    )  # fmt: skip
 
 
 def _entry(source: Source, tensor: TensorSpec, spec: Spec | None, act: str | None, method: str) -> tuple[str, QuantizedEntry]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from anybit.errors import ShapeError, UsageError
-from anybit.formats import Format, Spec
+from anybit.formats import Format, Spec, bound
 from anybit.layouts import LAYOUTS, default_layout, geometry
 from anybit.layouts.tile import Tile16x1
 
@@ -52,7 +52,8 @@ class _Grids(Mapping[str, np.ndarray]):
 
 @dataclass(frozen=True, eq=False)
 class QTensor:
-    """An array in a number format: format, logical shape, layout, and stored parts ("codes", "scale.0", "zero", "offset.0" ...), read-only.
+    """An array in a number format: format, logical shape, layout, and stored parts ("codes", "scale.0", "zero", "offset.0" ..., "table"),
+    read-only.
 
     >>> import anybit, numpy as np
     >>> q = anybit.quantize(np.eye(4, 64, dtype=np.float32), "int4@32")
@@ -142,6 +143,11 @@ class QTensor:
         return owned | {"zero": owned["scale.0"]} if owned else owned
 
     @cached_property
+    def bound(self) -> Format:
+        """The format with the values that the codes of this very array mean; the same as `format` but for learned elements."""
+        return bound(self.format, self.parts)
+
+    @cached_property
     def native(self) -> Any:
         """The native weight over the stored parts, made on first use; its `kind` says which integer path serves it."""
         from anybit.kernels import cpu
@@ -150,7 +156,7 @@ class QTensor:
             raise ShapeError(f"matmul needs a matrix, not an array of shape {list(self.shape)}")
         shape = (self.shape[0], self.shape[1])
         if self.layout == "tile16x4":
-            return cpu.coded_weight(self.format, shape, self.parts, _Grids(self))
+            return cpu.coded_weight(self.bound, shape, self.parts, _Grids(self))
         if self.layout == "tile16x1":
             return cpu.dense_weight(self.format.element.name, shape, self.parts["codes"])
         if default_layout(self.format, self.shape) != "rows":

@@ -2,12 +2,15 @@
 
 from anybit.formats.block import Block, Box
 from anybit.formats.element import Element
-from anybit.formats.family import FAMILIES, Family, families, parse_element
+from anybit.formats.family import FAMILIES, Family, families, parse_element, register_folder
 from anybit.formats.format import Format, Level
+from anybit.formats.learned import bound
+from anybit.formats.listed import brought_along, listed
 from anybit.formats.named import ALIASES, NamedFormat, named_formats
 from anybit.formats.policy import Policy, Spec
 from anybit.formats.rounding import NONFINITES, OVERS, ROUNDS
 from anybit.formats.table import Table
+from anybit.formats.vector import Vector, codes_shape, cut_reason
 
 __all__ = [
     "ALIASES",
@@ -25,7 +28,14 @@ __all__ = [
     "Policy",
     "Spec",
     "Table",
+    "Vector",
+    "bound",
+    "brought_along",
+    "codes_shape",
+    "cut_reason",
     "families",
+    "listed",
     "named_formats",
     "parse_element",
+    "register_folder",
 ]

@@ -28,6 +28,12 @@ class Box:
         """The axes of `split` that run inside a block."""
         return tuple(range(1, len(self.split), 2))
 
+    def coded(self, dim: int) -> Box:
+        """The same part of the array's codes, each of which stands for `dim` values of the last axis."""
+        if dim == 1:
+            return self
+        return Box((*self.take[:-1], Block.fewer(self.take[-1], dim)), self.grid, (*self.split[:-1], self.split[-1] // dim))
+
     def spread(self, per_block: np.ndarray) -> np.ndarray:
         """A view of one number a block (grid-shaped) that broadcasts against the split array."""
         part = per_block[self.grid]
@@ -66,6 +72,11 @@ class Block:
     def size(self) -> int | None:
         """The block's length along the last axis; None for the whole axis."""
         return None if self.kind == "tensor" else self.sizes[-1]
+
+    @staticmethod
+    def fewer(values: slice, dim: int) -> slice:
+        """The codes of a run of values, `dim` values a code."""
+        return slice(values.start // dim, -(-values.stop // dim))
 
     def on(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The block's extent along each axis of an array (at least 1, at most the axis)."""

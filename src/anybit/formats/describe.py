@@ -14,6 +14,9 @@ is in [expressions.md](expressions.md); `anybit formats NAME` shows the values.
 
 Table: the numbers that kernels compute with. `i8` and `i16`: every value is exactly a small integer times one step; `i16r`: rounded to 16
 bits with one step, the error at most half of it; `f32`: float32 values.
+
+Bits such as `8 for 2` are those of a code that stands for several neighbouring weights. Values that are `learned` are another list for each
+array, stored beside its codes.
 """
 
 
@@ -40,7 +43,9 @@ def document() -> str:
         lines += ["| name | bits | least | largest | smallest > 0 | specials | table | |", "|---|---|---|---|---|---|---|---|"]
         for name, about in family.members.items():
             e = parse_element(name)
-            cells = [f"`{name}`", str(e.bits), number(e.min), number(e.max), number(e.smallest), specials(e), e.table.kind, about]
+            bits = str(e.bits) if e.dim == 1 else f"{e.bits} for {e.dim}"
+            known = [number(e.min), number(e.max), number(e.smallest), specials(e)] if not e.learned else ["learned", "", "", ""]
+            cells = [f"`{name}`", bits, *known, e.table.kind, about]
             lines.append("| " + " | ".join(cells) + " |")
         lines.append("")
     lines += ["## Whole formats", "", "| name | expression | bits a weight | |", "|---|---|---|---|"]

@@ -29,8 +29,22 @@ class Element(ABC):
 
     @property
     def dim(self) -> int:
-        """How many numbers one code stands for."""
+        """How many neighbouring numbers of the last axis one code stands for: 1, or 2, 4, 8 for a `Vector`."""
         return 1
+
+    @property
+    def table_shape(self) -> tuple[int, ...] | None:
+        """Shape of the float32 values that each array learns and stores beside its codes; None: codes mean something by themselves."""
+        return None
+
+    @property
+    def learned(self) -> bool:
+        """Whether codes mean nothing without a table that was learned from the array: see `bind`."""
+        return self.table_shape is not None
+
+    def bind(self, table: np.ndarray) -> Element:
+        """The element of one array: this with the values learned for it. FormatError: no such table, or no learned element."""
+        raise FormatError(f"{self.name} has values of its own: there is no table to bind")
 
     @abstractmethod
     def decode(self, codes: Any) -> np.ndarray:

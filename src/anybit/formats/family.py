@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 
 from anybit.errors import FormatError, near_misses
 from anybit.formats.element import Element
@@ -28,6 +30,19 @@ class Family:
 
 
 FAMILIES: Registry[Family] = Registry("format family", "anybit.formats.elements")
+
+
+def register_folder(path: str | Path) -> None:
+    """Adds the elements that a user's own .py files define, for this process: in expressions, listings, kernels and checkpoints.
+
+    A file is like those in `anybit/formats/elements` (CONTRIBUTING.md shows one): it runs when it is read. The environment variable
+    ANYBIT_FORMATS names such folders for every command, as PATH does. UsageError: no such folder, or a file name that is taken.
+    """
+    FAMILIES.add_folder(path)
+
+
+for _folder in filter(None, os.environ.get("ANYBIT_FORMATS", "").split(os.pathsep)):
+    register_folder(_folder)
 
 
 def families() -> dict[str, Family]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil, prod
@@ -78,6 +79,18 @@ class Format:
         _check(fmt)
         return fmt
 
+    @classmethod
+    def parse(cls, expression: str, elements: Mapping[str, Element]) -> Format:
+        """A format with elements beside those that are known, such as a checkpoint's own. FormatError: no such format."""
+        from anybit.formats.parse import parse_format
+
+        return parse_format(expression, elements)
+
+    @property
+    def elements(self) -> tuple[Element, ...]:
+        """Every element: of codes, scales, zero points, offsets."""
+        return (self.element, *(level.element for level in self.levels), *(e for e in (self.zero, self.offset) if e is not None))
+
     @property
     def explicit(self) -> str:
         """The expression with every default written out, as checkpoints store it."""
@@ -111,6 +124,12 @@ class Format:
     def __hash__(self) -> int:
         return hash(self.explicit)
 
+    def with_element(self, element: Element) -> Format:
+        """The same format with another element: a learned one with its values."""
+        fmt = Format.__new__(Format)
+        fmt.__dict__.update({name: self.__dict__[name] for name in _FIELDS} | {"element": element})
+        return fmt
+
     @property
     def alias(self) -> str | None:
         """The built-in name of this format (mxfp4), if it has one."""
@@ -119,7 +138,7 @@ class Format:
     @property
     def dense(self) -> bool:
         """Whether values are stored one by one in more than 8 bits, as in bf16, fp16 and fp32: no block, no scale."""
-        return self.block is None and self.element.bits > 8
+        return self.block is None and self.element.bits > 8 * self.element.dim
 
     @property
     def whole_zero(self) -> bool:
@@ -147,7 +166,7 @@ class Format:
         return [block.grid(shape) for block in self.blocks]
 
     def size_bits(self, shape: tuple[int, ...]) -> int:
-        """The exact number of bits of codes, scales, zero points and offsets of an array, without padding.
+        """The exact number of bits of codes, scales, zero points, offsets and learned values of an array, without padding.
 
         >>> Format("nvfp4").size_bits((4096, 4096)) - 4096 * 4096 * 9 // 2
         32
@@ -156,6 +175,7 @@ class Format:
             raise ShapeError(f"a shape has at least one axis and no negative sizes, not {tuple(shape)}")
         shape = tuple(int(n) for n in shape)
         total = ceil(prod(shape) * PACKS.get(self.pack, Fraction(self.element.bits, self.element.dim)))
+        total += 32 * prod(self.element.table_shape or (0,))
         return total + sum(prod(grid) * self._block_bits(i) for i, grid in enumerate(self.grids(shape)))
 
     @property
@@ -213,9 +233,17 @@ def _check(fmt: Format) -> None:
             if not level.block.holds(block):
                 raise FormatError(f"a block of {level.block} does not hold whole blocks of {block}; each size must be a multiple of it")
             block = level.block
-    family = element.fields["family"]
-    if fmt.zero is not None and family != "integer":
+    size = fmt.block.size if fmt.block is not None else None
+    if size is not None and size % element.dim:
+        low = size // element.dim * element.dim
+        near = f"{low} or {low + element.dim}" if low else f"{element.dim}"
+        raise FormatError(f"{element} codes {element.dim} weights of a row together, and a block of {fmt.block} cuts them; use {near}")
+    if fmt.zero is not None and (element.dim > 1 or element.learned or element.fields["family"] != "integer"):
         raise FormatError(f"zero points need integer codes, and {element} is none; use +off")
+    for stored in fmt.elements[1:]:
+        if stored.dim > 1 or stored.learned:
+            why = f"codes {stored.dim} numbers together" if stored.dim > 1 else "is learned from the weights"
+            raise FormatError(f"scales, zero points and offsets are stored one by one, and {stored} {why}; use another element for them")
     if fmt.offset is not None:
         last = fmt.offset_element(len(fmt.levels) - 1)
         if not last.signed or not all(fmt.offset_element(i).has_zero for i in range(len(fmt.levels))):

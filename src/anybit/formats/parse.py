@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import NoReturn
 
 from anybit.errors import FormatError, near_misses
@@ -25,7 +26,8 @@ LONGEST = 1 << 20
 class _Reader:
     """One expression and how far it has been read."""
 
-    def __init__(self, source: str) -> None:
+    def __init__(self, source: str, elements: Mapping[str, Element]) -> None:
+        self.elements = elements
         if not isinstance(source, str):
             raise FormatError(f"a format is a text such as int4@128, not {type(source).__name__}")
         self.source = shown(source)
@@ -65,7 +67,7 @@ class _Reader:
     def element(self, what: str) -> Element:
         name, start = self.word(what)
         try:
-            return _find(name)
+            return self.elements[name] if name in self.elements else _find(name)
         except UnknownElementError:
             close = suggestion(name, ALIASES if start == 0 else ())
             if name == self.text:
@@ -154,8 +156,8 @@ def _read_options(reader: _Reader, with_policy: bool) -> tuple[dict[str, tuple[E
     return options, policy
 
 
-def _read(text: str, with_policy: bool) -> tuple[Format, Policy]:
-    reader = _Reader(text)
+def _read(text: str, with_policy: bool, elements: Mapping[str, Element]) -> tuple[Format, Policy]:
+    reader = _Reader(text, elements)
     fmt = _read_body(reader)
     options, policy = _read_options(reader, with_policy)
     parts: dict[str, Element | None] = {"zero": fmt.zero, "offset": fmt.offset}
@@ -177,17 +179,17 @@ def _read(text: str, with_policy: bool) -> tuple[Format, Policy]:
     return Format.of(fmt.element, fmt.block, fmt.levels, parts["zero"], parts["offset"], pack), Policy(**policy)
 
 
-def parse_format(text: str) -> Format:
-    """Reads a format. FormatError: with the position and what is allowed there.
+def parse_format(text: str, elements: Mapping[str, Element] | None = None) -> Format:
+    """Reads a format; `elements`: by name, beside those that are known. FormatError: with the position and what is allowed there.
 
     >>> parse_format("int4@12a")
     Traceback (most recent call last):
         ...
     anybit.errors.FormatError: int4@12a: '12a' is no block (tensor, channel, token, or sizes such as 128, 32x1, allx32) at position 5
     """
-    return _read(text, with_policy=False)[0]
+    return _read(text, with_policy=False, elements=elements or {})[0]
 
 
 def parse_spec(text: str) -> Spec:
     """Reads a format and a policy. FormatError: as parse_format."""
-    return Spec(*_read(text, with_policy=True))
+    return Spec(*_read(text, with_policy=True, elements={}))

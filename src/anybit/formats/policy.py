@@ -16,7 +16,8 @@ class Policy:
     """How codes are chosen.
 
     scale: the name of a scale rule (absmax, floor, mse, lp2.4 ...: docs/expressions.md); "auto" is floor for E8M0 scales, mse for
-        elements of at most two bits (absmax would spend their few values on the extremes), and absmax for all others.
+        elements of at most two bits (absmax would spend their few values on the extremes) and for those of several weights a code (whose
+        outermost values are few), and absmax for all others.
     round, over, nonfinite: as in Element.encode. FormatError: an unknown name.
     """
 
@@ -69,7 +70,10 @@ class Spec:
         plain = self.format.zero is None and self.format.offset is None
         if not plain or not levels:
             return "absmax"
-        return "floor" if levels[0].element.name == "e8m0" else "mse" if self.format.element.bits <= 2 else "absmax"
+        if levels[0].element.name == "e8m0":
+            return "floor"
+        element = self.format.element
+        return "mse" if not element.learned and (element.bits <= 2 or element.dim > 1) else "absmax"
 
     def check(self) -> None:
         """Raises FormatError if the element cannot serve the policy (over=inf without an infinity)."""

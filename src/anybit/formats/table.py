@@ -25,7 +25,7 @@ class Table:
     so far beyond what scales bring a block to (posits) that half a step would be more than a thousandth of it.
     ints: int32[2**bits], 0 where the value is NaN or infinite; None for f32.
     step: a float32 value; 1.0 for f32.
-    values: float32[2**bits], exact, NaN and infinities included; empty for elements of more than 16 bits.
+    values: float32[2**bits], exact, NaN and infinities included; empty for elements of more than 16 bits; [2**bits, dim] for vectors.
     """
 
     kind: str
@@ -47,8 +47,9 @@ def _common_step(values: np.ndarray) -> tuple[int, int]:
 
 def derive(element: Element) -> Table:
     """The table of an element: the smallest exact integer kind, else i16r (up to 8 bits, where 16 bits are enough) or f32."""
-    if element.bits > 16:
-        return Table("f32", None, 1.0, _frozen(np.empty(0, np.float32)))
+    if element.bits > 16 or element.dim > 1:
+        values = np.empty(0, np.float32) if element.bits > 16 else element.values.astype(np.float32)
+        return Table("f32", None, 1.0, _frozen(values))
     values = element.values
     exact = _frozen(values.astype(np.float32))
     finite = np.isfinite(values)

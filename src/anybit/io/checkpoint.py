@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from anybit.errors import DoesNotFitError, ShapeError
-from anybit.io.quantization import PART_NAME, Quantization, StoredLayer, quantization_json
+from anybit.io.quantization import PART_NAME, Quantization, StoredLayer, Table, quantization_json
 from anybit.io.safetensors import DTYPES, entry_nbytes
 from anybit.io.safetensors_writer import Entry, raw, write_safetensors
 from anybit.io.save import atomic_directory, create, write_all
@@ -104,7 +104,7 @@ def save_checkpoint(
     files: Iterable[Path] = (),
     *,
     kv_cache: dict[str, Any] | None = None,
-    tables: Mapping[str, Sequence[float]] | None = None,
+    tables: Mapping[str, Table] | None = None,
     provenance: Sequence[dict[str, Any]] = (),
     policy: str | None = None,
     recipe_digest: str | None = None,
@@ -115,7 +115,8 @@ def save_checkpoint(
 
     Args: config, the model's config.json (a `quantization_config` in it is replaced); quantized, (tensor name, entry); dense, (tensor name,
         dtype as safetensors spells it, array), which keep their names and bytes; files, copied beside (tokenizer, generation_config);
-        shard_bytes, the most that one file holds unless a single tensor is larger; on_written(name), called after each tensor.
+        tables, the values of elements that are not built in, by name; shard_bytes, the most that one file holds unless a single tensor is
+        larger; on_written(name), called after each tensor.
     Returns: bytes of the safetensors files.
     Raises: OutputError: target exists, disk fails. DoesNotFitError: too little space, found before work starts. ShapeError: data that do
         not match what was announced.
@@ -131,7 +132,7 @@ def save_checkpoint(
     described = Quantization(
         layers={name: entry.stored for name, entry in entries},
         kv_cache=kv_cache,
-        tables={name: tuple(values) for name, values in (tables or {}).items()},
+        tables=dict(tables or {}),
         provenance=tuple(provenance),
         policy=policy,
         recipe_digest=recipe_digest,

@@ -20,6 +20,8 @@ from anybit.io.strict_json import shown
 VERSION = 1
 PART_NAME = re.compile(r"[a-z][a-z0-9_]*(\.[a-z0-9_]+)*")
 
+Table = tuple[float, ...] | tuple[tuple[float, ...], ...]
+
 _ADVICE = "read it with the anybit that wrote it, or quantize the model again"
 _HEX_FLOAT = re.compile(r"-?0x[01](\.[0-9a-f]+)?p[+-][0-9]{1,4}|-?inf|nan")
 
@@ -62,11 +64,12 @@ class StoredLayer:
 
 @dataclass(frozen=True)
 class Quantization:
-    """The `quantization_config` of a checkpoint. `tables` holds the decoded values of elements that are not built in, by element name."""
+    """The `quantization_config` of a checkpoint. `tables` holds the decoded values of elements that are not built in, by element name: one
+    a code, or a tuple of them for a code that stands for several weights."""
 
     layers: Mapping[str, StoredLayer]
     kv_cache: dict[str, Any] | None = None
-    tables: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    tables: Mapping[str, Table] = field(default_factory=dict)
     provenance: tuple[dict[str, Any], ...] = ()
     policy: str | None = None
     recipe_digest: str | None = None
@@ -80,6 +83,24 @@ def _layer_json(layer: StoredLayer) -> dict[str, Any]:
     return result | {key: list(value) if isinstance(value, tuple) else value for key, value in optional.items() if value}
 
 
+def _hex(value: float | tuple[float, ...]) -> str | list[str]:
+    return [float(v).hex() for v in value] if isinstance(value, tuple) else float(value).hex()
+
+
+def _parse_table(values: Any, where: str) -> Table:
+    """A list of hexadecimal floats, or of lists of them that are all of one length."""
+    rows = values if isinstance(values, list) and all(isinstance(row, list) for row in values) else [values]
+    if not all(isinstance(row, list) and all(isinstance(v, str) and _HEX_FLOAT.fullmatch(v) for v in row) for row in rows):
+        raise FileFormatError(f"{where}: must list hexadecimal floats; {_ADVICE}")
+    if len({len(row) for row in rows}) > 1:
+        raise FileFormatError(f"{where}: lists of different lengths; {_ADVICE}")
+    try:
+        numbers = tuple(tuple(float.fromhex(v) for v in row) for row in rows)
+    except OverflowError:
+        raise FileFormatError(f"{where}: a value is out of range; {_ADVICE}") from None
+    return numbers if rows is values else numbers[0]
+
+
 def quantization_json(quantization: Quantization) -> dict[str, Any]:
     """The `quantization_config` object; `parse_quantization` is its inverse."""
     return {
@@ -89,7 +110,7 @@ def quantization_json(quantization: Quantization) -> dict[str, Any]:
         "recipe_digest": quantization.recipe_digest,
         "kv_cache": quantization.kv_cache,
         "provenance": list(quantization.provenance),
-        "tables": {name: [float(v).hex() for v in values] for name, values in quantization.tables.items()},
+        "tables": {name: [_hex(v) for v in values] for name, values in quantization.tables.items()},
         "layers": {name: _layer_json(layer) for name, layer in quantization.layers.items()},
     }
 
@@ -169,12 +190,7 @@ def parse_quantization(value: object, where: str) -> Quantization:
         raise FileFormatError(f"{fields.where}: version {version} is not known, only {VERSION}; update anybit")
     tables = {}
     for name, values in fields.take("tables", dict, {}).items():
-        if not isinstance(values, list) or not all(isinstance(v, str) and _HEX_FLOAT.fullmatch(v) for v in values):
-            raise FileFormatError(f"{fields.where}.tables[{shown(name)}]: must list hexadecimal floats; {_ADVICE}")
-        try:
-            tables[name] = tuple(float.fromhex(v) for v in values)
-        except OverflowError:
-            raise FileFormatError(f"{fields.where}.tables[{shown(name)}]: a value is out of range; {_ADVICE}") from None
+        tables[name] = _parse_table(values, f"{fields.where}.tables[{shown(name)}]")
     provenance = fields.take("provenance", list, [])
     if not all(isinstance(item, dict) for item in provenance):
         raise FileFormatError(f"{fields.where}: 'provenance' must list objects; {_ADVICE}")

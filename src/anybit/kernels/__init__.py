@@ -23,7 +23,7 @@ class OpSpec:
     op: "linear". layout: of the stored weight. bits: of a code. dense: no scales.
     table: the element's table kind ("i8", "i16", "i16r", "f32").
     levels: number of scale levels; second: what the second level covers ("", "tensor" or "blocks").
-    act: None (float activations) or "int8".
+    act: None (float activations) or "int8". dim: weights that one code stands for.
     """
 
     op: str
@@ -35,6 +35,7 @@ class OpSpec:
     second: str
     act: str | None
     device: str = "cpu"
+    dim: int = 1
 
 
 Run = Callable[[Any, np.ndarray, str | None, np.ndarray | None], np.ndarray]

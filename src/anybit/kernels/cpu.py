@@ -67,6 +67,8 @@ _from_environment()
 def _accept_coded(spec: OpSpec) -> str | None:
     if spec.device != "cpu" or spec.op != "linear":
         return f"it is for linear on cpu, not {spec.op} on {spec.device}"
+    if spec.dim > 1:
+        return f"it decodes one weight a code, not {spec.dim}"
     repacked = spec.layout == "rows" and spec.bits <= 8 and not spec.dense  # once, by QTensor.native
     if spec.layout != "tile16x4" and not repacked:
         return f"it reads tile16x4, not {spec.layout}"
@@ -101,7 +103,7 @@ def op_spec(fmt: Format, layout: str, act: str | None) -> OpSpec:
     """The properties of a linear operator that dispatch looks at."""
     levels = len(fmt.levels)
     second = "" if levels < 2 else "tensor" if levels == 2 and _whole(fmt) else "blocks"
-    return OpSpec("linear", layout, fmt.element.bits, fmt.block is None, fmt.element.table.kind, levels, second, act)
+    return OpSpec("linear", layout, fmt.element.bits, fmt.block is None, fmt.element.table.kind, levels, second, act, dim=fmt.element.dim)
 
 
 # ------------------------------------------------------------------------------------------------ native weights

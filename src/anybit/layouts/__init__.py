@@ -12,6 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
+from anybit.errors import ShapeError
 from anybit.formats import Format
 from anybit.registry import Registry
 
@@ -72,8 +73,8 @@ def geometry(fmt: Format, shape: tuple[int, ...]) -> Geometry:
 
 
 def default_layout(fmt: Format, shape: tuple[int, ...]) -> str:
-    """The layout that kernels want for such a tensor: the first that accepts it."""
+    """The layout that kernels want for such a tensor: the first that accepts it. ShapeError: rows that the element's codes cannot fill."""
     for name in ("tile16x4", "tile16x1", "rows"):
         if LAYOUTS[name].accepts(fmt, shape) is None:
             return name
-    raise AssertionError("the layout 'rows' takes everything")
+    raise ShapeError(f"{fmt} cannot hold an array of shape {list(shape)}: {LAYOUTS['rows'].accepts(fmt, shape)}")

@@ -1,16 +1,18 @@
 """The plain layout for any shape and width: each row (last axis) a little-endian stream of bits, rows padded to whole bytes.
 
-    codes  uint8 [..., ceil(k * bits / 8)]; code i of a row lies in bits [i * bits, (i + 1) * bits) of its stream
+    codes  uint8 [..., ceil(k / dim * bits / 8)]; code i of a row lies in bits [i * bits, (i + 1) * bits) of its stream
     scale.i, offset.i, zero  in block-grid order, one unsigned integer each
+    table  float32, the values of a learned element
 
-For interchange, and for tensors that the tile layouts do not hold (other than two dimensions, codes of more than 8 bits).
+For interchange, and for tensors that the tile layouts do not hold (other than two dimensions, codes of more than 8 bits or of several
+weights).
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from anybit.formats import Format
+from anybit.formats import Format, cut_reason
 from anybit.layouts import LAYOUTS, Parts
 from anybit.layouts.tile import Sizes, scale_parts
 
@@ -41,10 +43,10 @@ class Rows:
     tile = (1, 1)
 
     def accepts(self, fmt: Format, shape: tuple[int, ...]) -> str | None:
-        return None
+        return cut_reason(fmt.element, shape)
 
     def parts(self, fmt: Format, shape: tuple[int, ...]) -> Sizes:
-        width = -(-shape[-1] * fmt.element.bits // 8)
+        width = -(-shape[-1] // fmt.element.dim * fmt.element.bits // 8)
         return {"codes": (np.dtype(np.uint8), (*shape[:-1], width)), **scale_parts(fmt, shape)}
 
     def pack(self, fmt: Format, shape: tuple[int, ...], logical: Parts) -> dict[str, np.ndarray]:
@@ -52,7 +54,7 @@ class Rows:
         return stored | {name: np.ascontiguousarray(logical[name]) for name in scale_parts(fmt, shape)}
 
     def unpack(self, fmt: Format, shape: tuple[int, ...], stored: Parts) -> dict[str, np.ndarray]:
-        codes = unpack_rows(stored["codes"], fmt.element.bits, shape[-1], fmt.element.code_dtype)
+        codes = unpack_rows(stored["codes"], fmt.element.bits, shape[-1] // fmt.element.dim, fmt.element.code_dtype)
         return {"codes": codes} | {name: stored[name] for name in scale_parts(fmt, shape)}
 
 

@@ -6,7 +6,7 @@ byte 4*o + j of vector v holds, in bits [f*w, f*w + w), output o at k = 32*chunk
 
     codes    uint8 [n/16, k/32, 64 * bits]
     scale.i  level 0, one a row: unsigned [n/16, blocks, 16]; shared by rows, and every other level: [grid rows, grid columns]
-    zero     uint8, like level 0's scale     offset.i  like scale.i
+    zero     uint8, like level 0's scale     offset.i  like scale.i     table  float32, the values of a learned element
 
 `tile16x1` holds dense weights (float32, float16, bfloat16): codes [n/16, k, 16].
 """
@@ -33,6 +33,8 @@ def scale_parts(fmt: Format, shape: tuple[int, ...]) -> Sizes:
             parts[f"offset.{i}"] = ((level.element if i else fmt.offset).code_dtype, grid)
     if fmt.zero is not None:
         parts["zero"] = (fmt.zero.code_dtype, fmt.grids(shape)[0])
+    if fmt.element.table_shape is not None:
+        parts["table"] = (np.dtype(np.float32), fmt.element.table_shape)
     return parts
 
 
@@ -107,6 +109,8 @@ class Tile16x4:
             return f"it holds matrices, not {len(shape)}-dimensional arrays"
         if fmt.block is None or fmt.element.bits > 8:
             return "it holds codes of 1 to 8 bits with a scale"
+        if fmt.element.dim > 1:
+            return f"it holds one weight a code, and {fmt.element} codes {fmt.element.dim} together"
         return None
 
     def parts(self, fmt: Format, shape: tuple[int, ...]) -> Sizes:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from anybit.errors import FormatError, NonFiniteError, ShapeError
-from anybit.formats import Format, Spec
+from anybit.formats import Block, Format, Spec, bound, codes_shape
 from anybit.formats.element import as_real
 from anybit.formats.rounding import OutOfRangeError
 from anybit.methods.chain import Chain, ScaleRangeError, Shape
@@ -38,7 +38,7 @@ def part_shapes(fmt: Format, shape: Shape) -> dict[str, tuple[np.dtype, Shape]]:
     [('codes', 'uint8', (2, 64)), ('scale.0', 'uint8', (2, 4)), ('scale.1', 'uint32', (1, 1))]
     """
     shape = tuple(shape)
-    found = {"codes": (fmt.element.code_dtype, shape)}
+    found = {"codes": (fmt.element.code_dtype, codes_shape(fmt.element, shape))}
     sizes = fmt.grids(shape)
     for i, level in enumerate(fmt.levels):
         found[f"scale.{i}"] = level.element.code_dtype, sizes[i]
@@ -47,6 +47,8 @@ def part_shapes(fmt: Format, shape: Shape) -> dict[str, tuple[np.dtype, Shape]]:
     if fmt.offset is not None:
         for i in range(len(fmt.levels)):
             found[f"offset.{i}"] = fmt.offset_element(i).code_dtype, sizes[i]
+    if fmt.element.table_shape is not None:
+        found["table"] = np.dtype(np.float32), fmt.element.table_shape
     return found
 
 
@@ -68,12 +70,18 @@ def _slabs(fmt: Format, shape: Shape) -> Iterator[tuple[slice, slice]]:
         yield slice(start * unit, min(stop * unit, shape[0])), slice(start, stop)
 
 
+def _coded_rows(take: slice, fmt: Format, shape: Shape) -> slice:
+    """The codes of a slab's rows: fewer than its rows where the array is a single row, whose weights are coded several together."""
+    return take if len(shape) > 1 or fmt.element.dim == 1 else Block.fewer(take, fmt.element.dim)
+
+
 @METHODS.register("rtn")
 def quantize_parts(w: Any, spec: Spec | Format | str, name: str = "array", importance: Any = None) -> Parts:
     """Chooses scales and codes of an array; each code is the nearest to the value over its stored scale.
 
     Args: w: float32[..., k] (also float16, bfloat16, float64, integers), any strides, at least one axis; name: what errors call it;
-        importance: what an error of each value weighs where the scale rule searches, [k] or w's shape, not negative.
+        importance: what an error of each value weighs where the scale rule searches or values are learned, [k] or w's shape, not
+            negative.
     Returns: the logical parts, see the module.
     Raises: NonFiniteError: NaN or infinity in w under nonfinite=error, with the first index and the count; ShapeError: no axis, or no
         numbers, or importance that does not fit; FormatError: a policy that the format cannot serve, or a scale that its element
@@ -90,7 +98,11 @@ def quantize_parts(w: Any, spec: Spec | Format | str, name: str = "array", impor
         raise ShapeError(f"{name} is a single number; quantizing needs an array of at least one axis")
     fmt = spec.format
     rule = None if fmt.block is None else SCALES[spec.scale_rule]
-    weights = _importance(importance, x.shape, rule, name)
+    weights = _importance(importance, x.shape, rule, name, fmt.element.learned)
+    if fmt.element.learned:
+        from anybit.methods.learn import quantize_learned
+
+        return quantize_learned(x, spec, name, weights)
     parts = {part: np.zeros(size, dtype) for part, (dtype, size) in part_shapes(fmt, x.shape).items()}
     try:
         if rule is None:
@@ -128,13 +140,13 @@ class _NonFiniteFound(Exception):
     """Somewhere in the array, under nonfinite=error; the place is looked up once, in the array as it was given."""
 
 
-def _importance(given: Any, shape: Shape, rule: Rule | None, name: str) -> np.ndarray | None:
+def _importance(given: Any, shape: Shape, rule: Rule | None, name: str, learned: bool) -> np.ndarray | None:
     """Importance as an array of w's shape (a view). ShapeError, NonFiniteError, FormatError: see quantize_parts."""
     if given is None:
         if rule is not None and rule.weighted:
             raise FormatError(f"{name}: scale={rule.name} needs importance, one number a column; use scale=mse without")
         return None
-    if rule is None or not rule.searches:
+    if not learned and (rule is None or not rule.searches):
         raise FormatError(f"{name}: importance was given, and {f'scale={rule.name}' if rule else 'a format without scales'} does not look"
                           " at errors; use scale=wmse, or another rule that searches")  # fmt: skip
     weights = as_real(given)
@@ -163,7 +175,8 @@ def _quantize(x: np.ndarray, weights: np.ndarray | None, spec: Spec, chooser: Ch
         grids = chooser.choose(values, rows)
         for part, codes in grids.parts.items():
             parts[part][rows] = codes
-        _encode(x[take], spec, grids, None if values.finite else (values.low, values.high), parts["codes"][take])
+        held = parts["codes"][_coded_rows(take, fmt, x.shape)]
+        _encode(x[take], spec, grids, None if values.finite else (values.low, values.high), held)
     for chain, name in ((chooser.scales, "scale"), (chooser.offsets, "offset")):
         for i, codes in enumerate(chain.higher if chain is not None else [], start=1):
             parts[f"{name}.{i}"][...] = codes
@@ -179,7 +192,8 @@ def _encode(x: np.ndarray, spec: Spec, grids: Grids, limits: tuple[np.ndarray, n
         if limits is not None and spec.policy.nonfinite == "propagate":
             bad = ~np.isfinite(part)
             codes = np.where(bad, spec.format.element.encode(np.where(bad, part, 0), nonfinite="propagate"), codes)
-        out[box.take] = codes.reshape(out[box.take].shape)
+        held = box.coded(spec.format.element.dim).take
+        out[held] = codes.reshape(out[held].shape)
 
 
 def _extremes(x: np.ndarray, spec: Spec) -> tuple[np.ndarray, np.ndarray, bool]:
@@ -207,14 +221,15 @@ def _extremes(x: np.ndarray, spec: Spec) -> tuple[np.ndarray, np.ndarray, bool]:
 def _encode_plain(x: np.ndarray, spec: Spec, out: np.ndarray) -> None:
     """Codes of a flat array without scales."""
     element, policy = spec.format.element, spec.policy
+    step = LIMIT // element.dim
     for start in range(0, x.size, LIMIT):
-        part = x[start : start + LIMIT]
+        part, at = x[start : start + LIMIT], start // element.dim
         if np.isfinite(part).all():
-            out[start : start + LIMIT] = element._codes(part, policy.round, policy.over)
+            out[at : at + step] = element._codes(part, policy.round, policy.over)
         elif policy.nonfinite == "error":
             raise _NonFiniteFound
         else:
-            out[start : start + LIMIT] = element.encode(part, policy.round, policy.over, policy.nonfinite)
+            out[at : at + step] = element.encode(part, policy.round, policy.over, policy.nonfinite)
 
 
 def _raise_non_finite(x: np.ndarray, name: str) -> None:
@@ -232,7 +247,8 @@ def _raise_non_finite(x: np.ndarray, name: str) -> None:
 
 
 def dequantize_parts(parts: Parts, fmt: Format, shape: Shape) -> np.ndarray:
-    """float32 values of logical parts. ShapeError: parts that are missing or do not have the shapes of `part_shapes`."""
+    """float32 values of logical parts. ShapeError: parts that are missing or do not have the shapes of `part_shapes`. FormatError: a table
+    of learned values that is none."""
     shape = tuple(shape)
     for part, (_, size) in part_shapes(fmt, shape).items():
         if part not in parts or parts[part].shape != size:
@@ -241,10 +257,11 @@ def dequantize_parts(parts: Parts, fmt: Format, shape: Shape) -> np.ndarray:
     out = np.empty(shape, np.float32)
     if not out.size:
         return out
+    fmt, dim = bound(fmt, parts), fmt.element.dim
     if fmt.block is None:
-        flat, codes = out.reshape(-1), parts["codes"].reshape(-1)
+        flat, codes, step = out.reshape(-1), parts["codes"].reshape(-1), LIMIT // dim
         for start in range(0, flat.size, LIMIT):
-            flat[start : start + LIMIT] = values_of(fmt.element, codes[start : start + LIMIT])
+            flat[start : start + LIMIT] = values_of(fmt.element, codes[start // dim : start // dim + step])
         return out
     merged = _merged(fmt, shape)
     _dequantize({p: parts[p].reshape(size) for p, (_, size) in part_shapes(fmt, merged).items()}, fmt, out.reshape(merged))
@@ -288,7 +305,7 @@ def _dequantize(parts: Parts, fmt: Format, out: np.ndarray) -> None:
     scales, offsets = _chains(parts, fmt, out.shape)
     for take, rows in _slabs(fmt, out.shape):
         grids = _grids(parts, fmt, scales, offsets, rows)
-        target, codes = out[take], parts["codes"][take]
+        target, codes = out[take], parts["codes"][_coded_rows(take, fmt, out.shape)]
         for box in fmt.blocks[0].boxes(target.shape, LIMIT):
-            part = codes[box.take]
-            target[box.take] = grids.decode(part.reshape(box.split), box, fmt.element).reshape(part.shape)
+            held, part = box.coded(fmt.element.dim), target[box.take]
+            target[box.take] = grids.decode(codes[held.take].reshape(held.split), box, fmt.element).reshape(part.shape)

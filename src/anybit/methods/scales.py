@@ -41,7 +41,9 @@ class Range:
 
     @property
     def count(self) -> int:
-        """How many values the element has."""
+        """How many values the element has; 4 for pairs with outliers, whose best scale lies as far from absmax's as that of few values."""
+        if self.element.dim > 1 and self.element.reach[1] < self.element.max:
+            return 4
         return len(self.element.finite) if self.element.bits <= 16 else 1 << self.element.bits
 
     @property

@@ -12,9 +12,10 @@ from anybit.formats import Block, Box, Element
 
 
 def values_of(element: Element, codes: np.ndarray) -> np.ndarray:
-    """float32 values of codes."""
+    """float32 values of codes; those of a code that stands for several lie side by side along the last axis."""
     table = element.table.values
-    return table[codes] if table.size else element.decode(codes).astype(np.float32)
+    values = table[codes] if table.size else element.decode(codes).astype(np.float32)
+    return values if element.dim == 1 else values.reshape(*codes.shape[:-1], codes.shape[-1] * element.dim)
 
 
 @dataclass(frozen=True)

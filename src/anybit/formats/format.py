@@ -12,9 +12,11 @@ import numpy as np
 from anybit.errors import FormatError, ShapeError
 from anybit.formats.block import Block
 from anybit.formats.element import Element
+from anybit.formats.elements.integer import Integer
+from anybit.formats.nested import Opened, check_nested
 
-PACKS = {"base3": Fraction(8, 5)}
-"""Other ways to store codes than `bits` bits each: bits a weight."""
+PACKS = ("base3", "escape")
+"""Other ways to store codes than `bits` bits each."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,8 @@ class Format:
 
     Args of the constructor: an expression (see docs/expressions.md), or a Format.
     Fields: `levels` has defaults filled in and is empty without a block; `zero` and `offset` are the elements of zero points and of
-        first-level offsets, or None; `nested` and `opened` are for nested integers; `pack` is "" or the name of a packing.
+        first-level offsets, or None; `nested` are the widths at which stored integers may be opened, `opened` the one at which they are
+        (then `element` is that of the opened codes), or None; `pack` is "" or the name of a packing.
     Formats are equal when they mean the same: spelling out a default changes nothing. FormatError: no such format.
 
     >>> fmt = Format("int4@128")
@@ -67,6 +70,8 @@ class Format:
         zero: Element | None = None,
         offset: Element | None = None,
         pack: str = "",
+        nested: tuple[int, ...] = (),
+        opened: int | None = None,
     ) -> Format:
         """A format from its parts, with the checks and defaults of the expression. FormatError: parts that do not go together."""
         fmt = cls.__new__(cls)
@@ -74,18 +79,46 @@ class Format:
             levels = levels or (Level(default_scale(block)),)
             if levels[-1].block is not None:
                 levels = (*levels, Level(default_scale(None)))
-        fmt.__dict__.update(element=element, block=block, levels=levels, zero=zero, offset=offset, nested=(), opened=None, pack=pack)
+        fmt.__dict__.update(element=element, block=block, levels=levels, zero=zero, offset=offset, nested=nested, opened=opened, pack=pack)
         _check(fmt)
+        if isinstance(element, Integer) and opened is not None:
+            fmt.__dict__["element"] = Opened.of(element, opened, zero is not None)
         return fmt
+
+    @property
+    def stored(self) -> Format:
+        """The format before opening: what `opened` codes were cut from. Itself if it is not opened."""
+        return self.open(None)
+
+    def open(self, width: int | None) -> Format:
+        """The same nested integers opened at a width; at their own, or None: as they are stored. FormatError: they do not nest there.
+
+        >>> Format("int8@128+nest=4.2").open(4)
+        Format('int8@128+nest=4.2+open=4')
+        """
+        opened = None if width == self._master.bits else width
+        return Format.of(self._master, self.block, self.levels, self.zero, self.offset, self.pack, self.nested, opened)
 
     @property
     def explicit(self) -> str:
         """The expression with every default written out, as checkpoints store it."""
-        text = self.element.name
+        text = self._master.name
         if self.block is not None:
             text += f"@{self.block}" + "".join(f":{level}" for level in self.levels)
         text += f"+zp={self.zero}" if self.zero else ""
         text += f"+off={self.offset}" if self.offset else ""
+        return text + self._storage
+
+    @property
+    def _master(self) -> Element:
+        """The element that the expression names."""
+        return self.element.master if isinstance(self.element, Opened) else self.element
+
+    @property
+    def _storage(self) -> str:
+        """The options of nesting and packing."""
+        text = f"+nest={'.'.join(map(str, self.nested))}" if self.nested else ""
+        text += f"+open={self.opened}" if self.opened is not None else ""
         return text + (f"+pack={self.pack}" if self.pack else "")
 
     def __str__(self) -> str:
@@ -93,14 +126,14 @@ class Format:
         levels = list(self.levels)
         if levels and levels[-1] == Level(default_scale(self.block if len(levels) == 1 else None)):
             levels.pop()
-        text = self.element.name
+        text = self._master.name
         if self.block is not None:
             text += f"@{self.block}" + "".join(f":{level}" for level in levels)
         if self.zero:
-            text += "+zp" + ("" if self.zero == self.element else f"={self.zero}")
+            text += "+zp" + ("" if self.zero == self._master else f"={self.zero}")
         if self.offset:
             text += "+off" + ("" if self.offset == self.levels[0].element else f"={self.offset}")
-        return text + (f"+pack={self.pack}" if self.pack else "")
+        return text + self._storage
 
     def __repr__(self) -> str:
         return f"Format('{self}')"
@@ -132,13 +165,15 @@ class Format:
     def size_bits(self, shape: tuple[int, ...]) -> int:
         """The exact number of bits of codes, scales, zero points and offsets of an array, without padding.
 
+        With pack=escape it is a bound, reached by data without a pattern: what is stored is known after encoding (`QTensor.nbytes`).
+
         >>> Format("nvfp4").size_bits((4096, 4096)) - 4096 * 4096 * 9 // 2
         32
         """
         if any(n < 0 for n in shape) or not shape:
             raise ShapeError(f"a shape has at least one axis and no negative sizes, not {tuple(shape)}")
         shape = tuple(int(n) for n in shape)
-        total = ceil(prod(shape) * PACKS.get(self.pack, Fraction(self.element.bits, self.element.dim)))
+        total = ceil(prod(shape) * self._code_bits)
         block = self.block
         for i, level in enumerate(self.levels):
             assert block is not None
@@ -149,13 +184,25 @@ class Format:
     @property
     def bits_per_weight(self) -> Fraction:
         """The limit of size_bits / weights for large arrays (whole-axis and whole-tensor scales cost nothing in the limit)."""
-        total = PACKS.get(self.pack, Fraction(self.element.bits, self.element.dim))
+        total = self._code_bits
         block = self.block
         for i, level in enumerate(self.levels):
             assert block is not None
             total += block.per_weight * self._block_bits(i)
             block = level.block
         return total
+
+    @property
+    def _code_bits(self) -> Fraction:
+        """Bits of a weight's code; for pack=escape at most: blocks of 4096 codes, with 24 bytes about each."""
+        if self.pack == "base3":
+            return Fraction(8, 5)
+        return Fraction(self.element.bits, self.element.dim) + (Fraction(24 * 8, 4096) if self.pack == "escape" else 0)
+
+    @property
+    def plain(self) -> Format:
+        """The same without a packing."""
+        return Format.of(self.element, self.block, self.levels, self.zero, self.offset) if self.pack else self
 
     def _block_bits(self, level: int) -> int:
         """Bits that each block of a level costs: its scale, and its zero point or offset."""
@@ -211,5 +258,10 @@ def _check(fmt: Format) -> None:
         last = fmt.offset_element(len(fmt.levels) - 1)
         if not last.signed or not all(fmt.offset_element(i).has_zero for i in range(len(fmt.levels))):
             raise FormatError(f"offsets need zero and a sign, which {last} cannot store; write +off=bf16 or other scales")
+    check_nested(element, fmt.nested, fmt.opened, fmt.zero)
+    if fmt.nested and fmt.block is None:
+        raise FormatError("nested integers need a block, as in int8@128+nest=4")
     if fmt.pack == "base3" and element.name != "ternary":
         raise FormatError(f"pack=base3 packs 5 ternary codes a byte, and {element} is not ternary")
+    if fmt.pack == "escape" and not (element.name == "bf16" or (family == "minifloat" and element.bits == 8 and element.signed)):
+        raise FormatError(f"pack=escape packs exponents of bf16 and of signed 8-bit floats, and {element} is neither")

@@ -145,10 +145,10 @@ template <int bits> static void panel_float(const Weight &w, const float *table,
   }
 }
 
-// Ternary codes 0 .. 2 are table entries less their least value: the bytes of the panel as they come.
+// Ternary codes 0 .. 2 are -1 .. 1 with a bias of 1: the bytes of the panel as they come.
 static void trit_panel(const Weight &w, int64_t tile, int64_t c0, int64_t c1, uint8_t *out) {
   const int64_t vectors = (w.k + 19) / 20;
-  trit_groups(w.codes + tile * vectors * 64, vectors, 8 * c0, 8 * c1, [&](int64_t g, B code) AB_LAMBDA { b_store(out + 64 * g, b_lookup(b_table(w.low), code)); });
+  trit_groups(w.codes + tile * vectors * 64, vectors, 8 * c0, 8 * c1, [&](int64_t g, B code) AB_LAMBDA { b_store(out + 64 * g, code); });
 }
 
 static void trit_panel_float(const Weight &w, const float *table, int64_t tile, int64_t c0, int64_t c1, float *out) {

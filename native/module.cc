@@ -98,14 +98,14 @@ std::unique_ptr<PyWeight> make_weight(int64_t n, int64_t k, int bits, int dense,
     w.index = index->data();
     out->keep_index = *index;
   } else {
-    require(!trits || (!dense && bits == 2 && integers), "only ternary codes lie five a byte");
+    const int32_t ternary[4] = {-1, 0, 1, 1};
+    require(!trits || (!dense && bits == 2 && integers && std::equal(ternary, ternary + 4, integers->data())), "only ternary codes lie five a byte");
     const int64_t chunks = trits ? (k + 19) / 20 : (k + 31) / 32, chunk = trits ? 64 : 64 * bits;
     const int64_t bytes = dense ? tiles * 16 * k * (bits / 8) : tiles * chunks * chunk;
     require(static_cast<int64_t>(codes.shape(0)) == bytes, "codes: byte count differs from the layout");  // before lists of k / block entries
     w.trits = trits;
   }
   w.finish(!dense && integers ? integers->data() : nullptr);
-  require(!trits || w.kind == Kind::Unsigned8, "only ternary codes lie five a byte");
   if (!dense) {
     check_scale(w, *scale);
     w.scale = scale->scale;

@@ -87,6 +87,12 @@ AB_INLINE B next_trit(B &x) {  // x + 128: the order of signed bytes is that of 
 template <class Store> AB_INLINE void trit_groups(const uint8_t *p, int64_t vectors, int64_t g0, int64_t g1, Store store) {
   for (int64_t g = g0; g < g1;) {
     const int64_t v = g / 5;
+    if (g == 5 * v && g + 5 <= g1 && v < vectors) {
+      B x = b_xor(b_load(p + 64 * v), b_set(128));
+      for (int i = 0; i < 5; i++) store(g + i - g0, next_trit(x));
+      g += 5;
+      continue;
+    }
     if (v >= vectors) {
       store(g++ - g0, b_set(0));
       continue;

@@ -14,7 +14,6 @@ import numpy as np
 
 from anybit.errors import FormatError, ShapeError
 from anybit.formats import Format, Spec
-from anybit.formats.nested import Opened
 from anybit.layouts import ANY, LAYOUTS, default_layout, geometry
 from anybit.layouts.tile import Tile16x1
 
@@ -131,8 +130,7 @@ class QTensor:
         if self.format.opened is not None:
             raise FormatError(f"{self.format} is opened already; open the stored tensor at {width}")
         logical = self.logical()
-        assert isinstance(fmt.element, Opened)
-        return QTensor.pack(fmt, self.shape, {**logical, "codes": fmt.element.cut(logical["codes"])})
+        return QTensor.pack(fmt, self.shape, {**logical, "codes": fmt.cut(logical["codes"])})
 
     def narrow(self, start: int, stop: int) -> QTensor:
         """Rows [start, stop) of a matrix, in place. ShapeError: a cut inside a tile, or inside rows that share a scale."""

@@ -9,7 +9,7 @@ import anybit
 from anybit.errors import FormatError
 from anybit.formats import Format
 from anybit.formats.elements.integer import Integer
-from anybit.formats.nested import Opened
+from anybit.formats.elements.nested import Opened
 from anybit.reference import grid, rational
 
 

@@ -12,8 +12,6 @@ import numpy as np
 from anybit.errors import FormatError, ShapeError
 from anybit.formats.block import Block
 from anybit.formats.element import Element
-from anybit.formats.elements.integer import Integer
-from anybit.formats.nested import Opened, check_nested
 
 PACKS = ("base3", "escape")
 """Other ways to store codes than `bits` bits each."""
@@ -81,9 +79,14 @@ class Format:
                 levels = (*levels, Level(default_scale(None)))
         fmt.__dict__.update(element=element, block=block, levels=levels, zero=zero, offset=offset, nested=nested, opened=opened, pack=pack)
         _check(fmt)
-        if isinstance(element, Integer) and opened is not None:
-            fmt.__dict__["element"] = Opened.of(element, opened, zero is not None)
+        if opened is not None:
+            fmt.__dict__["element"] = _nested().open_element(element, opened, zero is not None)
         return fmt
+
+    def cut(self, codes: np.ndarray) -> np.ndarray:
+        """Codes of this opened format from those of `stored`, same shape."""
+        opened: np.ndarray = _nested().open_element(self._master, self.opened, False).cut(codes)
+        return opened
 
     @property
     def stored(self) -> Format:
@@ -112,7 +115,7 @@ class Format:
     @property
     def _master(self) -> Element:
         """The element that the expression names."""
-        return self.element.master if isinstance(self.element, Opened) else self.element
+        return getattr(self.element, "master", self.element) if self.opened is not None else self.element
 
     @property
     def _storage(self) -> str:
@@ -236,6 +239,13 @@ def default_scale(block: Block | None) -> Element:
     return parse_element("bf16" if block is not None and block.kind == "sized" else "fp32")
 
 
+def _nested() -> Any:
+    """What nesting means; families register in the order of their folder, so none is imported with this module."""
+    from anybit.formats.elements import nested
+
+    return nested
+
+
 def _check(fmt: Format) -> None:
     """Raises FormatError for parts that do not go together."""
     element, block = fmt.element, fmt.block
@@ -258,7 +268,8 @@ def _check(fmt: Format) -> None:
         last = fmt.offset_element(len(fmt.levels) - 1)
         if not last.signed or not all(fmt.offset_element(i).has_zero for i in range(len(fmt.levels))):
             raise FormatError(f"offsets need zero and a sign, which {last} cannot store; write +off=bf16 or other scales")
-    check_nested(element, fmt.nested, fmt.opened, fmt.zero)
+    if fmt.nested or fmt.opened is not None:
+        _nested().check_nested(element, fmt.nested, fmt.opened, fmt.zero)
     if fmt.nested and fmt.block is None:
         raise FormatError("nested integers need a block, as in int8@128+nest=4")
     if fmt.pack == "base3" and element.name != "ternary":

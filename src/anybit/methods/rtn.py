@@ -20,7 +20,6 @@ import numpy as np
 from anybit.errors import FormatError, NonFiniteError, ShapeError
 from anybit.formats import Format, Spec
 from anybit.formats.element import as_real
-from anybit.formats.nested import Opened
 from anybit.formats.rounding import OutOfRangeError
 from anybit.methods.chain import Chain, Shape, blocks, grids
 from anybit.methods.grids import LIMIT, Chooser, Grids, tame, values_of
@@ -86,9 +85,9 @@ def quantize_parts(w: Any, spec: Spec | Format | str, name: str = "array") -> Pa
     if x.ndim == 0:
         raise ShapeError(f"{name} is a single number; quantizing needs an array of at least one axis")
     fmt = spec.format
-    if isinstance(fmt.element, Opened):  # of the stored codes: the same numbers as a stored tensor that is opened later
+    if fmt.opened is not None:  # of the stored codes: the same numbers as a stored tensor that is opened later
         parts = quantize_parts(x, Spec(fmt.stored, spec.policy), name)
-        return {**parts, "codes": fmt.element.cut(parts["codes"])}
+        return {**parts, "codes": fmt.cut(parts["codes"])}
     rule = None if fmt.block is None else SCALES[spec.scale_rule]
     parts = {part: np.zeros(size, dtype) for part, (dtype, size) in part_shapes(fmt, x.shape).items()}
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -11,7 +12,11 @@ import numpy as np
 from anybit.errors import FormatError
 from anybit.formats.element import Element
 from anybit.formats.elements.integer import Integer
+from anybit.formats.elements.integer import parse as parse_integer
+from anybit.formats.family import FAMILIES, Family
 from anybit.formats.table import Table
+
+_FORM = re.compile(r"(u?int[0-9]{1,3})_open([0-9]{1,3})")
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,8 @@ class Opened(Element):
     @classmethod
     def of(cls, master: Integer, width: int, whole: bool = False) -> Opened:
         """`whole`: its table has step 1, so that whole zero points of the stored scale come off the integers."""
+        if not 1 <= width < master.bits:
+            raise FormatError(f"{master} is opened at 1 to {master.bits - 1} bits, not {width}")
         return cls(f"{master.name}_open{width}", width, master, whole)
 
     @property
@@ -70,6 +77,12 @@ class Opened(Element):
         return replace(found, kind="i8" if ints.min() >= -128 and ints.max() <= 127 else "i16", ints=ints, step=1.0)
 
 
+def open_element(element: Element, width: int, whole: bool) -> Opened:
+    """An integer's codes opened at a width; `check_nested` has passed."""
+    assert isinstance(element, Integer)
+    return Opened.of(element, width, whole)
+
+
 def check_nested(element: Element, nested: tuple[int, ...], opened: int | None, zero: Element | None) -> None:
     """FormatError: widths that do not nest, or an element whose codes have no such top bits."""
     if not nested:
@@ -88,3 +101,25 @@ def check_nested(element: Element, nested: tuple[int, ...], opened: int | None, 
     if opened is not None and opened not in nested:
         allowed = ", ".join(map(str, nested))
         raise FormatError(f"{element} is nested at {allowed} and cannot be opened at {opened}")
+
+
+def parse(text: str) -> Opened | None:
+    found = _FORM.fullmatch(text)
+    master = parse_integer(found[1]) if found else None
+    return Opened.of(master, int(found[2])) if found and master else None
+
+
+FAMILIES.add(
+    "nested",
+    Family(
+        "nested",
+        "the top bits of stored integers, on the integers' own scale: what int8@128+nest=4.2+open=4 reads",
+        "intN_openR, uintN_openR with R below N",
+        parse,
+        {
+            "int8_open4": "-128 to 112 in steps of 16",
+            "int8_open2": "-128 to 64 in steps of 64",
+            "uint8_open4": "0 to 240 in steps of 16",
+        },
+    ),
+)

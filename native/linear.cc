@@ -352,14 +352,53 @@ static void stream(const Weight &w, const Panel &panel, const uint8_t *codes, co
   }
 }
 
+// The same for five trits a byte: digits go to the dots as they come, vectors of 20 k over the ends of segments, which begin at multiples of 4.
+template <Extra extra> static void stream_trits(const Weight &w, const Panel &panel, const uint8_t *codes, const Side &side, const Input &in, int64_t row, float *state) {
+  const Ends ends = ends_of(w, side, in, row);
+  const int8_t *const q0 = in.q + row * w.codes_length;
+  const int64_t g = w.segments[panel.s0].g0, most = kWideDot ? INT64_MAX : w.chain;
+  const B flip = b_set(128);
+  const uint8_t *p = codes + 64 * (g / 5);
+  int digit = (int)(g % 5);
+  B x = flip;
+  if (digit) {
+    x = b_xor(b_load(p), flip), p += 64;
+    for (int i = 0; i < digit; i++) next_trit(x);
+  }
+  for (int64_t s = panel.s0; s < panel.s1; s++) {
+    const Segment &seg = w.segments[s];
+    const int8_t *q = q0 + seg.at;
+    I sum = i_zero();
+    for (int64_t left = seg.g1 - seg.g0; left > 0;) {
+      int64_t run = left < most ? left : most;
+      left -= run;
+      C c = c_zero();
+      while (run > 0) {
+        if (digit == 0) x = b_xor(b_load(p), flip), p += 64;
+        if (digit == 0 && run >= 5) {
+          for (int i = 0; i < 5; i++) c = c_step(c, next_trit(x), q_four(q + 4 * i));
+          q += 20, run -= 5;
+          continue;
+        }
+        c = c_step(c, next_trit(x), q_four(q));
+        q += 4, run--, digit = digit == 4 ? 0 : digit + 1;
+      }
+      sum = c_end(sum, c);
+    }
+    settle<extra>(ends, sum, 0, s, 16 * (seg.block - side.first), state);
+    AB_KEEP_IN_MEMORY();
+  }
+}
+
 using Stream = void (*)(const Weight &, const Panel &, const uint8_t *, const Side &, const Input &, int64_t, float *);
 #define AB_STREAM(bits, extra) {stream<bits, Extra::extra, 4>, stream<bits, Extra::extra, 8>}
 #define AB_STREAMS(bits) {AB_STREAM(bits, None), AB_STREAM(bits, Bias), AB_STREAM(bits, Full)}
 const Stream kStream[5][3][2] = {{{nullptr, nullptr}, {nullptr, nullptr}, {nullptr, nullptr}}, AB_STREAMS(1), AB_STREAMS(2), AB_STREAMS(3), AB_STREAMS(4)};
 
 static Stream stream_of(const Weight &w) {  // nullptr: the weight needs panels
-  if (w.kind != Kind::Unsigned8 || w.bits > 4 || w.trits || (!kWideDot && w.chain < 4)) return nullptr;
+  if (w.kind != Kind::Unsigned8 || w.bits > 4 || (!kWideDot && w.chain < 4)) return nullptr;
   const int extra = w.zero || w.has_offset ? 2 : w.bias ? 1 : 0;
+  if (w.trits) return w.block % 4 && w.blocks > 1 ? nullptr : extra == 2 ? stream_trits<Extra::Full> : stream_trits<Extra::Bias>;
   if (w.block % 32 == 0 || w.blocks == 1) return kStream[w.bits][extra][1];
   return w.block == 16 ? kStream[w.bits][extra][0] : nullptr;
 }
@@ -512,7 +551,7 @@ static void multiply_integer(const Weight &w, const Input &in, const float *bias
   const Stream streamed = rows == 1 ? stream_of(w) : nullptr;
   const bool direct = w.bits == 8 && w.affine && w.flip == 0;  // the stored bytes are the panel
   for (const Panel *p = w.panels, *end = p + w.panel_count; p < end; p++) {
-    const uint8_t *codes = w.codes + (tile * w.chunks + p->c0) * 64 * w.bits;
+    const uint8_t *codes = w.codes + (w.trits ? tile * ((w.k + 19) / 20) * 64 : (tile * w.chunks + p->c0) * 64 * w.bits);
     const int64_t b0 = w.segments[p->s0].block, b1 = w.segments[p->s1 - 1].block + 1;
     side.first = b0;
     scale_rows(w.scale, tile, b0, b1, w.n, w.step, side.scale);

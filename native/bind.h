@@ -36,8 +36,10 @@ template <class T> nb::object array(size_t dimensions, const size_t *shape, T **
 struct PyWeight {
   OwnedWeight weight;
   std::optional<Bytes> keep_codes, keep_scale, keep_offset, keep_zero;
+  std::optional<Array<uint8_t, 2>> keep_index;
 };
 
-void bind_ops(nanobind::module_ &m);  // bind_ops.cc: block operators, sampling, evaluation statistics
+void bind_pack(nanobind::module_ &m);  // bind_pack.cc: packing, lossless codes
+void bind_ops(nanobind::module_ &m);   // bind_ops.cc: block operators, sampling, evaluation statistics
 
 }  // namespace anybit

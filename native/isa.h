@@ -107,6 +107,10 @@ AB_INLINE B b_set(int x) { return {_mm512_set1_epi8((char)x)}; }
 AB_INLINE B b_and(B a, B b) { return {_mm512_and_si512(a.v, b.v)}; }
 AB_INLINE B b_or(B a, B b) { return {_mm512_or_si512(a.v, b.v)}; }
 AB_INLINE B b_xor(B a, B b) { return {_mm512_xor_si512(a.v, b.v)}; }
+AB_INLINE B b_add(B a, B b) { return {_mm512_add_epi8(a.v, b.v)}; }
+AB_INLINE B b_sub(B a, B b) { return {_mm512_sub_epi8(a.v, b.v)}; }
+AB_INLINE B b_above(B a, int limit) { return {_mm512_movm_epi8(_mm512_cmpgt_epi8_mask(a.v, _mm512_set1_epi8((char)limit)))}; }  // signed; 0xff or 0
+AB_INLINE uint64_t b_equal(B a, B b) { return _mm512_cmpeq_epi8_mask(a.v, b.v); }  // bit i: bytes i are equal
 template <int n> AB_INLINE B b_shr(B a) { return {_mm512_srli_epi16(a.v, n)}; }  // bits of the neighbour come in: mask after
 template <int n> AB_INLINE B b_shl(B a) { return {_mm512_slli_epi16(a.v, n)}; }
 AB_INLINE B b_sign(B a) { return {_mm512_movm_epi8(_mm512_movepi8_mask(a.v))}; }  // 0xff where the top bit is set
@@ -248,6 +252,15 @@ AB_INLINE B b_set(int x) { __m256i v = _mm256_set1_epi8((char)x); return {v, v};
 AB_INLINE B b_and(B a, B b) { return AB_BOTH(B, _mm256_and_si256); }
 AB_INLINE B b_or(B a, B b) { return AB_BOTH(B, _mm256_or_si256); }
 AB_INLINE B b_xor(B a, B b) { return AB_BOTH(B, _mm256_xor_si256); }
+AB_INLINE B b_add(B a, B b) { return AB_BOTH(B, _mm256_add_epi8); }
+AB_INLINE B b_sub(B a, B b) { return AB_BOTH(B, _mm256_sub_epi8); }
+AB_INLINE B b_above(B a, int limit) {  // signed; 0xff or 0
+  __m256i v = _mm256_set1_epi8((char)limit);
+  return {_mm256_cmpgt_epi8(a.a, v), _mm256_cmpgt_epi8(a.b, v)};
+}
+AB_INLINE uint64_t b_equal(B a, B b) {  // bit i: bytes i are equal
+  return (uint32_t)_mm256_movemask_epi8(_mm256_cmpeq_epi8(a.a, b.a)) | (uint64_t)(uint32_t)_mm256_movemask_epi8(_mm256_cmpeq_epi8(a.b, b.b)) << 32;
+}
 template <int n> AB_INLINE B b_shr(B a) { return {_mm256_srli_epi16(a.a, n), _mm256_srli_epi16(a.b, n)}; }  // mask after
 template <int n> AB_INLINE B b_shl(B a) { return {_mm256_slli_epi16(a.a, n), _mm256_slli_epi16(a.b, n)}; }
 AB_INLINE B b_sign(B a) { __m256i z = _mm256_setzero_si256(); return {_mm256_cmpgt_epi8(z, a.a), _mm256_cmpgt_epi8(z, a.b)}; }  // 0xff where the top bit is set
@@ -378,6 +391,20 @@ AB_INLINE B b_set(int x) { AB_BYTES(x); }
 AB_INLINE B b_and(B a, B b) { AB_BYTES(a.v[j] & b.v[j]); }
 AB_INLINE B b_or(B a, B b) { AB_BYTES(a.v[j] | b.v[j]); }
 AB_INLINE B b_xor(B a, B b) { AB_BYTES(a.v[j] ^ b.v[j]); }
+AB_INLINE B b_add(B a, B b) { AB_BYTES(a.v[j] + b.v[j]); }
+AB_INLINE B b_sub(B a, B b) { AB_BYTES(a.v[j] - b.v[j]); }
+AB_INLINE B b_above(B a, int limit) { AB_BYTES((int8_t)a.v[j] > limit ? 255 : 0); }  // signed; 0xff or 0
+AB_INLINE uint64_t b_equal(B a, B b) {  // bit i: bytes i are equal
+  uint64_t r = 0;
+  for (int i = 0; i < 64; i += 8) {
+    uint64_t x, y;
+    memcpy(&x, a.v + i, 8), memcpy(&y, b.v + i, 8);
+    x ^= y;  // a zero byte where they are equal
+    x = ~(((x & 0x7f7f7f7f7f7f7f7fu) + 0x7f7f7f7f7f7f7f7fu) | x | 0x7f7f7f7f7f7f7f7fu) >> 7;
+    r |= (x * 0x0102040810204080u >> 56) << i;
+  }
+  return r;
+}
 template <int n> AB_INLINE B b_shr(B a) { AB_BYTES(a.v[j] >> n); }  // callers mask: other ISAs bring the neighbour's bits in
 template <int n> AB_INLINE B b_shl(B a) { AB_BYTES(a.v[j] << n); }
 AB_INLINE B b_sign(B a) { AB_BYTES(a.v[j] & 128 ? 255 : 0); }

@@ -10,13 +10,15 @@
 #include "weight.h"
 
 #include "isa.h"
+#include "planes.h"
+#include "ranks.h"
 
 namespace anybit {
 namespace ANYBIT_ISA {
 namespace {
 
 constexpr int64_t kRowBlock = 512;   // rows that share one decoded panel
-constexpr int64_t kFloatPanel = 256;  // k of a float panel: 16 KiB a tile
+constexpr int64_t kFloatPanel = kEscapeBlock / 16;  // 256, k of a float panel: 16 KiB a tile
 constexpr int64_t kFloatTiles = 4;    // tiles side by side when few rows would leave the fma units waiting
 
 // ------------------------------------------------------------------------------------------------ scales
@@ -86,45 +88,6 @@ AB_INLINE I zero_row(const Weight &w, int64_t tile, int64_t b) {
   return i_sub(i_xor(i_load_u8(w.zero + (tile * w.blocks + b) * 16), flip), flip);
 }
 
-// ------------------------------------------------------------------------------------------------ stored bits -> raw codes, a chunk of 32 k
-// Bits [from, from + width) of each byte, moved to bit `to`.
-template <int width, int from, int to> AB_INLINE B field(B x) {
-  const B mask = b_set(((1 << width) - 1) << to);
-  if constexpr (from >= to) return b_and(b_shr<from - to>(x), mask);
-  else return b_and(b_shl<to - from>(x), mask);
-}
-
-template <int width, int to> AB_INLINE void plane(const uint8_t *p, B *g) {  // or-s one bit plane into the eight groups
-  if constexpr (width == 8) {
-    for (int v = 0; v < 8; v++) g[v] = b_load(p + 64 * v);
-  } else if constexpr (width == 4) {
-    for (int v = 0; v < 4; v++) {
-      B x = b_load(p + 64 * v);
-      g[2 * v] = field<4, 0, to>(x), g[2 * v + 1] = field<4, 4, to>(x);
-    }
-  } else if constexpr (width == 2) {
-    for (int v = 0; v < 2; v++) {
-      B x = b_load(p + 64 * v);
-      B y[4] = {field<2, 0, to>(x), field<2, 2, to>(x), field<2, 4, to>(x), field<2, 6, to>(x)};
-      for (int f = 0; f < 4; f++) g[4 * v + f] = to ? b_or(g[4 * v + f], y[f]) : y[f];
-    }
-  } else {
-    B x = b_load(p);
-    B y[8] = {field<1, 0, to>(x), field<1, 1, to>(x), field<1, 2, to>(x), field<1, 3, to>(x),
-              field<1, 4, to>(x), field<1, 5, to>(x), field<1, 6, to>(x), field<1, 7, to>(x)};
-    for (int f = 0; f < 8; f++) g[f] = to ? b_or(g[f], y[f]) : y[f];
-  }
-}
-
-template <int bits> AB_INLINE void codes_of(const uint8_t *p, B *g) {
-  constexpr int first = bits == 8 ? 8 : bits >= 4 ? 4 : bits >= 2 ? 2 : 1;
-  plane<first, 0>(p, g);
-  if constexpr (bits == 3) plane<1, 2>(p + 128, g);
-  if constexpr (bits == 5) plane<1, 4>(p + 256, g);
-  if constexpr (bits == 6 || bits == 7) plane<2, 4>(p + 256, g);
-  if constexpr (bits == 7) plane<1, 6>(p + 384, g);
-}
-
 // ------------------------------------------------------------------------------------------------ raw codes -> table values
 // A table of 2^bits bytes: 16 entries a shuffle by the low four bits, then the higher bits choose between the shuffles' results, pair by pair.
 template <int bits> AB_INLINE B table_bytes(const uint8_t *table, B code, B low) {
@@ -186,6 +149,38 @@ template <int bits> static void panel_float(const Weight &w, const float *table,
         else f_store(out, f_gather(table, code));
       }
     }
+  }
+}
+
+// Ternary codes 0 .. 2 are -1 .. 1 with a bias of 1: the bytes of the panel as they come.
+static void trit_panel(const Weight &w, int64_t tile, int64_t c0, int64_t c1, uint8_t *out) {
+  const int64_t vectors = (w.k + 19) / 20;
+  trit_groups(w.codes + tile * vectors * 64, vectors, 8 * c0, 8 * c1, [&](int64_t g, B code) AB_LAMBDA { b_store(out + 64 * g, code); });
+}
+
+static void trit_panel_float(const Weight &w, const float *table, int64_t tile, int64_t c0, int64_t c1, float *out) {
+  const int64_t vectors = (w.k + 19) / 20;
+  trit_groups(w.codes + tile * vectors * 64, vectors, 8 * c0, 8 * c1, [&](int64_t g, B code) AB_LAMBDA {
+    const I d = b_dwords(code);
+    for (int j = 0; j < 4; j++) f_store(out + 64 * g + 16 * j, f_lookup16(table, i_and(i_shr(d, 8 * j), i_set(3))));
+  });
+}
+
+// One block of lossless bfloat16 weights: symbols are exponents, low bits sign and mantissa.
+static void escape_panel(const Weight &w, int64_t tile, int64_t k0, int64_t k1, float *out) {
+  const EscapeEntry e = escape_entry(w.index + (tile * ((w.k + kFloatPanel - 1) / kFloatPanel) + k0 / kFloatPanel) * kEscapeEntry);
+  const int64_t count = 16 * (k1 - k0);
+  const uint8_t *p = w.codes + e.offset;
+  if (!e.width) {
+    for (int64_t i = 0; i < count; i += 16) f_store(out + i, f_load_bf16(p + 2 * i));
+    return;
+  }
+  alignas(64) uint8_t symbols[kEscapeBlock];
+  const Low low = block_symbols(e, p, count, 2, symbols);
+  const I sign = i_set(128), rest = i_set(127);
+  for (int64_t i = 0; i < count; i += 16) {
+    const I s = i_load_u8(low.at + i / 512 * low.step + i % 512), high = i_shl(i_load_u8(symbols + i), 23);
+    f_store(out + i, i_float(i_or(i_or(i_shl(i_and(s, sign), 24), i_shl(i_and(s, rest), 16)), high)));
   }
 }
 
@@ -389,6 +384,8 @@ template <int rows, int tiles> AB_INLINE void fma_some(int64_t count, const Weig
 // Float values of k in [k0, k1) (k0 a multiple of 32) of one tile row: [k1 - k0][16]. `table`: w.table for products, w.values for exact values.
 static const float *float_panel(const Weight &w, const float *table, int64_t tile, int64_t k0, int64_t k1, float *out) {
   if (w.dense == Dense::Float32) return (const float *)w.codes + (tile * w.k + k0) * 16;
+  if (w.index) return escape_panel(w, tile, k0, k1, out), out;
+  if (w.trits) return trit_panel_float(w, table, tile, k0 / 32, (k1 + 31) / 32, out), out;
   if (w.dense != Dense::None) {
     const uint8_t *p = w.codes + (tile * w.k + k0) * 32;
     for (int64_t i = 0; i < k1 - k0; i++, p += 32) f_store(out + 16 * i, w.dense == Dense::Float16 ? f_load_half(p) : f_load_bf16(p));
@@ -470,7 +467,7 @@ static void multiply_integer(const Weight &w, const Input &in, const float *bias
   const Stream streamed = stream_of(w, rows);
   const bool direct = w.bits == 8 && w.affine && w.flip == 0;  // the stored bytes are the panel
   for (const Panel *p = w.panels, *end = p + w.panel_count; p < end; p++) {
-    const uint8_t *codes = w.codes + (tile * w.chunks + p->c0) * 64 * w.bits;
+    const uint8_t *codes = w.codes + (w.trits ? tile * ((w.k + 19) / 20) * 64 : (tile * w.chunks + p->c0) * 64 * w.bits);
     const int64_t b0 = w.segments[p->s0].block, b1 = w.segments[p->s1 - 1].block + 1;
     side.first = b0;
     scale_rows(w.scale, tile, b0, b1, w.n, w.step, side.scale);
@@ -482,7 +479,8 @@ static void multiply_integer(const Weight &w, const Input &in, const float *bias
       kPanelWide[w.bits](w, codes, p->c1 - p->c0, bytes);
       dot_all<Kind::Wide16>(w, *p, bytes, side, in, m0, m1, state);
     } else {
-      if (!direct) kPanelBytes[w.bits](w, codes, p->c1 - p->c0, bytes);
+      if (w.trits) trit_panel(w, tile, p->c0, p->c1, bytes);
+      else if (!direct) kPanelBytes[w.bits](w, codes, p->c1 - p->c0, bytes);
       const uint8_t *from = direct ? codes : bytes;
       if (w.kind == Kind::Signed8) dot_all<Kind::Signed8>(w, *p, from, side, in, m0, m1, state);
       else dot_all<Kind::Unsigned8>(w, *p, from, side, in, m0, m1, state);

@@ -8,6 +8,7 @@
 #include <stdexcept>
 
 #include "bind.h"
+#include "escape.h"
 #include "operator.h"
 #include "pool.h"
 
@@ -68,7 +69,7 @@ void check_scale(const OwnedWeight &w, const PyScale &s) {
 
 std::unique_ptr<PyWeight> make_weight(int64_t n, int64_t k, int bits, int dense, Bytes codes, int64_t block, const PyScale *scale, const PyScale *offset,
                                       std::optional<Bytes> zero, int zero_flip, std::optional<Integers> integers, float step, Vector table,
-                                      float float_step, Vector values) {
+                                      float float_step, Vector values, bool trits, std::optional<Array<uint8_t, 2>> index) {
   auto out = std::make_unique<PyWeight>();
   OwnedWeight &w = out->weight;
   constexpr int64_t kMost = int64_t{1} << 31;  // and n * k below 2^48: no byte count can wrap
@@ -88,8 +89,22 @@ std::unique_ptr<PyWeight> make_weight(int64_t n, int64_t k, int bits, int dense,
       for (size_t i = 0; i < entries; i++) require(integers->data()[i] >= -32768 && integers->data()[i] <= 32767, "integer table beyond int16");
     for (size_t i = 0; i < std::max<size_t>(entries, 16); i++) w.table[i] = table.data()[i % entries], w.values[i] = values.data()[i % entries];
   }
-  const int64_t tiles = (n + 15) / 16, bytes = dense ? tiles * 16 * k * (bits / 8) : tiles * ((k + 31) / 32) * 64 * bits;
-  require(static_cast<int64_t>(codes.shape(0)) == bytes, "codes: byte count differs from the layout");  // before lists of k / block entries
+  const int64_t tiles = (n + 15) / 16;
+  if (index) {
+    require(dense == static_cast<int>(Dense::BFloat16), "lossless codes are bfloat16");
+    const EscapeShape blocks(tiles * 16 * k, 16 * k, 2);
+    require(static_cast<int64_t>(index->shape(0)) == blocks.blocks && index->shape(1) == static_cast<size_t>(kEscapeEntry), "index: its size differs from the layout");
+    check_escapes(blocks, index->data(), codes.data(), static_cast<int64_t>(codes.shape(0)));
+    w.index = index->data();
+    out->keep_index = *index;
+  } else {
+    const int32_t ternary[4] = {-1, 0, 1, 1};
+    require(!trits || (!dense && bits == 2 && integers && std::equal(ternary, ternary + 4, integers->data())), "only ternary codes lie five a byte");
+    const int64_t chunks = trits ? (k + 19) / 20 : (k + 31) / 32, chunk = trits ? 64 : 64 * bits;
+    const int64_t bytes = dense ? tiles * 16 * k * (bits / 8) : tiles * chunks * chunk;
+    require(static_cast<int64_t>(codes.shape(0)) == bytes, "codes: byte count differs from the layout");  // before lists of k / block entries
+    w.trits = trits;
+  }
   w.finish(!dense && integers ? integers->data() : nullptr);
   if (!dense) {
     check_scale(w, *scale);
@@ -165,12 +180,12 @@ const char *kind_name(const Weight &w) {
 
 NB_MODULE(_native, m) {
   using namespace anybit;
-  m.doc() = "Native kernels of anybit; anybit.kernels.cpu is the only importer.";
+  m.doc() = "Native kernels of anybit; anybit.native is the only importer.";
   nb::class_<PyScale>(m, "Scale")
       .def_static("make", &make_scale, "kind"_a, "data"_a, "rows"_a, "columns"_a, "second"_a, "bits"_a, "mantissa"_a, "factor"_a, "has_sign"_a, "table"_a);
   nb::class_<PyWeight>(m, "Weight")
       .def_static("make", &make_weight, "n"_a, "k"_a, "bits"_a, "dense"_a, "codes"_a, "block"_a, "scale"_a.none(), "offset"_a.none(), "zero"_a.none(),
-                  "zero_flip"_a, "integers"_a.none(), "step"_a, "table"_a, "float_step"_a, "values"_a)
+                  "zero_flip"_a, "integers"_a.none(), "step"_a, "table"_a, "float_step"_a, "values"_a, "trits"_a = false, "index"_a.none() = nb::none())
       .def("matmul", &matmul, "x"_a, "act"_a, "bias"_a.none() = nb::none())
       .def("rows", &rows, "ids"_a.none() = nb::none())
       .def_prop_ro("isa", [](const PyWeight &p) { return p.weight.kernels->isa; })
@@ -196,4 +211,5 @@ NB_MODULE(_native, m) {
   }, "count"_a);
   m.def("usable_cores", &usable_cores);
   bind_ops(m);
+  bind_pack(m);
 }

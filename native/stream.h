@@ -143,6 +143,45 @@ static void stream(const Weight &w, const Panel &panel, const uint8_t *codes, co
   if (rows == 1) f_store(state, held);
 }
 
+// One row of five trits a byte: digits go to the dots as they come, vectors of 20 k over the ends of segments, which begin at multiples of 4.
+template <Extra extra> static void stream_trits(const Weight &w, const Panel &panel, const uint8_t *codes, const Side &side, const Input &in, int64_t row, float *state) {
+  const Ends ends = ends_of(w, side, in, row);
+  const int8_t *const q0 = in.q + row * w.codes_length;
+  const int64_t g = w.segments[panel.s0].g0, most = kWideDot ? INT64_MAX : w.chain;
+  const B flip = b_set(128);
+  F held = f_load(state);
+  const uint8_t *p = codes + 64 * (g / 5);
+  int digit = (int)(g % 5);
+  B x = flip;
+  if (digit) {
+    x = b_xor(b_load(p), flip), p += 64;
+    for (int i = 0; i < digit; i++) next_trit(x);
+  }
+  for (int64_t s = panel.s0; s < panel.s1; s++) {
+    const Segment &seg = w.segments[s];
+    const int8_t *q = q0 + seg.at;
+    I sum = i_zero();
+    for (int64_t left = seg.g1 - seg.g0; left > 0;) {
+      int64_t run = left < most ? left : most;
+      left -= run;
+      C c = c_zero();
+      while (run > 0) {
+        if (digit == 0) x = b_xor(b_load(p), flip), p += 64;
+        if (digit == 0 && run >= 5) {
+          for (int i = 0; i < 5; i++) c = c_step(c, next_trit(x), q_four(q + 4 * i));
+          q += 20, run -= 5;
+          continue;
+        }
+        c = c_step(c, next_trit(x), q_four(q));
+        q += 4, run--, digit = digit == 4 ? 0 : digit + 1;
+      }
+      sum = c_end(sum, c);
+    }
+    held = settled<extra>(ends, sum, 0, s, 16 * (seg.block - side.first), held);
+  }
+  f_store(state, held);
+}
+
 using Stream = void (*)(const Weight &, const Panel &, const uint8_t *, const Side &, const Input &, int64_t, float *);
 template <int bits, Path path, int rows> constexpr Stream stream_if() {
   if constexpr ((kWideDot || bits <= 4) && (path != Path::Mirrored || bits > 1)) return stream<bits, path, rows>;
@@ -163,6 +202,10 @@ template <int rows> static Stream stream_for(const Weight &w) {
 
 // What streams the last `rows` rows, or nullptr: they need panels. Inputs have rows of zeros after the last one, up to stream_rows(rows).
 static Stream stream_of(const Weight &w, int64_t rows) {
+  if (w.trits) {
+    if (rows > 1 || w.kind != Kind::Unsigned8 || (w.block % 4 && w.blocks > 1)) return nullptr;
+    return w.zero || w.has_offset ? stream_trits<Extra::Full> : stream_trits<Extra::Bias>;
+  }
   if (rows > kStreamRows || (w.block % 32 && w.block != 16 && w.blocks > 1)) return nullptr;
   if (!kWideDot && (w.bits > 4 || w.chain < 4)) return nullptr;
   if (rows == 1) return stream_for<kStreamRows ? 1 : 0>(w);

@@ -7,7 +7,8 @@
 //   scale  one a row:       [n/16][k/block][16] in the stored width, padding rows zero
 //          one for R rows:  [n/R][k/block];     one in all: [1]
 //   zero   [n/16][k/block][16] raw codes, one byte each
-// Dense weights lie as [n/16][k][16] ("tile16x1").
+// Ternary codes may lie five a byte ("base3"): [n/16][k/20][64]; byte 4*o + j of vector v holds output o at k = 20*v + 4*f + j, f = 0 .. 4 (planes.h).
+// Dense weights lie as [n/16][k][16] ("tile16x1"), bfloat16 also lossless ("escape"): blocks of 256 k of a row of tiles (escape.h).
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
@@ -42,6 +43,8 @@ struct Weight {
   int bits = 0;
   Dense dense = Dense::None;
   const uint8_t *codes = nullptr;
+  bool trits = false;                // codes lie five a byte
+  const uint8_t *index = nullptr;    // lossless: an entry for each 256 k of each row of tiles
   int64_t block = 0, blocks = 0;  // weight block along k, and how many
   Scale scale, offset;
   bool has_offset = false;

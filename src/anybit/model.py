@@ -14,7 +14,7 @@ import numpy as np
 from anybit.engine.engine import Engine
 from anybit.engine.generate import Piece, generate
 from anybit.engine.sampling import Sampling
-from anybit.errors import FileFormatError, NoKernelError
+from anybit.errors import FileFormatError, FormatError, NoKernelError
 from anybit.formats import Format, Spec
 from anybit.io.checkpoint import QuantizedEntry, save_checkpoint
 from anybit.io.hf import CONFIG, open_model
@@ -137,7 +137,8 @@ class Model:
     @property
     def quantized(self) -> frozenset[str]:
         """Names of the matrices that are stored in fewer bits than dense ones."""
-        return frozenset(name for name, linear in self.linears.items() if not linear.weight.format.dense)
+        formats = {name: linear.weight.format for name, linear in self.linears.items()}
+        return frozenset(name for name, fmt in formats.items() if fmt.pack or not fmt.dense)
 
     @property
     def nbytes(self) -> int:
@@ -186,6 +187,13 @@ class Model:
         changed = {name: replace(self.linears[name], act=spec) for name in self.linears if name in self.quantized}
         return replace(self, weights={**self.weights, **changed})
 
+    def open(self, width: int) -> Model:
+        """The nested integers among the weights opened at a width, the other weights as they are. FormatError: none nests there."""
+        opened = {name: linear.weight.open(width) for name, linear in self.linears.items() if linear.weight.format.nested}
+        if not opened:
+            raise FormatError(f"{self.name} has no nested integers to open at {width}; quantize it to int8@128+nest={width}, for instance")
+        return replace(self, weights={**self.weights, **{name: replace(self.linears[name], weight=each) for name, each in opened.items()}})
+
     def quantize(
         self, fmt: Format | Spec | str, keep: str | None = KEEP, act: str | None = None, method: str = "rtn",
         progress: Progress | None = None,
@@ -225,14 +233,15 @@ def _entry(linear: Linear) -> QuantizedEntry:
     if linear.pre or linear.post or linear.branches or linear.product:
         raise NoKernelError("transforms, branches and product rules cannot be saved yet")
     weight = linear.weight
-    stored = describe_layer(weight.format, weight.shape, weight.layout, linear.act_name)
+    stored = describe_layer(weight.format, weight.shape, weight.layout, linear.act_name, weight.parts)
     return QuantizedEntry(stored, lambda: dict(weight.parts))
 
 
-def load(path: str | Path) -> Model:
+def load(path: str | Path, open: int | None = None) -> Model:
     """Opens a model: a Hugging Face directory, one that anybit saved, or the name of the bundled model, "pycoder-5m".
 
     A model that anybit saved runs in place on the mapped file. Another one's matrices are repacked tensor by tensor.
+    Args: open, a width at which nested integers are opened (see `Model.open`).
     Raises: FileFormatError: no model, a damaged one, an unsupported architecture, a tensor that is missing or does not fit the config.
         NonFiniteError: NaN or infinity in a dense tensor that is read now (tensor, index, count).
     """
@@ -271,7 +280,8 @@ def load(path: str | Path) -> Model:
         weights[name] = Linear(weight, biases.get(tensor.module), act=act)
     spec = replace(spec, eos=source.eos or spec.eos)
     policy = source.quantization.policy if source.quantization else None
-    return Model(source.config, spec, weights, plain, source.sidecars, str(path), policy)
+    model = Model(source.config, spec, weights, plain, source.sidecars, str(path), policy)
+    return model if open is None else model.open(open)
 
 
 __all__ = ["BUNDLED", "KEEP", "Model", "load", "quantize_file", "resolve"]

@@ -110,9 +110,11 @@ def dense_tensor(array: np.ndarray, dtype: str, name: str, where: object) -> QTe
 
 
 # ---------------------------------------------------------------------------------------------- quantized layers
-def describe_layer(fmt: Format, shape: tuple[int, ...], layout: str, act: str | None) -> StoredLayer:
-    """How a checkpoint describes a weight, known before the weight is made."""
-    sizes = LAYOUTS[layout].parts(fmt, shape)
+def describe_layer(
+    fmt: Format, shape: tuple[int, ...], layout: str, act: str | None, made: Mapping[str, np.ndarray] | None = None
+) -> StoredLayer:
+    """How a checkpoint describes a weight, known before the weight is made but for layouts whose sizes depend on it (`made`: its parts)."""
+    sizes = LAYOUTS[layout].parts(fmt, shape) if made is None else {name: (part.dtype, part.shape) for name, part in made.items()}
     parts = {name: PartInfo("F32" if dtype.kind == "f" else _STORED[dtype.itemsize], size) for name, (dtype, size) in sizes.items()}
     return StoredLayer(fmt.explicit, layout, shape, parts, act=act)
 
@@ -147,7 +149,7 @@ def _check_codes(weight: QTensor) -> None:
     fmt = weight.format
     for name, part in weight.parts.items():
         kind, _, level = name.partition(".")
-        if kind in ("codes", "table"):
+        if kind in ("codes", "index", "table"):
             continue
         element: Element | None = fmt.levels[int(level)].element if kind == "scale" else fmt.zero if kind == "zero" else None
         if kind == "offset":

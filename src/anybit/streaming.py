@@ -11,7 +11,7 @@ from anybit.errors import UsageError
 from anybit.formats import Format, Spec
 from anybit.io.checkpoint import QuantizedEntry, save_checkpoint
 from anybit.io.hf import CONFIG, Source, open_model
-from anybit.layouts import default_layout
+from anybit.layouts import default_layout, sizes_known
 from anybit.methods import METHODS
 from anybit.models import describe
 from anybit.models.spec import TensorSpec
@@ -80,7 +80,7 @@ def _entry(source: Source, tensor: TensorSpec, spec: Spec | None, act: str | Non
     """A matrix of the new checkpoint, made when its turn comes. spec None: it stays dense."""
     name, where = tensor.name, source.path
     fmt = spec.format if spec else Format(DENSE_FORMATS[source.tensors[name].dtype])
-    stored = describe_layer(fmt, tensor.shape, default_layout(fmt, tensor.shape), act)
+    layout = default_layout(fmt, tensor.shape)
 
     def produce() -> dict[str, np.ndarray]:
         array, dtype = source.get(name)
@@ -93,4 +93,6 @@ def _entry(source: Source, tensor: TensorSpec, spec: Spec | None, act: str | Non
         source.release(name)
         return dict(made.parts)
 
-    return name, QuantizedEntry(stored, produce)
+    # Sizes that depend on the data are found by making the weight twice: the file's header comes before its data.
+    made = None if sizes_known(fmt, tensor.shape, layout) else produce()
+    return name, QuantizedEntry(describe_layer(fmt, tensor.shape, layout, act, made), produce)

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from anybit.errors import ShapeError, UsageError
+from anybit.errors import FormatError, ShapeError, UsageError
 from anybit.formats import Format, Spec, bound
-from anybit.layouts import LAYOUTS, default_layout, geometry
+from anybit.layouts import ANY, LAYOUTS, default_layout, geometry
 from anybit.layouts.tile import Tile16x1
 
 
@@ -85,8 +85,12 @@ class QTensor:
         if expected.keys() != parts.keys():
             raise ShapeError(f"{fmt} in layout {layout} has the parts {', '.join(expected)}, not {', '.join(parts)}")
         for name, (dtype, size) in expected.items():
-            if parts[name].dtype != dtype or parts[name].shape != size:
-                raise ShapeError(f"part {name} must be {dtype}{list(size)}, not {parts[name].dtype}{list(parts[name].shape)}")
+            found = parts[name]
+            same = len(found.shape) == len(size) and all(want in (ANY, got) for want, got in zip(size, found.shape, strict=True))
+            if found.dtype != dtype or not same:
+                wanted = str(list(size)).replace(str(ANY), "any")
+                raise ShapeError(f"part {name} must be {dtype}{wanted}, not {found.dtype}{list(found.shape)}")
+        LAYOUTS[layout].check(fmt, shape, parts)
         return cls(fmt, shape, layout, _read_only(parts))
 
     @classmethod
@@ -117,6 +121,19 @@ class QTensor:
         """The same codes in another layout."""
         return self if layout == self.layout else QTensor.pack(self.format, self.shape, self.logical(), layout)
 
+    def open(self, width: int) -> QTensor:
+        """Nested integers opened at one of their widths, in that many bits: a copy that reads fewer bytes. At their own width: itself.
+
+        FormatError: they do not nest there, or are opened already (a slice of a slice would round twice).
+        """
+        fmt = self.format.open(width)
+        if fmt == self.format:
+            return self
+        if self.format.opened is not None:
+            raise FormatError(f"{self.format} is opened already; open the stored tensor at {width}")
+        logical = self.logical()
+        return QTensor.pack(fmt, self.shape, {**logical, "codes": fmt.cut(logical["codes"])})
+
     def narrow(self, start: int, stop: int) -> QTensor:
         """Rows [start, stop) of a matrix, in place. ShapeError: a cut inside a tile, or inside rows that share a scale."""
         if len(self.shape) != 2:
@@ -127,10 +144,12 @@ class QTensor:
         if not 0 <= start < stop <= rows or start % unit or (stop % unit and stop != rows):
             raise ShapeError(f"rows {start} to {stop} of {rows}: cut at multiples of {unit}")
         shape = (stop - start, self.shape[1])
-        parts = {}
+        parts = LAYOUTS[self.layout].cut(self.format, self.shape, self.parts, start, stop)
         for name, (_, size) in LAYOUTS[self.layout].parts(self.format, shape).items():
+            if name in parts:
+                continue
             part = self.parts[name]
-            tiled = name == "codes" or (self.layout == "tile16x4" and part.ndim == 3)
+            tiled = name == "codes" or (self.layout in ("tile16x4", "base3") and part.ndim == 3)
             first = start // (outputs if tiled else owned.get(name, rows))
             parts[name] = part[first : first + size[0]]
         return QTensor.from_stored(self.format, shape, self.layout, parts)
@@ -155,10 +174,14 @@ class QTensor:
         if len(self.shape) != 2:
             raise ShapeError(f"matmul needs a matrix, not an array of shape {list(self.shape)}")
         shape = (self.shape[0], self.shape[1])
-        if self.layout == "tile16x4":
-            return cpu.coded_weight(self.bound, shape, self.parts, _Grids(self))
+        if self.layout in ("tile16x4", "base3") and self.format.block is not None:
+            return cpu.coded_weight(self.bound, shape, self.parts, _Grids(self), trits=self.layout == "base3")
         if self.layout == "tile16x1":
             return cpu.dense_weight(self.format.element.name, shape, self.parts["codes"])
+        if self.layout == "escape" and self.format.dense:
+            return cpu.dense_weight(self.format.element.name, shape, self.parts["codes"], self.parts["index"])
+        if self.format.pack:  # decoded here, once
+            return QTensor.pack(self.format.plain, self.shape, self.logical()).native
         if default_layout(self.format, self.shape) != "rows":
             return self.to(default_layout(self.format, self.shape)).native
         from anybit.methods.rtn import dequantize_parts

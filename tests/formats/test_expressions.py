@@ -57,7 +57,8 @@ def test_sizes_that_ask_for_care() -> None:
 @pytest.mark.parametrize(
     ("text", "limit"),
     [("int4@128", "33/8"), ("nvfp4", "9/2"), ("int8@channel", "8"), ("q6_k", "105/16"), ("q2_k", "21/8"), ("int2@32x1:fp16+off", "3"),
-     ("ternary@256:fp16+pack=base3", "133/80"), ("fp8_e4m3fn@128x128:fp32", "4097/512"), ("int4@allx32", "4"), ("bf16", "16")],
+     ("ternary@256:fp16+pack=base3", "133/80"), ("fp8_e4m3fn@128x128:fp32", "4097/512"), ("int4@allx32", "4"), ("bf16", "16"),
+     ("int8@128+nest=4.2", "65/8"), ("int8@128+nest=4.2+open=4", "33/8"), ("bf16+pack=escape", "1027/64")],
 )  # fmt: skip
 def test_bits_per_weight_is_the_limit(text: str, limit: str) -> None:
     fmt = Format(text)
@@ -96,6 +97,11 @@ def test_bits_per_weight_is_the_limit(text: str, limit: str) -> None:
         ("fixed08_f-04_k02@9", "fixed8_f-4_k2@9", "fixed8_f-4_k2@9:bf16"),
         ("ternary@256:fp16+pack=plain", "ternary@256:fp16", "ternary@256:fp16"),
         ("ternary@256:fp16+pack=base3", "ternary@256:fp16+pack=base3", "ternary@256:fp16+pack=base3"),
+        ("int8@128+nest=4.2", "int8@128+nest=4.2", "int8@128:bf16+nest=4.2"),
+        ("int8@128+open=4+nest=4.2", "int8@128+nest=4.2+open=4", "int8@128:bf16+nest=4.2+open=4"),
+        ("int8@128+nest=4.2+open=8", "int8@128+nest=4.2", "int8@128:bf16+nest=4.2"),
+        ("uint8@64+nest=4+zp+open=4", "uint8@64+zp+nest=4+open=4", "uint8@64:bf16+zp=uint8+nest=4+open=4"),
+        ("bf16+pack=escape", "bf16+pack=escape", "bf16+pack=escape"),
     ],
 )
 def test_canonical_texts(text: str, short: str, explicit: str) -> None:
@@ -145,8 +151,20 @@ REFUSED = [
     ("uint4@32:e8m0+off", "offsets need zero and a sign, which e8m0 cannot store"),
     ("uint4@32:fp16+off=uint4", "which uint4 cannot store"),
     ("int4@128+scale=mse", "+scale says how codes are chosen, not what they mean"),
-    ("int4@128+nest=4.2", "+nest (nested integers) is not available"),
-    ("int4@128+open=4", "is not available in this version at position 9"),
+    ("int4@128+nest=4.2", "nested widths of int4 are 1 to 3, not 4.2 at position 9"),
+    ("int4@128+open=4", "only nested integers can be opened; write +nest=4+open=4 at position 9"),
+    ("int8@128+nest=2.4", "nested widths fall, as in 4.2, unlike 2.4 at position 9"),
+    ("int8@128+nest=4.4", "nested widths fall, as in 4.2, unlike 4.4"),
+    ("int8@128+nest=4.", "'4.' is no list of widths in bits, as in nest=4.2+open=4 at position 14"),
+    ("int8@128+nest", "'=' expected after nest at position 13"),
+    ("int8@128+nest=4.2+open=4.2", "'4.2' is no width in bits"),
+    ("int8@128+nest=4.2+open=3", "int8 is nested at 4, 2 and cannot be opened at 3 at position 18"),
+    ("int8@128+open=3+nest=4", "cannot be opened at 3 at position 9"),
+    ("int8+nest=4", "+nest needs a block, as in int8@128+nest=4 at position 5"),
+    ("int8_sym@128+nest=4", "the top bits of a symmetric integer reach the value that it leaves out at position 13"),
+    ("nf4@64+nest=2", "nesting needs integer codes such as int8 or uint8, not nf4 at position 7"),
+    ("uint12@64+zp+nest=4", "nested integers with zero points have at most 8 bits, and uint12 has 12"),
+    ("int4@128+pack=escape", "packs exponents of bf16 and of signed 8-bit floats, and int4 is neither at position 9"),
     ("int4@128+pack=base3", "packs 5 ternary codes a byte, and int4 is not ternary"),
     ("ternary@64+pack=base4", "no packing named 'base4' at position 16; did you mean base3?"),
     ("ternary@64+pack", "'=' expected after pack"),

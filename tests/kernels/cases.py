@@ -27,10 +27,13 @@ CODED = (
     "fp7_e3m3@64", "fp8_e4m3fn@64", "fp8_e5m2@64", "fp8_e3m4@128", "fp3_e1m1@32", "fp8_e4m3fn@128x128:fp32", "int4@16x16", "int4@8x100",
     "fp4_e2m1@40x64:fp16", "int8@allx32:fp32", "nf4@64", "nf4@channel", "codebook_-1_-0.5_0.3_0.7@64", "codebook_-7_-1_0_0.1_2_3_4_31@48",
     "codebook_-32767_0_1_32767@512", "int4@32:int8@256:fp16", "uint4@32:uint6@256:fp16+off", "int6@16:int8@64:fp16",
+    "ternary@256:fp16+pack=base3", "ternary@20+pack=base3", "ternary@channel+pack=base3", "ternary@33:fp16+off+pack=base3",
+    "int8@128+nest=4.2+open=4", "int8@channel+nest=2+open=2", "uint8@64+nest=6.3+open=6", "uint8@32+zp+nest=4+open=4",
+    "uint8@64:fp16+zp=fp16+nest=2+open=2", "int8@16x32+zp+nest=1+open=1", "fp8_e4m3fn@64+pack=escape", "fp8_e5m2@channel+pack=escape",
     "int4@16:fp8_e4m3fn@tensor", "int4@16:fp8_e4m3fn@channel", "int4@16:uint8@128:bf16@tensor:fp32", "nf4@64:int8@4x128:fp32",
 )
 # fmt: on
-DENSE = ("bf16", "fp16", "fp32")
+DENSE = ("bf16", "fp16", "fp32", "bf16+pack=escape")
 EXPANDED = ("int12@64", "uint12@channel+off", "fp10_e5m4@32")
 
 

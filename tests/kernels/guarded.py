@@ -50,6 +50,26 @@ def check(case: Case, at_end: bool) -> None:
     weight.rows(guarded(np.array([case.n - 1, 0]), at_end))
 
 
+def pack_between_pages() -> None:
+    """Packing of every width, from and to rows and tiles, and lossless codes, at either end of a page."""
+    native, rng = cpu.native, np.random.default_rng(0)
+    for k in (1, 7, 8, 19, 20, 21, 31, 32, 33, 64, 100):
+        for at_end in (True, False):
+            for bits in range(9):  # 0: five trits a byte
+                codes = rng.integers(0, 1 << bits if bits else 3, (17, k)).astype(np.uint8)
+                stored = np.asarray(native.pack_tiles(guarded(codes, at_end), bits)).reshape(-1)
+                assert np.array_equal(native.unpack_tiles(guarded(stored, at_end), bits, 17, k), codes)
+                if bits:
+                    rows = np.asarray(native.pack_rows(guarded(codes, at_end), bits))
+                    assert np.array_equal(native.unpack_rows(guarded(rows, at_end), bits, k), codes)
+            patterns = (rng.standard_normal(k * 16).astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+            for item, plain in ((2, patterns.view(np.uint8)), (1, patterns.astype(np.uint8))):
+                lossless, index = native.escape_encode(guarded(plain, at_end), item, k * 16)
+                parts = guarded(np.asarray(lossless), at_end), guarded(np.asarray(index), at_end)
+                assert np.array_equal(np.asarray(native.escape_decode(*parts, item, k * 16, k * 16)).view(np.uint8), plain)
+            _KEPT.clear()
+
+
 def main() -> None:
     for isa in cpu.native.supported_isas():
         cpu.use_isa(isa)
@@ -70,6 +90,7 @@ def main() -> None:
                 ops.op_rotate(guarded(np.ones((3, 2 * n), np.float32), at_end), *(guarded(t, at_end) for t in table))
                 cube = guarded(np.ones((2, 5, n), np.float32), at_end)
                 ops.op_attention(cube, cube, cube, guarded(np.arange(5), at_end), 0)
+        pack_between_pages()
     print("no access outside the operands")
 
 

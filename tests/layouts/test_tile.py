@@ -6,7 +6,8 @@ import pytest
 from anybit.formats import Format
 from anybit.layouts import LAYOUTS, default_layout, geometry
 from anybit.layouts.rows import pack_rows, unpack_rows
-from anybit.layouts.tile import PLANES, pack_codes, unpack_codes
+from anybit.layouts.tile import pack_codes, unpack_codes
+from anybit.reference.packing import PLANES
 
 SIZES = [(1, 1), (2, 7), (15, 31), (16, 32), (17, 33), (31, 64), (33, 127), (300, 5)]
 

@@ -19,6 +19,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 threads_option = click.option("--threads", type=click.IntRange(1, 256), default=None, help="Worker threads; all cores by default.")
 seed_option = click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of the random numbers.")
 progress_option = click.option("--no-progress", is_flag=True, help="No progress on stderr.")
+open_option = click.option("--open", "width", type=click.IntRange(1, 16), default=None, help="Open nested integers at this width.")
 model_argument = click.argument("model")
 
 
@@ -30,11 +31,11 @@ def use_threads(count: int | None) -> None:
         set_threads(count)
 
 
-def load(name: str) -> Any:
-    """Opens a model: `pycoder-5m`, which comes with anybit, or a path."""
+def load(name: str, width: int | None = None) -> Any:
+    """Opens a model: `pycoder-5m`, which comes with anybit, or a path; nested integers at a width."""
     import anybit
 
-    return anybit.load(name)
+    return anybit.load(name, width)
 
 
 def parse_act(name: str) -> str | None:

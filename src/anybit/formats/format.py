@@ -14,8 +14,8 @@ from anybit.errors import FormatError, ShapeError
 from anybit.formats.block import Block
 from anybit.formats.element import Element
 
-PACKS = {"base3": Fraction(8, 5)}
-"""Other ways to store codes than `bits` bits each: bits a weight."""
+PACKS = ("base3", "escape")
+"""Other ways to store codes than `bits` bits each."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,8 @@ class Format:
 
     Args of the constructor: an expression (see docs/expressions.md), or a Format.
     Fields: `levels` has defaults filled in and is empty without a block; `zero` and `offset` are the elements of zero points and of
-        first-level offsets, or None; `nested` and `opened` are for nested integers; `pack` is "" or the name of a packing.
+        first-level offsets, or None; `nested` are the widths at which stored integers may be opened, `opened` the one at which they are
+        (then `element` is that of the opened codes), or None; `pack` is "" or the name of a packing.
     Formats are equal when they mean the same: spelling out a default changes nothing. FormatError: no such format.
 
     >>> fmt = Format("int4@128")
@@ -68,6 +69,8 @@ class Format:
         zero: Element | None = None,
         offset: Element | None = None,
         pack: str = "",
+        nested: tuple[int, ...] = (),
+        opened: int | None = None,
     ) -> Format:
         """A format from its parts, with the checks and defaults of the expression. FormatError: parts that do not go together."""
         fmt = cls.__new__(cls)
@@ -75,8 +78,10 @@ class Format:
             levels = levels or (Level(default_scale(block)),)
             if levels[-1].block is not None:
                 levels = (*levels, Level(default_scale(None)))
-        fmt.__dict__.update(element=element, block=block, levels=levels, zero=zero, offset=offset, nested=(), opened=None, pack=pack)
+        fmt.__dict__.update(element=element, block=block, levels=levels, zero=zero, offset=offset, nested=nested, opened=opened, pack=pack)
         _check(fmt)
+        if opened is not None:
+            fmt.__dict__["element"] = _nested().open_element(element, opened, zero is not None)
         return fmt
 
     @classmethod
@@ -91,14 +96,45 @@ class Format:
         """Every element: of codes, scales, zero points, offsets."""
         return (self.element, *(level.element for level in self.levels), *(e for e in (self.zero, self.offset) if e is not None))
 
+    def cut(self, codes: np.ndarray) -> np.ndarray:
+        """Codes of this opened format from those of `stored`, same shape."""
+        opened: np.ndarray = _nested().open_element(self._master, self.opened, False).cut(codes)
+        return opened
+
+    @property
+    def stored(self) -> Format:
+        """The format before opening: what `opened` codes were cut from. Itself if it is not opened."""
+        return self.open(None)
+
+    def open(self, width: int | None) -> Format:
+        """The same nested integers opened at a width; at their own, or None: as they are stored. FormatError: they do not nest there.
+
+        >>> Format("int8@128+nest=4.2").open(4)
+        Format('int8@128+nest=4.2+open=4')
+        """
+        opened = None if width == self._master.bits else width
+        return Format.of(self._master, self.block, self.levels, self.zero, self.offset, self.pack, self.nested, opened)
+
     @property
     def explicit(self) -> str:
         """The expression with every default written out, as checkpoints store it."""
-        text = self.element.name
+        text = self._master.name
         if self.block is not None:
             text += f"@{self.block}" + "".join(f":{level}" for level in self.levels)
         text += f"+zp={self.zero}" if self.zero else ""
         text += f"+off={self.offset}" if self.offset else ""
+        return text + self._storage
+
+    @property
+    def _master(self) -> Element:
+        """The element that the expression names."""
+        return getattr(self.element, "master", self.element) if self.opened is not None else self.element
+
+    @property
+    def _storage(self) -> str:
+        """The options of nesting and packing."""
+        text = f"+nest={'.'.join(map(str, self.nested))}" if self.nested else ""
+        text += f"+open={self.opened}" if self.opened is not None else ""
         return text + (f"+pack={self.pack}" if self.pack else "")
 
     def __str__(self) -> str:
@@ -106,14 +142,14 @@ class Format:
         levels = list(self.levels)
         if levels and levels[-1] == Level(default_scale(self.block if len(levels) == 1 else None)):
             levels.pop()
-        text = self.element.name
+        text = self._master.name
         if self.block is not None:
             text += f"@{self.block}" + "".join(f":{level}" for level in levels)
         if self.zero:
-            text += "+zp" + ("" if self.zero == self.element else f"={self.zero}")
+            text += "+zp" + ("" if self.zero == self._master else f"={self.zero}")
         if self.offset:
             text += "+off" + ("" if self.offset == self.levels[0].element else f"={self.offset}")
-        return text + (f"+pack={self.pack}" if self.pack else "")
+        return text + self._storage
 
     def __repr__(self) -> str:
         return f"Format('{self}')"
@@ -168,23 +204,36 @@ class Format:
     def size_bits(self, shape: tuple[int, ...]) -> int:
         """The exact number of bits of codes, scales, zero points, offsets and learned values of an array, without padding.
 
+        With pack=escape it is a bound, reached by data without a pattern: what is stored is known after encoding (`QTensor.nbytes`).
+
         >>> Format("nvfp4").size_bits((4096, 4096)) - 4096 * 4096 * 9 // 2
         32
         """
         if any(n < 0 for n in shape) or not shape:
             raise ShapeError(f"a shape has at least one axis and no negative sizes, not {tuple(shape)}")
         shape = tuple(int(n) for n in shape)
-        total = ceil(prod(shape) * PACKS.get(self.pack, Fraction(self.element.bits, self.element.dim)))
-        total += 32 * prod(self.element.table_shape or (0,))
+        total = ceil(prod(shape) * self._code_bits) + 32 * prod(self.element.table_shape or (0,))
         return total + sum(prod(grid) * self._block_bits(i) for i, grid in enumerate(self.grids(shape)))
 
     @property
     def bits_per_weight(self) -> Fraction:
         """The limit of size_bits / weights for large arrays (whole-axis and whole-tensor scales cost nothing in the limit)."""
-        total = PACKS.get(self.pack, Fraction(self.element.bits, self.element.dim))
+        total = self._code_bits
         for i, block in enumerate(self.blocks):
             total += block.per_weight * self._block_bits(i)
         return total
+
+    @property
+    def _code_bits(self) -> Fraction:
+        """Bits of a weight's code; for pack=escape at most: blocks of 4096 codes, with 24 bytes about each."""
+        if self.pack == "base3":
+            return Fraction(8, 5)
+        return Fraction(self.element.bits, self.element.dim) + (Fraction(24 * 8, 4096) if self.pack == "escape" else 0)
+
+    @property
+    def plain(self) -> Format:
+        """The same without a packing."""
+        return Format.of(self.element, self.block, self.levels, self.zero, self.offset) if self.pack else self
 
     def _block_bits(self, level: int) -> int:
         """Bits that each block of a level costs: its scale, and its zero point or offset."""
@@ -218,6 +267,13 @@ def default_scale(block: Block | None) -> Element:
     return parse_element("bf16" if block is not None and block.kind == "sized" else "fp32")
 
 
+def _nested() -> Any:
+    """What nesting means; families register in the order of their folder, so none is imported with this module."""
+    from anybit.formats.elements import nested
+
+    return nested
+
+
 def _check(fmt: Format) -> None:
     """Raises FormatError for parts that do not go together."""
     element, block = fmt.element, fmt.block
@@ -248,5 +304,12 @@ def _check(fmt: Format) -> None:
         last = fmt.offset_element(len(fmt.levels) - 1)
         if not last.signed or not all(fmt.offset_element(i).has_zero for i in range(len(fmt.levels))):
             raise FormatError(f"offsets need zero and a sign, which {last} cannot store; write +off=bf16 or other scales")
+    if fmt.nested or fmt.opened is not None:
+        _nested().check_nested(element, fmt.nested, fmt.opened, fmt.zero)
+    if fmt.nested and fmt.block is None:
+        raise FormatError("nested integers need a block, as in int8@128+nest=4")
     if fmt.pack == "base3" and element.name != "ternary":
         raise FormatError(f"pack=base3 packs 5 ternary codes a byte, and {element} is not ternary")
+    minifloat = element.dim == 1 and element.bits == 8 and element.fields["family"] == "minifloat"
+    if fmt.pack == "escape" and not (element.name == "bf16" or (minifloat and element.signed)):
+        raise FormatError(f"pack=escape packs exponents of bf16 and of signed 8-bit floats, and {element} is neither")

@@ -17,6 +17,8 @@ from anybit.formats.policy import Policy, Spec
 _TEXT = re.compile(r"[A-Za-z0-9._\-@:+=]*")
 _WORD = re.compile(r"[a-z0-9._-]*")
 _SIZES = re.compile(r"(all|[1-9][0-9]{0,11})(x(all|[1-9][0-9]{0,11}))*")
+_WIDTH = re.compile(r"[1-9][0-9]?")
+_WIDTHS = re.compile(r"[1-9][0-9]?(\.[1-9][0-9]?)*")
 _FORMAT_KEYS = ("zp", "off", "nest", "open", "pack")
 _POLICY_KEYS = ("scale", "round", "over", "nonfinite")
 LONGEST = 1 << 20
@@ -135,8 +137,13 @@ def _read_options(reader: _Reader, with_policy: bool) -> tuple[dict[str, tuple[E
                 known = [*PACKS, "plain"]
                 reader.fail(f"no packing named '{name[:80]}'", at, near_misses(name[:80], known) or f"; there is {', '.join(known)}")
             options[key] = ("" if name == "plain" else name), start
-        elif key in _FORMAT_KEYS:
-            reader.fail(f"+{key} (nested integers) is not available in this version", start)
+        elif key in ("nest", "open"):
+            if not reader.take("="):
+                reader.fail(f"'=' expected after {key}", reader.at)
+            name, at = reader.word("a width" if key == "open" else "widths")
+            if not (_WIDTHS if key == "nest" else _WIDTH).fullmatch(name):
+                reader.fail(f"'{name[:80]}' is no {'width' if key == 'open' else 'list of widths'} in bits, as in nest=4.2+open=4", at)
+            options[key] = name, start
         elif key in _POLICY_KEYS:
             if not with_policy:
                 reader.fail(f"+{key} says how codes are chosen, not what they mean; give it to quantize(), which takes a Spec", start)
@@ -161,22 +168,27 @@ def _read(text: str, with_policy: bool, elements: Mapping[str, Element]) -> tupl
     fmt = _read_body(reader)
     options, policy = _read_options(reader, with_policy)
     parts: dict[str, Element | None] = {"zero": fmt.zero, "offset": fmt.offset}
-    pack = fmt.pack
+    pack, nested, opened = fmt.pack, fmt.nested, fmt.opened
+    made = fmt
     # Each option is checked as soon as it is known, so that an error points at the right one.
-    for key, (value, start) in options.items():
+    for key, (value, start) in sorted(options.items(), key=lambda option: option[0] == "open"):  # of what the others make
         if fmt.block is None and key != "pack":
-            reader.fail(f"+{key} needs a block, as in uint4@128+{key}", start)
+            reader.fail(f"+{key} needs a block, as in {'int8@128+nest=4' if key in ('nest', 'open') else f'uint4@128+{key}'}", start)
         if key == "pack":
             pack = str(value)
+        elif key == "nest":
+            nested = tuple(int(width) for width in str(value).split("."))
+        elif key == "open":
+            opened = None if int(str(value)) == fmt.element.bits and nested else int(str(value))
         elif key == "zp":
             parts["zero"] = value if isinstance(value, Element) else fmt.element
         else:
             parts["offset"] = value if isinstance(value, Element) else fmt.levels[0].element
         try:
-            Format.of(fmt.element, fmt.block, fmt.levels, parts["zero"], parts["offset"], pack)
+            made = Format.of(fmt.element, fmt.block, fmt.levels, parts["zero"], parts["offset"], pack, nested, opened)
         except FormatError as reason:
             reader.fail(str(reason), start)
-    return Format.of(fmt.element, fmt.block, fmt.levels, parts["zero"], parts["offset"], pack), Policy(**policy)
+    return made, Policy(**policy)
 
 
 def parse_format(text: str, elements: Mapping[str, Element] | None = None) -> Format:

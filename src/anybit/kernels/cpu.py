@@ -1,4 +1,4 @@
-"""The native CPU kernels: how a stored tensor becomes a native weight. The only importer of the native module.
+"""The native CPU kernels: how a stored tensor becomes a native weight.
 
 `ANYBIT_ISA` forces an instruction set (docs/kernels.md lists them), `ANYBIT_THREADS` the number of threads; without them the best and all
 usable cores.
@@ -6,22 +6,17 @@ usable cores.
 
 from __future__ import annotations
 
-import importlib
 import os
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from anybit.errors import MissingDependencyError, NoKernelError, UsageError
+from anybit.errors import NoKernelError, ShapeError, UsageError
 from anybit.formats import Element, Format
 from anybit.kernels import KERNELS, Kernel, OpSpec
 from anybit.layouts import Geometry, Parts, geometry
-
-try:
-    native: Any = importlib.import_module("anybit.kernels._native")
-except ImportError as error:  # the one place that can say what is wrong with the build
-    raise MissingDependencyError(f"the native module does not load ({error}); build it with 'pip install .' or 'make native'") from error
+from anybit.native import native
 
 ACTS = {None: 0, "int8": 1}
 DENSE_KINDS = {"fp32": 1, "fp16": 2, "bf16": 3}
@@ -72,9 +67,33 @@ def _accept_coded(spec: OpSpec) -> str | None:
     repacked = spec.layout == "rows" and spec.bits <= 8 and not spec.dense  # once, by QTensor.native
     if spec.layout != "tile16x4" and not repacked:
         return f"it reads tile16x4, not {spec.layout}"
-    if spec.act is not None and spec.table == "f32":
-        return "the element fits no integer table: use float activations"
-    return None
+    return _accept_act(spec)
+
+
+def _accept_act(spec: OpSpec) -> str | None:
+    return "the element fits no integer table: use float activations" if spec.act is not None and spec.table == "f32" else None
+
+
+def _accept_trits(spec: OpSpec) -> str | None:
+    if spec.device != "cpu" or spec.op != "linear":
+        return f"it is for linear on cpu, not {spec.op} on {spec.device}"
+    return "it reads ternary codes with a scale in the layout base3" if spec.layout != "base3" or spec.dense else None
+
+
+def _accept_escape(spec: OpSpec) -> str | None:
+    if spec.device != "cpu" or spec.op != "linear":
+        return f"it is for linear on cpu, not {spec.op} on {spec.device}"
+    if spec.layout != "escape" or spec.bits != 16:
+        return "it reads bf16 in the layout escape"
+    return None if spec.act is None else "dense weights have no integer table: use float activations"
+
+
+def _accept_unpacked(spec: OpSpec) -> str | None:
+    if spec.device != "cpu" or spec.op != "linear":
+        return f"it is for linear on cpu, not {spec.op} on {spec.device}"
+    if spec.layout != "escape" or spec.bits > 8 or spec.dense:
+        return "it is for codes of 8 bits with a scale in the layout escape"
+    return _accept_act(spec)
 
 
 def _accept_dense(spec: OpSpec) -> str | None:
@@ -94,6 +113,9 @@ def _accept_expanded(spec: OpSpec) -> str | None:
 for _name, _priority, _accepts, _about in (
     ("linear_tile16x4", 20, _accept_coded, "codes of 1 to 8 bits, decoded panel by panel"),
     ("linear_tile16x1", 20, _accept_dense, "dense float32, float16, bfloat16"),
+    ("linear_base3", 20, _accept_trits, "ternary codes, five a byte, decoded panel by panel"),
+    ("linear_escape", 20, _accept_escape, "lossless bf16, decoded panel by panel"),
+    ("linear_unpacked", 10, _accept_unpacked, "lossless codes, decoded once to tile16x4 in memory"),
     ("linear_expanded", 0, _accept_expanded, "the whole weight expanded to float32 once: 32 bits a weight in memory"),
 ):
     KERNELS.add(_name, Kernel(_name, _priority, _accepts, isa, _about))
@@ -206,8 +228,11 @@ def _level_zero(fmt: Format, stored: Parts, logical: Parts | None, name: str, wh
     return _scale(_tile(values) if where.rows == 1 else values, None, where, 1.0)
 
 
-def coded_weight(fmt: Format, shape: tuple[int, int], stored: Parts, logical_scales: Parts) -> Any:
-    """A native weight over tile16x4 parts. `logical_scales`: scale parts in grid order, for what the kernels do not read in place."""
+def coded_weight(fmt: Format, shape: tuple[int, int], stored: Parts, logical_scales: Parts, trits: bool = False) -> Any:
+    """A native weight over tile16x4 parts, or base3 (`trits`).
+
+    logical_scales: scale parts in grid order, for what the kernels do not read in place.
+    """
     where = geometry(fmt, shape)
     element, table = fmt.element, fmt.element.table
     integer = table.ints is not None
@@ -225,14 +250,24 @@ def coded_weight(fmt: Format, shape: tuple[int, int], stored: Parts, logical_sca
         n=shape[0], k=shape[1], bits=element.bits, dense=0, codes=stored["codes"].reshape(-1).view(np.uint8), block=where.columns,
         scale=scale, offset=offset, zero=zero, zero_flip=flip, integers=table.ints if integer else None,
         step=float(table.step), table=table_float, float_step=float(table.step) if exact else 1.0, values=table.values,
+        trits=trits,
     )  # fmt: skip
 
 
-def dense_weight(kind: str, shape: tuple[int, int], codes: np.ndarray) -> Any:
-    """A native weight over tile16x1 codes; kind is fp32, fp16 or bf16."""
+def dense_weight(kind: str, shape: tuple[int, int], codes: np.ndarray, index: np.ndarray | None = None) -> Any:
+    """A native weight over tile16x1 codes, or lossless ones with their index; kind is fp32, fp16 or bf16. ShapeError: damaged codes."""
     bits = 32 if kind == "fp32" else 16
+    if index is not None:
+        try:
+            return _dense(kind, bits, shape, codes, index)
+        except ValueError as error:
+            raise ShapeError(str(error)) from None
+    return _dense(kind, bits, shape, codes, None)
+
+
+def _dense(kind: str, bits: int, shape: tuple[int, int], codes: np.ndarray, index: np.ndarray | None) -> Any:
     return native.Weight.make(
         n=shape[0], k=shape[1], bits=bits, dense=DENSE_KINDS[kind], codes=codes.reshape(-1).view(np.uint8), block=0,
         scale=None, offset=None, zero=None, zero_flip=0, integers=None,
-        step=1.0, table=_NO_TABLE, float_step=1.0, values=_NO_TABLE,
+        step=1.0, table=_NO_TABLE, float_step=1.0, values=_NO_TABLE, index=index,
     )  # fmt: skip

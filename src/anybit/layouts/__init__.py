@@ -17,6 +17,10 @@ from anybit.formats import Format
 from anybit.registry import Registry
 
 Parts = Mapping[str, np.ndarray]
+Sizes = dict[str, tuple[np.dtype, tuple[int, ...]]]
+
+ANY = -1
+"""A size that depends on the data: known when a tensor has been packed, and then held to what else is stored."""
 
 
 class Layout(Protocol):
@@ -28,14 +32,31 @@ class Layout(Protocol):
     def accepts(self, fmt: Format, shape: tuple[int, ...]) -> str | None:
         """None, or the reason why this layout cannot hold such a tensor."""
 
-    def parts(self, fmt: Format, shape: tuple[int, ...]) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:
-        """dtype and shape of every stored part: sizes before anything is allocated."""
+    def parts(self, fmt: Format, shape: tuple[int, ...]) -> Sizes:
+        """dtype and shape of every stored part, before anything is allocated; a size may be ANY."""
 
     def pack(self, fmt: Format, shape: tuple[int, ...], logical: Parts) -> dict[str, np.ndarray]:
         """Stored parts of logical parts."""
 
     def unpack(self, fmt: Format, shape: tuple[int, ...], stored: Parts) -> dict[str, np.ndarray]:
         """Logical parts of stored parts."""
+
+    def check(self, fmt: Format, shape: tuple[int, ...], stored: Parts) -> None:
+        """ShapeError: parts of any size that do not fit the others."""
+
+    def cut(self, fmt: Format, shape: tuple[int, ...], stored: Parts, start: int, stop: int) -> dict[str, np.ndarray]:
+        """Of the rows [start, stop) of a matrix, a whole number of tiles, the parts that are not cut like other arrays."""
+
+
+class FixedSizes:
+    """For layouts whose sizes follow from format and shape: nothing is left to check, and all parts are cut alike."""
+
+    def check(self, fmt: Format, shape: tuple[int, ...], stored: Parts) -> None:
+        """Sizes have been compared already."""
+
+    def cut(self, fmt: Format, shape: tuple[int, ...], stored: Parts, start: int, stop: int) -> dict[str, np.ndarray]:
+        """None."""
+        return {}
 
 
 LAYOUTS: Registry[Layout] = Registry("layout", folder="anybit.layouts")
@@ -72,9 +93,14 @@ def geometry(fmt: Format, shape: tuple[int, ...]) -> Geometry:
     return Geometry(0 if sizes[0] is None or rows == n > 1 else rows, columns, grid_rows, grid_columns)
 
 
+def sizes_known(fmt: Format, shape: tuple[int, ...], layout: str) -> bool:
+    """Whether the sizes of all parts are known before a tensor is packed."""
+    return not any(ANY in size for _, size in LAYOUTS[layout].parts(fmt, shape).values())
+
+
 def default_layout(fmt: Format, shape: tuple[int, ...]) -> str:
     """The layout that kernels want for such a tensor: the first that accepts it. ShapeError: rows that the element's codes cannot fill."""
-    for name in ("tile16x4", "tile16x1", "rows"):
+    for name in (fmt.pack,) if fmt.pack else ("tile16x4", "tile16x1", "rows"):
         if LAYOUTS[name].accepts(fmt, shape) is None:
             return name
-    raise ShapeError(f"{fmt} cannot hold an array of shape {list(shape)}: {LAYOUTS['rows'].accepts(fmt, shape)}")
+    raise ShapeError(f"{fmt} cannot hold an array of shape {list(shape)}: {LAYOUTS[fmt.pack or 'rows'].accepts(fmt, shape)}")

@@ -10,40 +10,41 @@ weights).
 
 from __future__ import annotations
 
+from math import prod
+
 import numpy as np
 
 from anybit.formats import Format, cut_reason
-from anybit.layouts import LAYOUTS, Parts
-from anybit.layouts.tile import Sizes, scale_parts
+from anybit.layouts import LAYOUTS, FixedSizes, Parts, Sizes
+from anybit.layouts.tile import scale_parts
+from anybit.native import native
 
 
 def pack_rows(codes: np.ndarray, bits: int) -> np.ndarray:
-    """Unsigned codes [..., k] of `bits` bits each to bytes [..., ceil(k * bits / 8)].
+    """Unsigned codes [..., k] of `bits` bits each (1 to 32) to bytes [..., ceil(k * bits / 8)], on the pool of threads.
 
     >>> pack_rows(np.array([[1, 2, 3]], np.uint8), 3).tolist()
     [[209, 0]]
     """
-    each = np.unpackbits(np.ascontiguousarray(codes.astype("<u4"))[..., None].view(np.uint8), axis=-1, count=bits, bitorder="little")
-    return np.packbits(each.reshape(*codes.shape[:-1], codes.shape[-1] * bits), axis=-1, bitorder="little")
+    dtype = np.uint8 if bits <= 8 else np.uint16 if bits <= 16 else np.uint32
+    flat = np.ascontiguousarray(codes, dtype).reshape(prod(codes.shape[:-1]), codes.shape[-1])
+    return np.asarray(native.pack_rows(flat, bits)).reshape(*codes.shape[:-1], -(-codes.shape[-1] * bits // 8))
 
 
 def unpack_rows(stored: np.ndarray, bits: int, k: int, dtype: np.dtype) -> np.ndarray:
     """The inverse of `pack_rows`."""
-    each = np.unpackbits(stored, axis=-1, count=k * bits, bitorder="little").reshape(*stored.shape[:-1], k, bits)
-    packed = np.packbits(each, axis=-1, bitorder="little")
-    whole = np.zeros((*packed.shape[:-1], 4), np.uint8)
-    whole[..., : packed.shape[-1]] = packed
-    return whole.view("<u4")[..., 0].astype(dtype)
+    flat = np.ascontiguousarray(stored).reshape(prod(stored.shape[:-1]), stored.shape[-1])
+    return np.asarray(native.unpack_rows(flat, bits, k)).reshape(*stored.shape[:-1], k).astype(dtype, copy=False)
 
 
-class Rows:
+class Rows(FixedSizes):
     """Any shape, any width."""
 
     name = "rows"
     tile = (1, 1)
 
     def accepts(self, fmt: Format, shape: tuple[int, ...]) -> str | None:
-        return cut_reason(fmt.element, shape)
+        return f"the format says pack={fmt.pack}" if fmt.pack else cut_reason(fmt.element, shape)
 
     def parts(self, fmt: Format, shape: tuple[int, ...]) -> Sizes:
         width = -(-shape[-1] // fmt.element.dim * fmt.element.bits // 8)

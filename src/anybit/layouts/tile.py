@@ -16,12 +16,10 @@ from __future__ import annotations
 import numpy as np
 
 from anybit.formats import Format
-from anybit.layouts import LAYOUTS, Parts, geometry
+from anybit.layouts import LAYOUTS, FixedSizes, Parts, Sizes, geometry
+from anybit.native import native
 
-PLANES: dict[int, tuple[int, ...]] = {1: (1,), 2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 7: (4, 2, 1), 8: (8,)}
 DENSE = ("fp32", "fp16", "bf16")
-
-Sizes = dict[str, tuple[np.dtype, tuple[int, ...]]]
 
 
 def scale_parts(fmt: Format, shape: tuple[int, ...]) -> Sizes:
@@ -43,50 +41,13 @@ def _tiled(name: str) -> bool:
 
 
 def pack_codes(codes: np.ndarray, bits: int) -> np.ndarray:
-    """uint8[n, k] codes to uint8[n/16, k/32, 64 * bits]. Works through 256 rows at a time, so it needs little beyond its result."""
-    n, k = codes.shape
-    tiles, chunks = -(-n // 16), -(-k // 32)
-    out = np.empty((tiles, chunks, 64 * bits), np.uint8)
-    for t0 in range(0, tiles, 16):
-        t1 = min(tiles, t0 + 16)
-        part = np.zeros((16 * (t1 - t0), 32 * chunks), np.uint8)
-        rows = codes[16 * t0 : 16 * t1]
-        part[: rows.shape[0], :k] = rows
-        low = at = 0
-        for width in PLANES[bits]:
-            fields = 8 // width
-            # [tile, output, chunk, vector, field, j] -> [tile, chunk, vector, output, j, field]
-            bitsof = (part >> low) & np.uint8((1 << width) - 1) if bits > width else part
-            view = bitsof.reshape(t1 - t0, 16, chunks, width, fields, 4).transpose(0, 2, 3, 1, 5, 4)
-            plane = view[..., 0].copy()
-            for f in range(1, fields):
-                plane |= view[..., f] << np.uint8(f * width)
-            out[t0:t1, :, 64 * at : 64 * (at + width)] = plane.reshape(t1 - t0, chunks, 64 * width)
-            low, at = low + width, at + width
-    return out
+    """uint8[n, k] codes to uint8[n/16, k/32, 64 * bits], on the pool of threads."""
+    return np.asarray(native.pack_tiles(np.ascontiguousarray(codes, np.uint8), bits))
 
 
 def unpack_codes(stored: np.ndarray, bits: int, shape: tuple[int, int]) -> np.ndarray:
     """The inverse of `pack_codes`: uint8[n, k]."""
-    n, k = shape
-    tiles, chunks = -(-n // 16), -(-k // 32)
-    stored = stored.reshape(tiles, chunks, 64 * bits)
-    out = np.empty((n, k), np.uint8)
-    for t0 in range(0, tiles, 16):
-        t1 = min(tiles, t0 + 16)
-        part = np.zeros((t1 - t0, 16, chunks, 32), np.uint8)
-        low = at = 0
-        for width in PLANES[bits]:
-            fields = 8 // width
-            plane = stored[t0:t1, :, 64 * at : 64 * (at + width)].reshape(t1 - t0, chunks, width, 16, 4)
-            view = part.reshape(t1 - t0, 16, chunks, width, fields, 4)
-            for f in range(fields):
-                field = (plane >> np.uint8(f * width)) & np.uint8((1 << width) - 1)
-                view[:, :, :, :, f, :] |= (field << np.uint8(low)).transpose(0, 3, 1, 2, 4)
-            low, at = low + width, at + width
-        rows = part.reshape(16 * (t1 - t0), 32 * chunks)
-        out[16 * t0 : 16 * t1] = rows[: min(n, 16 * t1) - 16 * t0, :k]
-    return out
+    return np.asarray(native.unpack_tiles(np.ascontiguousarray(stored).reshape(-1), bits, *shape))
 
 
 def _tile_rows(grid: np.ndarray) -> np.ndarray:
@@ -98,7 +59,32 @@ def _tile_rows(grid: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(padded.reshape(tiles, 16, blocks).transpose(0, 2, 1))
 
 
-class Tile16x4:
+def tiled_sizes(fmt: Format, shape: tuple[int, ...]) -> Sizes:
+    """Names, dtypes and stored shapes of everything but the codes of a tiled matrix."""
+    tiles, per_row = -(-shape[0] // 16), geometry(fmt, (shape[0], shape[1])).rows == 1
+    grids = scale_parts(fmt, shape).items()
+    return {name: (dtype, (tiles, grid[1], 16) if per_row and _tiled(name) else grid) for name, (dtype, grid) in grids}
+
+
+def tile_scales(fmt: Format, shape: tuple[int, ...], logical: Parts) -> dict[str, np.ndarray]:
+    """Everything but the codes, from block grids to how a tiled matrix stores it."""
+    per_row = geometry(fmt, (shape[0], shape[1])).rows == 1
+    names = scale_parts(fmt, shape)
+    return {name: _tile_rows(logical[name]) if per_row and _tiled(name) else np.ascontiguousarray(logical[name]) for name in names}
+
+
+def untile_scales(fmt: Format, shape: tuple[int, ...], stored: Parts) -> dict[str, np.ndarray]:
+    """The inverse of `tile_scales`."""
+    per_row = geometry(fmt, (shape[0], shape[1])).rows == 1
+    logical = {}
+    for name, (_, grid) in scale_parts(fmt, shape).items():
+        part = stored[name]
+        tiled = per_row and _tiled(name)
+        logical[name] = np.ascontiguousarray(part.transpose(0, 2, 1).reshape(-1, grid[1])[: shape[0]]) if tiled else part
+    return logical
+
+
+class Tile16x4(FixedSizes):
     """Codes of 1 to 8 bits of a matrix."""
 
     name = "tile16x4"
@@ -111,37 +97,22 @@ class Tile16x4:
             return "it holds codes of 1 to 8 bits with a scale"
         if fmt.element.dim > 1:
             return f"it holds one weight a code, and {fmt.element} codes {fmt.element.dim} together"
-        return None
+        return f"the format says pack={fmt.pack}" if fmt.pack else None
 
     def parts(self, fmt: Format, shape: tuple[int, ...]) -> Sizes:
         n, k = shape
-        tiles = -(-n // 16)
-        sizes: Sizes = {"codes": (np.dtype(np.uint8), (tiles, -(-k // 32), 64 * fmt.element.bits))}
-        per_row = geometry(fmt, shape).rows == 1
-        for name, (dtype, grid) in scale_parts(fmt, shape).items():
-            sizes[name] = (dtype, (tiles, grid[1], 16) if per_row and _tiled(name) else grid)
-        return sizes
+        codes = (np.dtype(np.uint8), (-(-n // 16), -(-k // 32), 64 * fmt.element.bits))
+        return {"codes": codes, **tiled_sizes(fmt, shape)}
 
     def pack(self, fmt: Format, shape: tuple[int, ...], logical: Parts) -> dict[str, np.ndarray]:
-        per_row = geometry(fmt, shape).rows == 1
-        stored = {"codes": pack_codes(logical["codes"], fmt.element.bits)}
-        for name in scale_parts(fmt, shape):
-            stored[name] = _tile_rows(logical[name]) if per_row and _tiled(name) else np.ascontiguousarray(logical[name])
-        return stored
+        return {"codes": pack_codes(logical["codes"], fmt.element.bits), **tile_scales(fmt, shape, logical)}
 
     def unpack(self, fmt: Format, shape: tuple[int, ...], stored: Parts) -> dict[str, np.ndarray]:
         n, k = shape
-        per_row = geometry(fmt, shape).rows == 1
-        logical = {"codes": unpack_codes(stored["codes"], fmt.element.bits, (n, k))}
-        for name, (_, grid) in scale_parts(fmt, shape).items():
-            if per_row and _tiled(name):
-                logical[name] = np.ascontiguousarray(stored[name].transpose(0, 2, 1).reshape(-1, grid[1])[:n])
-            else:
-                logical[name] = stored[name]
-        return logical
+        return {"codes": unpack_codes(stored["codes"], fmt.element.bits, (n, k)), **untile_scales(fmt, shape, stored)}
 
 
-class Tile16x1:
+class Tile16x1(FixedSizes):
     """Dense weights of a matrix: float32, float16 or bfloat16."""
 
     name = "tile16x1"
@@ -152,7 +123,7 @@ class Tile16x1:
             return f"it holds matrices, not {len(shape)}-dimensional arrays"
         if fmt.block is not None or fmt.element.name not in DENSE:
             return f"it holds {', '.join(DENSE)} without scales"
-        return None
+        return f"the format says pack={fmt.pack}" if fmt.pack else None
 
     def parts(self, fmt: Format, shape: tuple[int, ...]) -> Sizes:
         n, k = shape

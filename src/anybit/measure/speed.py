@@ -16,10 +16,11 @@ import numpy as np
 
 from anybit.engine.engine import Engine
 from anybit.formats import Format, Spec
-from anybit.layouts import LAYOUTS
+from anybit.layouts import LAYOUTS, sizes_known
 from anybit.linear import ActSpec, Linear
 from anybit.measure.machine import last_level_cache
 from anybit.methods import METHODS
+from anybit.methods.rtn import part_shapes
 from anybit.models import describe
 from anybit.tensor import QTensor
 
@@ -69,6 +70,9 @@ def generated_weight(spec: Spec, shape: tuple[int, int], seed: int = 0) -> QTens
     rows = min(shape[0], 128)
     values = np.random.default_rng(seed).standard_normal((rows, shape[1]), dtype=np.float32) * np.float32(0.02)
     small = QTensor.pack(spec.format, values.shape, METHODS["rtn"](values, spec))
+    if not sizes_known(spec.format, shape, small.layout):
+        logical, sizes = small.logical(), part_shapes(spec.format, shape)
+        return QTensor.pack(spec.format, shape, {name: np.resize(logical[name], size) for name, (_, size) in sizes.items()})
     sizes = LAYOUTS[small.layout].parts(spec.format, shape)
     parts = {name: np.resize(small.parts[name], size) for name, (_, size) in sizes.items()}
     return QTensor.from_stored(spec.format, shape, small.layout, parts)

@@ -97,6 +97,9 @@ def quantize_parts(w: Any, spec: Spec | Format | str, name: str = "array", impor
     if x.ndim == 0:
         raise ShapeError(f"{name} is a single number; quantizing needs an array of at least one axis")
     fmt = spec.format
+    if fmt.opened is not None:  # of the stored codes: the same numbers as a stored tensor that is opened later
+        parts = quantize_parts(x, Spec(fmt.stored, spec.policy), name)
+        return {**parts, "codes": fmt.cut(parts["codes"])}
     rule = None if fmt.block is None else SCALES[spec.scale_rule]
     weights = _importance(importance, x.shape, rule, name, fmt.element.learned)
     if fmt.element.learned:

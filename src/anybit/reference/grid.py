@@ -25,6 +25,11 @@ def values(definition: Mapping[str, Any]) -> np.ndarray:
         if definition["symmetric"]:
             negative[0] = negative[1] if half > 1 else 0
         return np.concatenate([np.arange(half, dtype=np.float64), negative])
+    if family == "opened":  # an integer's values, as far apart as the bits left out make them
+        coarse = values({"family": "integer", "bits": definition["bits"], "signed": definition["signed"], "symmetric": False})
+        for _ in range(definition["master"] - definition["bits"]):
+            coarse = coarse + coarse
+        return coarse
     if family in ("ternary", "binary"):
         return np.array([-1.0, 0.0, 1.0, 1.0] if family == "ternary" else [-1.0, 1.0])
     if family == "codebook":
@@ -37,6 +42,13 @@ def values(definition: Mapping[str, Any]) -> np.ndarray:
     if family == "listed":  # as in the rational reference
         return np.array(definition["values"])
     raise ValueError(f"no reference for the family '{family}'")
+
+
+def opened(masters: np.ndarray, definition: Mapping[str, Any]) -> np.ndarray:
+    """What opening makes of stored integers: the nearest value of the coarser grid, the upper one of two."""
+    grid = np.sort(values(definition))
+    distance = np.abs(masters[:, None] - grid)
+    return grid[len(grid) - 1 - np.argmin(distance[:, ::-1], axis=1)]
 
 
 def _walk(definition: Mapping[str, Any], count: int) -> list[float]:

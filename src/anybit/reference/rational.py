@@ -21,6 +21,9 @@ def decode(definition: Mapping[str, Any], code: int) -> Value:
     family = definition["family"]
     if family == "integer":
         return _integer(code, definition["bits"], definition["signed"], definition["symmetric"])
+    if family == "opened":
+        step = 2 ** (definition["master"] - definition["bits"])
+        return _integer(code, definition["bits"], definition["signed"], False) * step
     if family == "ternary":
         return Fraction((-1, 0, 1, 1)[code])
     if family == "binary":
@@ -43,6 +46,15 @@ def _listed(value: float) -> Value:
     if math.isinf(value):
         return "inf" if value > 0 else "-inf"
     return "-0" if value == 0 and math.copysign(1.0, value) < 0 else Fraction(value)
+
+
+def opened(master: Fraction, definition: Mapping[str, Any]) -> Fraction:
+    """What opening makes of a stored integer: half up to a multiple of the coarser step, counted from the least value, and no further up
+    than the last one."""
+    step = 2 ** (definition["master"] - definition["bits"])
+    least = -(2 ** (definition["master"] - 1)) if definition["signed"] else 0
+    steps = math.floor((master - least) / step + Fraction(1, 2))
+    return Fraction(least + min(steps, 2 ** definition["bits"] - 1) * step)
 
 
 def _integer(code: int, bits: int, signed: bool, symmetric: bool) -> Fraction:

@@ -22,13 +22,14 @@ from anybit.cli.progress import Reporter
 @click.option("--repeats", type=click.IntRange(1, 1000), default=5, show_default=True, help="Repeats, of which medians are taken.")
 @click.option("--act", type=click.Choice(["float", "int8"]), default=None, help="Activations of the quantized layers, if not as stored.")
 @click.option("--explain", is_flag=True, help="Which kernel serves each layer, and why the others do not.")
+@options.open_option
 @options.threads_option
 @options.seed_option
 @options.json_option
 @options.progress_option
 def command(
-    model: str, prompt: int, tokens: int, repeats: int, act: str | None, explain: bool, threads: int | None, seed: int, as_json: bool,
-    no_progress: bool,
+    model: str, prompt: int, tokens: int, repeats: int, act: str | None, width: int | None, explain: bool, threads: int | None,
+    seed: int, as_json: bool, no_progress: bool,
 ) -> None:  # fmt: skip
     """Measure prefill and decode tokens a second of MODEL, and its memory."""
     options.use_threads(threads)
@@ -40,7 +41,7 @@ def command(
     reset_peak()
     before = memory()
     begun = time.perf_counter()
-    runs = options.load(model)
+    runs = options.load(model, width)
     load_s = time.perf_counter() - begun
     if act is not None:
         runs = runs.with_act(options.parse_act(act))

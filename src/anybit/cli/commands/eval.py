@@ -22,12 +22,13 @@ from anybit.cli.progress import Reporter
 @click.option("--tokens", type=click.IntRange(1), default=None, help="Tokens to score: 32768 of the default text, all of --text.")
 @click.option("--window", type=click.IntRange(1), default=512, show_default=True, help="Tokens that see each other.")
 @click.option("--act", type=click.Choice(["float", "int8"]), default=None, help="Activations of the quantized layers, if not as stored.")
+@options.open_option
 @options.threads_option
 @options.json_option
 @options.progress_option
 def command(
-    model: str, reference: str | None, texts: tuple[str, ...], tokens: int | None, window: int, act: str | None, threads: int | None,
-    as_json: bool, no_progress: bool,
+    model: str, reference: str | None, texts: tuple[str, ...], tokens: int | None, window: int, act: str | None, width: int | None,
+    threads: int | None, as_json: bool, no_progress: bool,
 ) -> None:  # fmt: skip
     """Measure MODEL on held-out standard-library modules, or on text files."""
     options.use_threads(threads)
@@ -36,7 +37,7 @@ def command(
     from anybit.measure.machine import machine, summary
     from anybit.measure.text import DEFAULT_TOKENS, default_text, text_from_files
 
-    measured = options.load(model)
+    measured = options.load(model, width)
     if act is not None:
         measured = measured.with_act(options.parse_act(act))
     original = None if reference is None else options.load(reference)

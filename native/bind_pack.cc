@@ -1,0 +1,232 @@
+// Bindings of packing and of lossless codes. All checks are here.
+#include <nanobind/stl/pair.h>
+
+#include <algorithm>
+#include <atomic>
+#include <string>
+#include <vector>
+
+#include "bind.h"
+#include "escape.h"
+#include "pack.h"
+#include "pool.h"
+
+using namespace nanobind::literals;
+
+namespace anybit {
+
+AB_KERNELS(PackKernels, pack_kernels)
+
+const PackKernels &pack_kernels() { return *pack_kernels_of[static_cast<int>(isa())]; }
+
+// An index of lossless codes against their bytes: every offset, width and count. Throws std::invalid_argument with what is wrong where.
+void check_escapes(const EscapeShape &shape, const uint8_t *index, const uint8_t *codes, int64_t bytes) {
+  const auto fail = [](int64_t block, const char *what) { throw std::invalid_argument("block " + std::to_string(block) + " of the lossless codes " + what); };
+  int64_t at = 0;
+  for (int64_t b = 0; b < shape.blocks; b++) {
+    const EscapeEntry e = escape_entry(index + b * kEscapeEntry);
+    if (e.width > 4) fail(b, "has a width beyond 4");
+    if (e.offset != at) fail(b, "does not begin where the block before it ends");
+    if (e.escapes > escape_chunks(shape.size(b)) * 512 || (e.width == 0 && e.escapes)) fail(b, "has more escapes than codes");
+    at += escape_bytes(e, shape.size(b), shape.item);
+    if (at > bytes) fail(b, "ends beyond the stored bytes");
+  }
+  require(at == bytes, "the lossless codes have bytes after their last block");
+  const PackKernels &kernels = pack_kernels();
+  std::atomic<int64_t> bad{INT64_MAX};
+  parallel_for((shape.blocks + 63) / 64, [&](int64_t u) {
+    for (int64_t b = 64 * u; b < std::min(shape.blocks, 64 * u + 64); b++) {
+      const uint8_t *entry = index + b * kEscapeEntry;
+      const EscapeEntry e = escape_entry(entry);
+      if (kernels.escapes(codes + e.offset, entry, shape.size(b), shape.item) == e.escapes) continue;
+      for (int64_t seen = bad.load(); b < seen && !bad.compare_exchange_weak(seen, b);) {
+      }
+    }
+  });
+  if (bad.load() != INT64_MAX) fail(bad.load(), "has another number of escapes than its index says");
+}
+
+namespace {
+
+using Halves = Array<uint16_t, 1>;
+using Words = Array<uint32_t, 1>;
+using Codes = Array<uint8_t, 2>;
+using Codes16 = Array<uint16_t, 2>;
+using Codes32 = Array<uint32_t, 2>;
+constexpr int64_t kWork = 1 << 18;  // codes that a task packs at least
+
+template <class Body> void by_rows(int64_t rows, int64_t k, Body body) {
+  const int64_t per = std::max<int64_t>(1, kWork / std::max<int64_t>(1, k));
+  nb::gil_scoped_release release;
+  parallel_for((rows + per - 1) / per, [&](int64_t u) {
+    for (int64_t r = u * per; r < std::min(rows, (u + 1) * per); r++) body(r);
+  });
+}
+
+nb::object pack_tiles(Codes codes, int bits) {  // bits 0: five trits a byte
+  require(bits >= 0 && bits <= 8, "bits must be 1 to 8, or 0 for trits");
+  const int64_t n = static_cast<int64_t>(codes.shape(0)), k = static_cast<int64_t>(codes.shape(1)), tiles = (n + 15) / 16;
+  const int64_t pieces = bits ? (k + 31) / 32 : (k + 19) / 20, piece = 64 * (bits ? bits : 1);
+  const size_t shape[3] = {static_cast<size_t>(tiles), static_cast<size_t>(pieces), static_cast<size_t>(piece)};
+  uint8_t *out;
+  nb::object result = array(3, shape, &out);
+  const PackKernels &kernels = pack_kernels();
+  const uint8_t *from = codes.data();
+  by_rows(tiles, 16 * k, [&](int64_t t) {
+    const int64_t rows = std::min<int64_t>(16, n - 16 * t);
+    if (bits) kernels.pack_tile(bits, from + 16 * t * k, k, rows, k, out + t * pieces * piece);
+    else kernels.pack_trits(from + 16 * t * k, k, rows, k, out + t * pieces * piece);
+  });
+  return result;
+}
+
+nb::object unpack_tiles(Bytes stored, int bits, int64_t n, int64_t k) {
+  require(bits >= 0 && bits <= 8, "bits must be 1 to 8, or 0 for trits");
+  require(n >= 0 && k >= 0 && n <= (int64_t{1} << 31) && k <= (int64_t{1} << 31), "n and k must be 0 to 2^31");
+  const int64_t tiles = (n + 15) / 16, pieces = bits ? (k + 31) / 32 : (k + 19) / 20, piece = 64 * (bits ? bits : 1);
+  require(static_cast<int64_t>(stored.shape(0)) == tiles * pieces * piece, "codes: byte count differs from the layout");
+  const size_t shape[2] = {static_cast<size_t>(n), static_cast<size_t>(k)};
+  uint8_t *out;
+  nb::object result = array(2, shape, &out);
+  const PackKernels &kernels = pack_kernels();
+  const uint8_t *from = stored.data();
+  by_rows(tiles, 16 * k, [&](int64_t t) {
+    const int64_t rows = std::min<int64_t>(16, n - 16 * t);
+    if (bits) kernels.unpack_tile(bits, from + t * pieces * piece, rows, k, out + 16 * t * k, k);
+    else kernels.unpack_trits(from + t * pieces * piece, rows, k, out + 16 * t * k, k);
+  });
+  return result;
+}
+
+// Codes of up to 32 bits through a 64-bit window: for widths beyond 8, which no kernel reads.
+template <class T> void pack_wide(int bits, const T *codes, int64_t k, uint8_t *out) {
+  uint64_t window = 0;
+  int held = 0;
+  const uint64_t mask = (uint64_t{1} << bits) - 1;
+  for (int64_t i = 0; i < k; i++) {
+    window |= (codes[i] & mask) << held;
+    for (held += bits; held >= 8; held -= 8, window >>= 8) *out++ = static_cast<uint8_t>(window);
+  }
+  if (held > 0) *out = static_cast<uint8_t>(window);
+}
+
+template <class T> void unpack_wide(int bits, const uint8_t *stored, int64_t k, T *codes) {
+  uint64_t window = 0;
+  int held = 0;
+  const uint64_t mask = (uint64_t{1} << bits) - 1;
+  for (int64_t i = 0; i < k; i++, window >>= bits, held -= bits) {
+    for (; held < bits; held += 8) window |= static_cast<uint64_t>(*stored++) << held;
+    codes[i] = static_cast<T>(window & mask);
+  }
+}
+
+template <class T> nb::object pack_rows(Array<T, 2> codes, int bits) {
+  require(bits >= 1 && bits <= static_cast<int>(8 * sizeof(T)), "bits must be 1 to those of the codes' type");
+  const int64_t rows = static_cast<int64_t>(codes.shape(0)), k = static_cast<int64_t>(codes.shape(1)), width = (k * bits + 7) / 8;
+  const size_t shape[2] = {static_cast<size_t>(rows), static_cast<size_t>(width)};
+  uint8_t *out;
+  nb::object result = array(2, shape, &out);
+  const PackKernels &kernels = pack_kernels();
+  const T *from = codes.data();
+  by_rows(rows, k, [&](int64_t r) {
+    if constexpr (sizeof(T) == 1) kernels.pack_row(bits, from + r * k, k, out + r * width);
+    else pack_wide(bits, from + r * k, k, out + r * width);
+  });
+  return result;
+}
+
+template <class T> nb::object unpack_some(Codes stored, int bits, int64_t k) {
+  const int64_t rows = static_cast<int64_t>(stored.shape(0)), width = (k * bits + 7) / 8;
+  const size_t shape[2] = {static_cast<size_t>(rows), static_cast<size_t>(k)};
+  T *out;
+  nb::object result = array(2, shape, &out);
+  const PackKernels &kernels = pack_kernels();
+  const uint8_t *from = stored.data();
+  by_rows(rows, k, [&](int64_t r) {
+    if constexpr (sizeof(T) == 1) kernels.unpack_row(bits, from + r * width, k, out + r * k);
+    else unpack_wide(bits, from + r * width, k, out + r * k);
+  });
+  return result;
+}
+
+nb::object unpack_rows(Codes stored, int bits, int64_t k) {  // uint8, uint16 or uint32 by bits
+  require(bits >= 1 && bits <= 32, "bits must be 1 to 32");
+  require(k >= 0 && k <= (int64_t{1} << 48) && static_cast<int64_t>(stored.shape(1)) == (k * bits + 7) / 8, "codes: byte count differs from the layout");
+  if (bits <= 8) return unpack_some<uint8_t>(stored, bits, k);
+  return bits <= 16 ? unpack_some<uint16_t>(stored, bits, k) : unpack_some<uint32_t>(stored, bits, k);
+}
+
+// ------------------------------------------------------------------------------------------------ lossless
+EscapeShape escape_shape(int64_t count, int64_t run, int item) {
+  require(item == 1 || item == 2, "codes must be 1 or 2 bytes each");
+  require(count >= 1 && count <= (int64_t{1} << 46) && run >= 1 && count % run == 0, "the codes are no whole number of runs");
+  return EscapeShape(count, run, item);
+}
+
+nb::object encode(Bytes codes, int item, int64_t run) {  // (codes, index)
+  require(item == 1 || item == 2, "codes must be 1 or 2 bytes each");
+  const EscapeShape shape = escape_shape(static_cast<int64_t>(codes.shape(0)) / item, run, item);
+  std::vector<uint8_t> room(codes.shape(0));
+  std::vector<int64_t> sizes(static_cast<size_t>(shape.blocks));
+  const size_t index_shape[2] = {static_cast<size_t>(shape.blocks), static_cast<size_t>(kEscapeEntry)};
+  uint8_t *index, *out;
+  nb::object index_array = array(2, index_shape, &index);
+  const PackKernels &kernels = pack_kernels();
+  const uint8_t *from = codes.data();
+  by_rows(shape.blocks, kEscapeBlock, [&](int64_t b) {
+    const int64_t at = shape.first(b) * item;
+    sizes[static_cast<size_t>(b)] = kernels.encode(from + at, shape.size(b), item, room.data() + at, index + b * kEscapeEntry);
+  });
+  int64_t total = 0;
+  for (int64_t b = 0; b < shape.blocks; total += sizes[static_cast<size_t>(b)], b++)
+    for (int i = 0; i < 6; i++) index[b * kEscapeEntry + i] = static_cast<uint8_t>(total >> 8 * i);
+  const size_t length = static_cast<size_t>(total);
+  nb::object result = array(1, &length, &out);
+  for (int64_t b = 0; b < shape.blocks; b++) {
+    const size_t size = static_cast<size_t>(sizes[static_cast<size_t>(b)]);
+    std::copy_n(room.data() + shape.first(b) * item, size, out);
+    out += size;
+  }
+  return nb::make_tuple(result, index_array);
+}
+
+void check(Bytes codes, Codes index, int item, int64_t count, int64_t run) {
+  const EscapeShape shape = escape_shape(count, run, item);
+  require(static_cast<int64_t>(index.shape(0)) == shape.blocks && index.shape(1) == static_cast<size_t>(kEscapeEntry), "index: its size differs from the layout");
+  check_escapes(shape, index.data(), codes.data(), static_cast<int64_t>(codes.shape(0)));
+}
+
+template <class T> nb::object decode_all(const Bytes &codes, const Codes &index, const EscapeShape &shape) {
+  const size_t count = static_cast<size_t>(shape.count);
+  T *out;
+  nb::object result = array(1, &count, &out);
+  const PackKernels &kernels = pack_kernels();
+  const uint8_t *from = codes.data(), *entries = index.data();
+  by_rows(shape.blocks, kEscapeBlock, [&](int64_t b) {
+    const uint8_t *entry = entries + b * kEscapeEntry;
+    kernels.decode(from + escape_entry(entry).offset, entry, shape.size(b), shape.item, reinterpret_cast<uint8_t *>(out + shape.first(b)));
+  });
+  return result;
+}
+
+nb::object decode(Bytes codes, Codes index, int item, int64_t count, int64_t run) {
+  check(codes, index, item, count, run);
+  const EscapeShape shape = escape_shape(count, run, item);
+  return item == 1 ? decode_all<uint8_t>(codes, index, shape) : decode_all<uint16_t>(codes, index, shape);
+}
+
+}  // namespace
+
+void bind_pack(nb::module_ &m) {
+  m.def("pack_tiles", &pack_tiles, "codes"_a, "bits"_a);
+  m.def("unpack_tiles", &unpack_tiles, "stored"_a, "bits"_a, "n"_a, "k"_a);
+  m.def("pack_rows", &pack_rows<uint8_t>, "codes"_a, "bits"_a);
+  m.def("pack_rows", &pack_rows<uint16_t>, "codes"_a, "bits"_a);
+  m.def("pack_rows", &pack_rows<uint32_t>, "codes"_a, "bits"_a);
+  m.def("unpack_rows", &unpack_rows, "stored"_a, "bits"_a, "k"_a);
+  m.def("escape_encode", &encode, "codes"_a, "item"_a, "run"_a);
+  m.def("escape_check", &check, "codes"_a, "index"_a, "item"_a, "count"_a, "run"_a);
+  m.def("escape_decode", &decode, "codes"_a, "index"_a, "item"_a, "count"_a, "run"_a);
+}
+
+}  // namespace anybit

@@ -1,0 +1,110 @@
+// Stored bits and the 512 raw codes of a chunk, one a byte, as eight groups of 64: bit planes (weight.h) and five trits a byte.
+#pragma once
+#include "isa.h"
+
+namespace anybit {
+namespace ANYBIT_ISA {
+
+// ------------------------------------------------------------------------------------------------ bit planes
+// Bits [from, from + width) of each byte, moved to bit `to`.
+template <int width, int from, int to> AB_INLINE B field(B x) {
+  const B mask = b_set(((1 << width) - 1) << to);
+  if constexpr (from >= to) return b_and(b_shr<from - to>(x), mask);
+  else return b_and(b_shl<to - from>(x), mask);
+}
+
+template <int width, int to> AB_INLINE void plane(const uint8_t *p, B *g) {  // or-s one bit plane into the eight groups
+  if constexpr (width == 8) {
+    for (int v = 0; v < 8; v++) g[v] = b_load(p + 64 * v);
+  } else if constexpr (width == 4) {
+    for (int v = 0; v < 4; v++) {
+      B x = b_load(p + 64 * v);
+      g[2 * v] = field<4, 0, to>(x), g[2 * v + 1] = field<4, 4, to>(x);
+    }
+  } else if constexpr (width == 2) {
+    for (int v = 0; v < 2; v++) {
+      B x = b_load(p + 64 * v);
+      B y[4] = {field<2, 0, to>(x), field<2, 2, to>(x), field<2, 4, to>(x), field<2, 6, to>(x)};
+      for (int f = 0; f < 4; f++) g[4 * v + f] = to ? b_or(g[4 * v + f], y[f]) : y[f];
+    }
+  } else {
+    B x = b_load(p);
+    B y[8] = {field<1, 0, to>(x), field<1, 1, to>(x), field<1, 2, to>(x), field<1, 3, to>(x),
+              field<1, 4, to>(x), field<1, 5, to>(x), field<1, 6, to>(x), field<1, 7, to>(x)};
+    for (int f = 0; f < 8; f++) g[f] = to ? b_or(g[f], y[f]) : y[f];
+  }
+}
+
+template <int bits> AB_INLINE void codes_of(const uint8_t *p, B *g) {
+  constexpr int first = bits == 8 ? 8 : bits >= 4 ? 4 : bits >= 2 ? 2 : 1;
+  plane<first, 0>(p, g);
+  if constexpr (bits == 3) plane<1, 2>(p + 128, g);
+  if constexpr (bits == 5) plane<1, 4>(p + 256, g);
+  if constexpr (bits == 6 || bits == 7) plane<2, 4>(p + 256, g);
+  if constexpr (bits == 7) plane<1, 6>(p + 384, g);
+}
+
+// The inverse: the bits [at, at + width) of eight groups to one plane.
+template <int width, int at> AB_INLINE void pack_plane(const B *g, uint8_t *p) {
+  constexpr int fields = 8 / width;
+  const B mask = b_set((1 << width) - 1);
+  for (int v = 0; v < width; v++) {
+    B x = b_and(b_shr<at>(g[v * fields]), mask);
+    if constexpr (fields > 1) x = b_or(x, b_shl<width % 8>(b_and(b_shr<at>(g[v * fields + 1]), mask)));
+    if constexpr (fields > 2) {
+      x = b_or(x, b_shl<2 * width % 8>(b_and(b_shr<at>(g[v * fields + 2]), mask)));
+      x = b_or(x, b_shl<3 * width % 8>(b_and(b_shr<at>(g[v * fields + 3]), mask)));
+    }
+    if constexpr (fields > 4) {
+      x = b_or(x, b_shl<4>(b_and(b_shr<at>(g[4]), mask)));
+      x = b_or(x, b_shl<5>(b_and(b_shr<at>(g[5]), mask)));
+      x = b_or(x, b_shl<6>(b_and(b_shr<at>(g[6]), mask)));
+      x = b_or(x, b_shl<7>(b_and(b_shr<at>(g[7]), mask)));
+    }
+    b_store(p + 64 * v, x);
+  }
+}
+
+template <int bits> AB_INLINE void pack_codes(const B *g, uint8_t *p) {
+  constexpr int first = bits == 8 ? 8 : bits >= 4 ? 4 : bits >= 2 ? 2 : 1;
+  pack_plane<first, 0>(g, p);
+  if constexpr (bits == 3) pack_plane<1, 2>(g, p + 128);
+  if constexpr (bits == 5) pack_plane<1, 4>(g, p + 256);
+  if constexpr (bits == 6 || bits == 7) pack_plane<2, 4>(g, p + 256);
+  if constexpr (bits == 7) pack_plane<1, 6>(g, p + 384);
+}
+
+// ------------------------------------------------------------------------------------------------ five trits a byte
+// A byte is ceil(n * 256 / 243), n the number whose ternary digits, the first on top, are five codes. 3 times it carries the first digit out and
+// leaves the same for the rest: no division. Each digit costs two compares and four additions on 64 bytes; every byte decodes to digits 0 to 2.
+AB_INLINE B next_trit(B &x) {  // x + 128: the order of signed bytes is that of unsigned x, and 3 (x + 128) = 3 x + 128
+  const B digit = b_sub(b_sub(b_set(0), b_above(x, -43)), b_above(x, 42));  // x >= 86, x >= 171
+  x = b_add(b_add(x, x), x);
+  return digit;
+}
+
+// Groups [g0, g1) of four k of a row of tiles, each 64 bytes, to out; `vectors` are stored, groups beyond them become zero.
+template <class Store> AB_INLINE void trit_groups(const uint8_t *p, int64_t vectors, int64_t g0, int64_t g1, Store store) {
+  for (int64_t g = g0; g < g1;) {
+    const int64_t v = g / 5;
+    if (g == 5 * v && g + 5 <= g1 && v < vectors) {
+      B x = b_xor(b_load(p + 64 * v), b_set(128));
+      for (int i = 0; i < 5; i++) store(g + i - g0, next_trit(x));
+      g += 5;
+      continue;
+    }
+    if (v >= vectors) {
+      store(g++ - g0, b_set(0));
+      continue;
+    }
+    B x = b_xor(b_load(p + 64 * v), b_set(128));
+    for (int64_t at = 5 * v; at < 5 * v + 5 && at < g1; at++) {
+      const B digit = next_trit(x);
+      if (at >= g) store(at - g0, digit);
+    }
+    g = 5 * v + 5;
+  }
+}
+
+}  // namespace ANYBIT_ISA
+}  // namespace anybit

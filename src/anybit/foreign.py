@@ -1,0 +1,94 @@
+"""Weights of other tools' containers as they run here: every tensor keeps its codes and scales."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from anybit.errors import FileFormatError, NoKernelError, NonFiniteError
+from anybit.formats import Format
+from anybit.io.foreign import Foreign, Stored
+from anybit.io.packed import packed
+from anybit.linear import Linear, check_kernel
+from anybit.models import ModelSpec
+from anybit.stored import DENSE_FORMATS, check_finite, dense_tensor, float32_of
+from anybit.tensor import QTensor
+
+_DTYPES = {name: dtype for dtype, name in DENSE_FORMATS.items()}
+
+
+def foreign_weights(
+    source: Foreign, spec: ModelSpec
+) -> tuple[dict[str, Linear | np.ndarray], dict[str, tuple[str, np.ndarray]]]:
+    """(weights, plain) of a model, as `Model` holds them, tensor by tensor; pages are given back behind.
+
+    Raises: FileFormatError: a tensor is missing, of another shape than the description's, or of a kind that cannot be represented exactly.
+        NonFiniteError: NaN or infinity in a dense tensor or in scales (tensor, index, count).
+    """
+    spec.check_tensors({name: stored.shape for name, stored in source.tensors.items()}, str(source.path))
+    weights: dict[str, Linear | np.ndarray] = {}
+    plain: dict[str, tuple[str, np.ndarray]] = {}
+    biases: dict[str, np.ndarray] = {}
+    for tensor in spec.tensors:
+        if tensor.role in ("norm", "bias"):
+            dtype, array = plain[tensor.name] = plain_tensor(source, tensor.name)
+            values = float32_of(array, dtype, tensor.name, source.path)
+            (biases if tensor.role == "bias" else weights)[tensor.module if tensor.role == "bias" else tensor.name] = values  # type: ignore[index]
+    for tensor in spec.tensors:
+        if tensor.role not in ("norm", "bias"):
+            weights[tensor.name] = Linear(coded_tensor(source, tensor.name), biases.get(tensor.module))
+    return weights, plain
+
+
+def plain_tensor(source: Foreign, name: str) -> tuple[str, np.ndarray]:
+    """(dtype, array) of a norm or a bias, copied out of the file. FileFormatError: it is quantized. NonFiniteError."""
+    stored = source.tensors[name]
+    coded = stored.read()
+    if coded.format not in _DTYPES:
+        raise FileFormatError(f"{source.path}: tensor '{name}' is stored as {coded.format}; norms and biases must be {', '.join(_DTYPES)}")
+    dtype = _DTYPES[coded.format]
+    codes = np.array(coded.rows(0, stored.shape[0])["codes"])
+    check_finite(codes, dtype, name, source.path)
+    stored.release()
+    return dtype, codes.view(np.float32) if dtype == "F32" else codes.view(np.float16) if dtype == "F16" else codes
+
+
+def coded_tensor(source: Foreign, name: str) -> QTensor:
+    """A matrix with the container's codes and scales. FileFormatError, NonFiniteError: see `foreign_weights`."""
+    stored: Stored = source.tensors[name]
+    coded = stored.read()
+    if coded.format in _DTYPES:
+        weight = dense_tensor(coded.rows(0, stored.shape[0])["codes"], _DTYPES[coded.format], name, source.path)
+    else:
+        weight = packed(coded)
+        _check_scales(weight, name, source)
+    try:
+        check_kernel(weight, None, native=True)
+    except NoKernelError as error:
+        raise FileFormatError(f"{source.path}: tensor '{name}': {error}; convert the original model again") from None
+    stored.release()
+    return weight
+
+
+def _check_scales(weight: QTensor, name: str, source: Foreign) -> None:
+    """NonFiniteError: a scale or an offset that is NaN or infinite."""
+    for part, codes in _grids(weight.format, weight.parts).items():
+        bad = ~np.isfinite(codes)
+        if bad.any():
+            what = f"{int(bad.sum())} non-finite value(s) in part {part}"
+            raise NonFiniteError(f"{source.path}: tensor '{name}' holds {what}; the file is damaged: fetch the model again")
+
+
+def _grids(fmt: Format, parts: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Values of all scales and offsets whose elements have values that are not finite."""
+    found = {}
+    for part, codes in parts.items():
+        kind, _, level = part.partition(".")
+        if kind in ("scale", "offset"):
+            element = fmt.levels[int(level)].element if kind == "scale" else fmt.offset_element(int(level))
+            if element.bits > 16:
+                found[part] = element.decode(codes)
+            elif not np.isfinite(element.values).all():
+                found[part] = element.values[codes]
+    return found

@@ -18,9 +18,7 @@ from anybit.tensor import QTensor
 _DTYPES = {name: dtype for dtype, name in DENSE_FORMATS.items()}
 
 
-def foreign_weights(
-    source: Foreign, spec: ModelSpec
-) -> tuple[dict[str, Linear | np.ndarray], dict[str, tuple[str, np.ndarray]]]:
+def foreign_weights(source: Foreign, spec: ModelSpec) -> tuple[dict[str, Linear | np.ndarray], dict[str, tuple[str, np.ndarray]]]:
     """(weights, plain) of a model, as `Model` holds them, tensor by tensor; pages are given back behind.
 
     Raises: FileFormatError: a tensor is missing, of another shape than the description's, or of a kind that cannot be represented exactly.
@@ -34,7 +32,10 @@ def foreign_weights(
         if tensor.role in ("norm", "bias"):
             dtype, array = plain[tensor.name] = plain_tensor(source, tensor.name)
             values = float32_of(array, dtype, tensor.name, source.path)
-            (biases if tensor.role == "bias" else weights)[tensor.module if tensor.role == "bias" else tensor.name] = values  # type: ignore[index]
+            if tensor.role == "bias":
+                biases[tensor.module] = values
+            else:
+                weights[tensor.name] = values
     for tensor in spec.tensors:
         if tensor.role not in ("norm", "bias"):
             weights[tensor.name] = Linear(coded_tensor(source, tensor.name), biases.get(tensor.module))

@@ -15,8 +15,8 @@ from anybit.engine.engine import Engine
 from anybit.engine.generate import Piece, generate
 from anybit.engine.sampling import Sampling
 from anybit.errors import FileFormatError, NoKernelError
-from anybit.formats import Format, Spec
 from anybit.foreign import foreign_weights
+from anybit.formats import Format, Spec
 from anybit.io.checkpoint import QuantizedEntry, save_checkpoint
 from anybit.io.foreign import Foreign, Sidecar, open_foreign
 from anybit.io.hf import CONFIG, open_model

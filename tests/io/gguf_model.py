@@ -1,4 +1,4 @@
-"""Writes language models as GGUF with gguf-py, from tensors under Hugging Face's names: names, order of rows and fields as llama.cpp's converter."""
+"""Writes language models as GGUF with gguf-py: names, order of rows and fields as llama.cpp's converter has them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,9 @@ def random_blocks(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
     """uint8 rows of a type that gguf-py cannot make: random codes, scales such that the weights are about 0.05."""
     kind, rng = KINDS[name], np.random.default_rng(seed)
     blocks = np.frombuffer(rng.bytes(shape[0] * shape[1] // kind.weights * kind.dtype.itemsize), kind.dtype).copy()
-    largest = {"Q2_K": 15 * 3, "Q3_K": 31 * 4, "Q4_K": 63 * 15, "Q5_K": 63 * 31, "Q6_K": 127 * 31, "IQ4_NL": 127, "IQ4_XS": 31 * 127}.get(name, 1)
+    largest = {"Q2_K": 15 * 3, "Q3_K": 31 * 4, "Q4_K": 63 * 15, "Q5_K": 63 * 31, "Q6_K": 127 * 31, "IQ4_NL": 127, "IQ4_XS": 31 * 127}.get(
+        name, 1
+    )
     for field in ("d", "dmin"):
         if field in (kind.dtype.names or ()) and kind.dtype[field] == np.dtype("<u2"):
             blocks[field] = np.float16(0.1 / largest).view(np.uint16)
@@ -118,5 +120,7 @@ def hf_directory(path: Path, config: Mapping[str, Any], tensors: Mapping[str, np
 
     path.mkdir()
     (path / "config.json").write_text(json.dumps(config))
-    safetensors.numpy.save_file({name: np.ascontiguousarray(array, np.float32) for name, array in tensors.items()}, path / "model.safetensors")
+    safetensors.numpy.save_file(
+        {name: np.ascontiguousarray(array, np.float32) for name, array in tensors.items()}, path / "model.safetensors"
+    )
     return path

@@ -68,7 +68,9 @@ def test_alignment(tmp_path: Path, alignment: int, order: str) -> None:
 def test_long_arrays_are_decoded_on_demand(tmp_path: Path) -> None:
     words = [f"word {i}" for i in range(6000)]
     base = small()
-    (tmp_path / "a").write_bytes(base.changed(fields=(*base.fields, Field("long", 9, words, 8), Field("ids", 9, list(range(6000)), 5))).bytes())
+    (tmp_path / "a").write_bytes(
+        base.changed(fields=(*base.fields, Field("long", 9, words, 8), Field("ids", 9, list(range(6000)), 5))).bytes()
+    )
     with gguf.open(tmp_path / "a") as file:
         assert file.container.metadata.summary()["long"] == "6000 values of str"
         assert file.metadata["long"] == words and file.metadata["long"] is file.metadata["long"]

@@ -72,7 +72,21 @@ def of_fields(name: str, base: File) -> Iterator[tuple[str, bytes]]:
         yield f"{name}: flags {item}", base.changed(fields=(*base.fields, Field("f", 9, item, of))).bytes()
     bad_words = struct.pack(f"{order}IIQ", 9, 8, 3) + u64(order, 1) + b"x" + u64(order, 2**64 - 9) + bytes(40)
     yield f"{name}: a string in an array that wraps", base.changed(fields=(*base.fields, Field("w", 9, raw=bad_words))).bytes()
-    for kind, value in ((4, 0), (4, 1), (4, 3), (4, 12), (4, 48), (4, 7), (4, 2**21), (4, 2**31), (4, 2**32 - 1), (8, "32"), (6, 32.0), (7, 1), (11, -32)):
+    for kind, value in (
+        (4, 0),
+        (4, 1),
+        (4, 3),
+        (4, 12),
+        (4, 48),
+        (4, 7),
+        (4, 2**21),
+        (4, 2**31),
+        (4, 2**32 - 1),
+        (8, "32"),
+        (6, 32.0),
+        (7, 1),
+        (11, -32),
+    ):
         yield f"{name}: alignment {value}", base.changed(fields=(*base.fields, Field("general.alignment", kind, value))).bytes()
 
 
@@ -183,7 +197,10 @@ def test_blocks_that_no_format_expresses(tmp_path: Path, kind: int, byte: int) -
     width, size = (32, 17) if kind == 39 else (64, 36)
     tensor = Tensor("w", (width, 2), kind, bytes([byte]) * (2 * size))
     (tmp_path / "a").write_bytes(replace(small(), tensors=(tensor,)).bytes())
-    with gguf.open(tmp_path / "a") as file, pytest.raises(FileFormatError, match=r"tensor 'w' \((MX|NV)FP4\) at byte \d+: a scale byte is 255"):
+    with (
+        gguf.open(tmp_path / "a") as file,
+        pytest.raises(FileFormatError, match=r"tensor 'w' \((MX|NV)FP4\) at byte \d+: a scale byte is 255"),
+    ):
         file["w"]
 
 
@@ -192,7 +209,11 @@ def test_numbers_that_float32_does_not_hold(tmp_path: Path) -> None:
         (tmp_path / "a").write_bytes(replace(small(), tensors=(Tensor("w", (1,), kind, data),)).bytes())
         with gguf.open(tmp_path / "a") as file, pytest.raises(FileFormatError, match="is not exact in float32"):
             file["w"]
-    for kind, data, value in ((28, struct.pack("<d", 0.25), 0.25), (26, struct.pack("<i", -7), -7), (27, struct.pack("<q", 1 << 24), 1 << 24)):
+    for kind, data, value in (
+        (28, struct.pack("<d", 0.25), 0.25),
+        (26, struct.pack("<i", -7), -7),
+        (27, struct.pack("<q", 1 << 24), 1 << 24),
+    ):
         (tmp_path / "a").write_bytes(replace(small(), tensors=(Tensor("w", (1,), kind, data),)).bytes())
         with gguf.open(tmp_path / "a") as file:
             assert np.array_equal(file["w"].dequantize(), [value])

@@ -16,7 +16,8 @@ from anybit.io.gguf.tokenizer import PRE, tokenizer_json
 
 SAMPLE = [
     "the quick brown fox jumps over the lazy dog", "def main(argument): return argument + 12345", "HELLO World, it's what we'll do!\n\n",
-    "na\u00efve caf\u00e9 \u2014 \u65e5\u672c\u8a9e \U0001f600 tabs\tand  double  spaces   ", "1234567 <tag> x=1; y = 22", " leading", "a\r\nb\n \n c",
+    "na\u00efve caf\u00e9 \u2014 \u65e5\u672c\u8a9e \U0001f600 tabs\tand  double  spaces   ",
+    "1234567 <tag> x=1; y = 22", " leading", "a\r\nb\n \n c",
 ]  # fmt: skip
 STRING, ARRAY, F32, I32, U32, BOOL = 8, 9, 6, 5, 4, 7
 
@@ -49,7 +50,9 @@ def byte_level() -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=500, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), special_tokens=["<|end|>", "<|begin|>"])
+    trainer = trainers.BpeTrainer(
+        vocab_size=500, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), special_tokens=["<|end|>", "<|begin|>"]
+    )
     tokenizer.train_from_iterator(SAMPLE * 4, trainer)
     return tokenizer
 
@@ -73,7 +76,9 @@ def test_byte_level(tmp_path: Path, byte_level: Tokenizer, pre: str) -> None:
     words, merges = words_of(byte_level)
     types = [3 if word in ("<|end|>", "<|begin|>") else 1 for word in words]
     begin = words.index("<|begin|>")
-    got = rebuilt(tmp_path / "a", model="gpt2", pre=pre, tokens=words, token_type=types, merges=merges, bos_token_id=begin, add_bos_token=True)
+    got = rebuilt(
+        tmp_path / "a", model="gpt2", pre=pre, tokens=words, token_type=types, merges=merges, bos_token_id=begin, add_bos_token=True
+    )
     for text in SAMPLE:
         ids = got.encode(text).ids
         assert ids[0] == begin
@@ -108,7 +113,9 @@ def test_sentence_piece(tmp_path: Path, sentence_piece: Tokenizer) -> None:
     rank = {"".join(merge.split(" ")): i for i, merge in reversed(list(enumerate(merges)))}
     types = [2 if w == "<unk>" else 3 if w in ("<s>", "</s>") else 6 if w.startswith("<0x") else 1 for w in words]
     scores = [-float(rank.get(word, 10_000)) for word in words]
-    got = rebuilt(tmp_path / "a", model="llama", tokens=words, token_type=types, scores=scores, bos_token_id=1, eos_token_id=2, unknown_token_id=0)
+    got = rebuilt(
+        tmp_path / "a", model="llama", tokens=words, token_type=types, scores=scores, bos_token_id=1, eos_token_id=2, unknown_token_id=0
+    )
     plain = sentence_piece.encode
     for text in [*SAMPLE, "unseen \u00df\u4e2d"]:
         ids = got.encode(text).ids

@@ -122,7 +122,9 @@ def test_ternary_that_uses_its_fourth_code(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 15, 255, 256, 257, 1000])
-@pytest.mark.parametrize("fmt", ["int4@32:fp16", "fp4_e2m1@16:fp8_e4m3fn@tensor:fp32", "uint4@32:uint6@256:fp16+off", "fp16", "int8@channel"])
+@pytest.mark.parametrize(
+    "fmt", ["int4@32:fp16", "fp4_e2m1@16:fp8_e4m3fn@tensor:fp32", "uint4@32:uint6@256:fp16+off", "fp16", "int8@channel"]
+)
 def test_packed_in_pieces_is_packed_at_once(monkeypatch: pytest.MonkeyPatch, rows: int, fmt: str) -> None:
     import anybit
     from anybit.io import packed as module

@@ -1,4 +1,4 @@
-"""Coded: a tensor of another tool's container as logical parts: a format expression, a shape, and codes and scales of any rows on demand."""
+"""Coded: a tensor of another tool's container as logical parts: a format expression, a shape, codes and scales of any rows."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Coded:
 
 
 def of_arrays(format: str, shape: tuple[int, ...], parts: Mapping[str, np.ndarray]) -> Coded:
-    """A tensor whose parts are arrays already. Parts with as many rows as the tensor, or one for several rows, are cut; others are shared."""
+    """A tensor whose parts are arrays already, each with a row for every row of the tensor, for several of them, or for all."""
 
     def cut(part: np.ndarray, start: int, stop: int) -> np.ndarray:
         each = -(-shape[0] // part.shape[0])

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from anybit.io.coded import Coded
+from anybit.io.hf import CONFIG, read_config
 
 
 class Sidecar(Protocol):
@@ -65,4 +66,10 @@ def open_foreign(path: Path) -> Foreign | None:
         from anybit.io.gguf.model import open_gguf
 
         return open_gguf(path)
+    if (path / CONFIG).is_file():
+        from anybit.io.containers import open_quantized
+
+        config = read_config(path / CONFIG)
+        if config.get("quantization_config") is not None:
+            return open_quantized(path, config)
     return None

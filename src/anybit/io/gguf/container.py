@@ -1,7 +1,7 @@
 """The GGUF container, versions 2 and 3, little and big endian: a strict, memory-mapped reader.
 
-Layout: "GGUF"; u32 version; u64 tensors; u64 fields; the fields (string key, u32 type, value); the tensors (string name, u32 axes, u64 sizes
-with the innermost first, u32 type, u64 offset); the data, from the next multiple of `general.alignment` (32 unless a field says otherwise).
+Layout: "GGUF"; u32 version; u64 tensors; u64 fields; the fields (string key, u32 type, value); the tensors (string name, u32 axes, u64
+sizes with the innermost first, u32 type, u64 offset); the data, from the next multiple of `general.alignment` (32 without that field).
 A string is a u64 length and UTF-8 bytes; an array a u32 type, a u64 count and the values.
 
 Everything is checked before it is used or allocated for: counts and lengths against the bytes that are left, products of sizes before they

@@ -6,7 +6,7 @@
     Q5_K  the same with a fifth bit
     Q6_K  value = d sc (q - 32), blocks of 16: signed bytes sc; q of 4 + 2 bits
 
-Minima become offsets: mn keeps its code, dmin changes its sign. d sc and dmin mn are exact in float32, so levels may be multiplied in any order.
+Minima become offsets: mn keeps its code, dmin changes its sign. d sc and dmin mn are exact in float32: the order of factors is free.
 """
 
 from __future__ import annotations

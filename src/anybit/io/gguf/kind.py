@@ -1,7 +1,9 @@
 """Kind: a tensor type of GGUF, as a format expression and a conversion of its blocks into logical parts. One file for each family of them.
 
-A conversion moves codes and scales, it computes nothing: the value of every weight is that of the type's own definition (ggml's
-`dequantize_row_*`, which gguf-py repeats), bit for bit in float32 but for the sign of zeros, because products of the scales are exact there.
+A conversion moves codes and scales, it computes nothing: the value of every weight is that of the type's own definition, bit for bit in
+float32 but for the sign of zeros, because products of the scales are exact there.
+
+Source: ggml's `dequantize_row_*`, which gguf-py repeats.
 """
 
 from __future__ import annotations
@@ -23,8 +25,8 @@ Convert = Callable[[np.ndarray], Parts]
 class Kind:
     """A tensor type. `weights` share a block of `dtype`'s fields, which are unsigned bits: floats too.
 
-    `convert` takes blocks, structured[rows, blocks] in either byte order, and gives the logical parts of these rows: "codes" in the order of
-    the weights and one entry a block of each level of `format`, in any shape that has the rows first. ValueError: a block that `format`
+    `convert` takes blocks, structured[rows, blocks] in either byte order, and gives the logical parts of these rows: "codes" in the order
+    of the weights and one entry a block of each level of `format`, in any shape that has the rows first. ValueError: a block that `format`
     cannot express, with the reason. `refine` may give a wider format for what a tensor really holds.
     """
 

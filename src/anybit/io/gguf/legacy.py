@@ -1,10 +1,10 @@
 """Blocks of 32 with one float16 scale, or a scale and a minimum: Q4_0, Q4_1, Q5_0, Q5_1, Q8_0.
 
-    Q4_0  f16 d; 16 bytes, low nibbles are weights 0 to 15, high ones 16 to 31         value = (q - 8) d
-    Q4_1  f16 d, m; the same nibbles                                                   value = q d + m
-    Q5_0  f16 d; 32 bits, bit j is the fifth of weight j; the same nibbles             value = (q - 16) d
-    Q5_1  f16 d, m; the same                                                           value = q d + m
-    Q8_0  f16 d; 32 signed bytes                                                       value = q d
+Q4_0  f16 d; 16 bytes, low nibbles are weights 0 to 15, high ones 16 to 31         value = (q - 8) d
+Q4_1  f16 d, m; the same nibbles                                                   value = q d + m
+Q5_0  f16 d; 32 bits, bit j is the fifth of weight j; the same nibbles             value = (q - 16) d
+Q5_1  f16 d, m; the same                                                           value = q d + m
+Q8_0  f16 d; 32 signed bytes                                                       value = q d
 """
 
 from __future__ import annotations

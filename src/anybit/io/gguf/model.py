@@ -93,7 +93,9 @@ def _rope(fields: _Fields, file: Container, context: int, dim: int) -> dict[str,
     if factors:  # frequencies divided one by one: longrope with one set for all lengths and no temperature
         divisors = np.asarray(_values(file, _FACTORS), np.float32)
         if divisors.shape != (dim // 2,):
-            raise FileFormatError(f"{file.path}: tensor '{_FACTORS}' holds {divisors.size} factors, not {dim // 2}; convert the model again")
+            raise FileFormatError(
+                f"{file.path}: tensor '{_FACTORS}' holds {divisors.size} factors, not {dim // 2}; convert the model again"
+            )
         listed = [float(str(x)) for x in divisors]
         long = {"rope_type": "longrope", "factor": 1.0, "short_factor": listed, "long_factor": listed}
         return section | long | {"original_max_position_embeddings": context}

@@ -31,7 +31,9 @@ def coded(file: Container, name: str) -> Coded:
         except ValueError as error:
             raise fail(error) from None
         local = shape if len(shape) == 1 else (stop - start, *shape[1:])
-        grids = {level: array if array.shape == (1, 1) and len(flat) > 1 else array.reshape(*local[:-1], -1) for level, array in made.items()}
+        grids = {
+            level: array if array.shape == (1, 1) and len(flat) > 1 else array.reshape(*local[:-1], -1) for level, array in made.items()
+        }
         return grids | {"codes": made["codes"].reshape(local)}
 
     return Coded(info.kind.format_of(rows_of), shape, rows)

@@ -1,10 +1,10 @@
 """Weights of few values: TQ1_0 and TQ2_0 (blocks of 256), Q1_0 (128) and Q2_0 (64), each with one float16 scale.
 
-    TQ1_0  48 + 4 bytes hold five (the last four: four) base-3 digits each, byte = ceil(digits * 256 / 243); digit n of bytes m is weight
-           32 n + m of 160, then 16 n + m of 80, then 4 n + m of 16          value = (t - 1) d
-    TQ2_0  64 bytes: bits 2 l of byte 32 h + m are weight 128 h + 32 l + m   value = (q - 1) d; q = 3 gives 2 d, which no quantizer writes
-    Q1_0   16 bytes of signs, lowest bit first, 1 is +                       value = +-d
-    Q2_0   16 bytes, four 2-bit fields each, lowest first                    value = (q - 1) d
+TQ1_0  48 + 4 bytes hold five (the last four: four) base-3 digits each, byte = ceil(digits * 256 / 243); digit n of bytes m is weight
+       32 n + m of 160, then 16 n + m of 80, then 4 n + m of 16          value = (t - 1) d
+TQ2_0  64 bytes: bits 2 l of byte 32 h + m are weight 128 h + 32 l + m   value = (q - 1) d; q = 3 gives 2 d, which no quantizer writes
+Q1_0   16 bytes of signs, lowest bit first, 1 is +                       value = +-d
+Q2_0   16 bytes, four 2-bit fields each, lowest first                    value = (q - 1) d
 """
 
 from __future__ import annotations

@@ -17,9 +17,7 @@ from anybit.io.strict_json import shown
 
 NORMAL, UNKNOWN, CONTROL, USER = 1, 2, 3, 4
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+_LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _TEKKEN = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
@@ -32,7 +30,12 @@ PRE: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "stablelm2", "megrez"), (_LLAMA3.replace("{1,3}", ""),)),
     **dict.fromkeys(("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone"), (r"\p{N}", _GPT2)),
     "tekken": (_TEKKEN,),
-    "default": (r"[\p{P}\$\+<=>\^~\|]+", r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)", r"\p{N}+", r"[0-9][0-9][0-9]"),
+    "default": (
+        r"[\p{P}\$\+<=>\^~\|]+",
+        r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)",
+        r"\p{N}+",
+        r"[0-9][0-9][0-9]",
+    ),
 }
 _WHOLE_WORDS = ("llama-bpe", "llama3", "llama-v3", "falcon3", "tekken")  # a piece that is a token is never merged
 _NFC = ("qwen2", "deepseek-r1-qwen")
@@ -54,12 +57,13 @@ class _Vocabulary:
     def fail(self, key: str, problem: str) -> FileFormatError:
         return FileFormatError(f"{self.path}: field 'tokenizer.ggml.{key}' {problem}; convert the model again")
 
-    def take(self, key: str, kind: type, of: type | None = None, default: Any = ...) -> Any:
+    def take(self, key: str, kind: type, of: type = object, default: Any = ...) -> Any:
         value = self.metadata.get(f"tokenizer.ggml.{key}", default)
         if value is ...:
             raise self.fail(key, "is missing")
-        if value is not default and (type(value) is not kind or (of and not all(isinstance(item, of) for item in value))):
-            raise self.fail(key, f"is no {kind.__name__}" + (f" of {of.__name__}" if of else ""))
+        items: Any = value if isinstance(value, list) else ()
+        if value is not default and (type(value) is not kind or not all(isinstance(item, of) for item in items)):
+            raise self.fail(key, f"is no {kind.__name__}" + (f" of {of.__name__}" if kind is list else ""))
         return value
 
     def numbers(self, key: str, default: Any) -> np.ndarray:

@@ -26,7 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     "report": set(),
     "measure": {"formats", "layouts", "methods", "linear", "tensor", "kernels", "models", "engine"},
     "stored": {"formats", "layouts", "methods", "kernels", "io", "linear", "tensor"},
-    "streaming": {"formats", "layouts", "methods", "io", "linear", "models", "stored", "tensor"},
+    "streaming": {"foreign", "formats", "layouts", "methods", "io", "linear", "models", "stored", "tensor"},
     "model": {"formats", "layouts", "methods", "foreign", "io", "linear", "models", "stored", "streaming", "tensor", "engine"},
     "errors": set(),
     "registry": set(),

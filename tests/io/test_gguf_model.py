@@ -246,3 +246,31 @@ def test_missing_tensors_and_numbers_that_are_none(tmp_path: Path) -> None:
 
 def test_types_that_gguf_py_makes_are_here() -> None:
     assert set(QUANTIZES) <= set(KINDS)
+
+
+# ---------------------------------------------------------------------------------------------- the command line's view
+def test_inspecting(tmp_path: Path, weights: dict[str, np.ndarray]) -> None:
+    from anybit.io.inspect import inspect_model
+
+    write_gguf(tmp_path / "a.gguf", CONFIG, weights, lambda name: "Q4_0" if "proj" in name else "F16", BPE)
+    found = inspect_model(tmp_path / "a.gguf")
+    rows = {row.name: row for row in found.tensors}
+    assert found.kind == "gguf" and found.nbytes == (tmp_path / "a.gguf").stat().st_size
+    row = rows["blk.0.ffn_up.weight"]
+    assert (row.format, row.layout, row.shape, row.nbytes, row.bits_per_element) == ("int4@32:fp16", "Q4_0", (768, 256), 110592, 4.5)
+    assert found.metadata["llama.block_count"] == 5 and found.metadata["tokenizer.ggml.tokens"] == "4096 values"
+
+
+def test_quantizing_a_file(tmp_path: Path, weights: dict[str, np.ndarray], model: Model) -> None:
+    write_gguf(tmp_path / "a.gguf", CONFIG, weights, lambda name: "BF16" if "proj" in name else "Q8_0", BPE)
+    seen = []
+    anybit.model.quantize_file(
+        tmp_path / "a.gguf", tmp_path / "out", "int4@32", progress=lambda done, total, name: seen.append((done, total))
+    )
+    made = anybit.load(tmp_path / "out")
+    assert seen[-1] == (36, 36) and {str(linear.weight.format) for linear in made.linears.values()} == {"int4@32", "int8@32:fp16"}
+    name = "model.layers.0.self_attn.q_proj.weight"
+    assert np.array_equal(made.linears[name].weight.dequantize(), model.quantize("int4@32").linears[name].weight.dequantize())
+    with pytest.raises(anybit.errors.UsageError, match=r"'model\.embed_tokens\.weight' is quantized already \(int8@32:fp16\)"):
+        anybit.model.quantize_file(tmp_path / "a.gguf", tmp_path / "again", "int4@32", keep=None)
+    assert not (tmp_path / "again").exists()

@@ -38,12 +38,14 @@ def random_blocks(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
     """uint8 rows of a type that gguf-py cannot make: random codes, scales such that the weights are about 0.05."""
     kind, rng = KINDS[name], np.random.default_rng(seed)
     blocks = np.frombuffer(rng.bytes(shape[0] * shape[1] // kind.weights * kind.dtype.itemsize), kind.dtype).copy()
-    largest = {"Q2_K": 15 * 3, "Q3_K": 31 * 4, "Q4_K": 63 * 15, "Q5_K": 63 * 31, "Q6_K": 127 * 31, "IQ4_NL": 127, "IQ4_XS": 31 * 127}.get(
-        name, 1
-    )
+    largest = {"Q2_K": 15 * 3, "Q3_K": 31 * 4, "Q4_K": 63 * 15, "Q5_K": 63 * 31, "Q6_K": 127 * 31, "IQ4_NL": 127, "IQ4_XS": 31 * 127}
+    largest |= dict.fromkeys(("IQ1_S", "IQ2_XXS", "IQ2_XS", "IQ2_S"), 80) | {"IQ3_XXS": 240, "IQ3_S": 465}
     for field in ("d", "dmin"):
         if field in (kind.dtype.names or ()) and kind.dtype[field] == np.dtype("<u2"):
-            blocks[field] = np.float16(0.1 / largest).view(np.uint16)
+            blocks[field] = np.float16(0.1 / largest[name]).view(np.uint16)
+    if name == "IQ1_M":  # the float16 0.00167 is 0x16d7: a nibble in each of four words
+        words = blocks["scales"].view("<u2")
+        words[...] = words & 0x0FFF | np.array([0x7000, 0xD000, 0x6000, 0x1000], np.uint16)
     if name == "NVFP4":
         blocks["d"] = rng.integers(8, 12, blocks["d"].shape)
     return blocks.view(np.uint8).reshape(shape[0], -1)

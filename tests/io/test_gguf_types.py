@@ -15,6 +15,7 @@ from gguf_file import File, Tensor
 from anybit.formats import Format
 from anybit.io import gguf
 from anybit.io.coded import Coded
+from anybit.io.gguf import lattice
 from anybit.io.gguf.kind import KINDS, Kind
 from anybit.io.packed import packed
 from anybit.tensor import QTensor
@@ -105,9 +106,23 @@ def test_sizes_and_bits(name: str) -> None:
     if name != "Q2_0":
         assert gguf_py.GGML_QUANT_SIZES[gguf_py.GGMLQuantizationType[name]] == (kind.weights, kind.dtype.itemsize)
         assert gguf_py.GGMLQuantizationType[name] == kind.code
-    wider = {"F64": -32, "I64": -32, "TQ1_0": 2 - 416 / 256, "NVFP4": 0}
-    bits = 8 * kind.dtype.itemsize / kind.weights
-    assert float(Format(kind.format).bits_per_weight) == bits + wider.get(name, 0), kind.format
+    # the file counts trits five to a byte and names several weights at once; every weight here has a code of its own
+    stored = {"F64": 32, "I64": 32, "TQ1_0": 2 + 16 / 256, "IQ1_S": 3 + 4 / 32 + 1 / 16, "IQ1_M": 3 + 4 / 16 + 1 / 16}
+    stored |= {"IQ2_XXS": 3 + 5 / 32 + 1 / 16, "IQ2_XS": 3 + 5 / 16 + 1 / 16, "IQ2_S": 3 + 5 / 16 + 1 / 16}
+    stored |= {"IQ3_XXS": 4 + 5 / 32 + 1 / 16, "IQ3_S": 4 + 5 / 32 + 1 / 16}
+    assert float(Format(kind.format).bits_per_weight) == stored.get(name, 8 * kind.dtype.itemsize / kind.weights), kind.format
+
+
+def test_points_are_those_that_are_published() -> None:
+    """Every entry of ggml's tables, as gguf-py repeats them."""
+    gguf_py = pytest.importorskip("gguf.quants")
+    magnitudes = {"IQ2": (8, 25, 43), "IQ3_XXS": (4, 12, 20, 28, 36, 44, 52, 62), "IQ3_S": (1, 3, 5, 7, 9, 11, 13, 15), "IQ1": (-1, 0, 1)}
+    for name in ("IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ1_S"):
+        table = getattr(gguf_py, name)
+        table.init_grid()
+        ours = lattice.points(name.replace("IQ1_S", "IQ1"))
+        values = np.array(magnitudes.get(name) or magnitudes[name[:3]])
+        assert np.array_equal(values[ours], table.grid.reshape(ours.shape))
 
 
 def test_ternary_that_uses_its_fourth_code(tmp_path: Path) -> None:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 
 from anybit.errors import FileFormatError, NoKernelError, NonFiniteError
-from anybit.formats import Format
 from anybit.io.foreign import Foreign, Stored
 from anybit.io.packed import packed
 from anybit.linear import Linear, check_kernel
@@ -63,7 +60,7 @@ def coded_tensor(source: Foreign, name: str) -> QTensor:
         weight = dense_tensor(coded.rows(0, stored.shape[0])["codes"], _DTYPES[coded.format], name, source.path)
     else:
         weight = packed(coded)
-        _check_scales(weight, name, source)
+        _check_numbers(weight, name, source)
     try:
         check_kernel(weight, None, native=True)
     except NoKernelError as error:
@@ -72,24 +69,20 @@ def coded_tensor(source: Foreign, name: str) -> QTensor:
     return weight
 
 
-def _check_scales(weight: QTensor, name: str, source: Foreign) -> None:
-    """NonFiniteError: a scale or an offset that is NaN or infinite."""
-    for part, codes in _grids(weight.format, weight.parts).items():
-        bad = ~np.isfinite(codes)
+def _check_numbers(weight: QTensor, name: str, source: Foreign) -> None:
+    """NonFiniteError: a code, a scale or an offset that is NaN or infinite."""
+    fmt = weight.format
+    for part, codes in weight.parts.items():
+        kind, _, level = part.partition(".")
+        if kind == "zero":
+            continue  # whole numbers
+        element = fmt.element if kind == "codes" else fmt.levels[int(level)].element if kind == "scale" else fmt.offset_element(int(level))
+        if element.bits > 16:
+            bad = ~np.isfinite(element.decode(codes))
+        elif not np.isfinite(element.values).all() and element.bits >= 8:  # narrower codes do not fill their bytes, and have no specials
+            bad = ~np.isfinite(element.values)[codes]
+        else:
+            continue
         if bad.any():
             what = f"{int(bad.sum())} non-finite value(s) in part {part}"
             raise NonFiniteError(f"{source.path}: tensor '{name}' holds {what}; the file is damaged: fetch the model again")
-
-
-def _grids(fmt: Format, parts: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Values of all scales and offsets whose elements have values that are not finite."""
-    found = {}
-    for part, codes in parts.items():
-        kind, _, level = part.partition(".")
-        if kind in ("scale", "offset"):
-            element = fmt.levels[int(level)].element if kind == "scale" else fmt.offset_element(int(level))
-            if element.bits > 16:
-                found[part] = element.decode(codes)
-            elif not np.isfinite(element.values).all():
-                found[part] = element.values[codes]
-    return found

@@ -453,3 +453,30 @@ def test_a_model_runs_on_the_codes_and_saves_them(tmp_path: Path) -> None:
     coded.save(tmp_path / "saved")
     again = anybit.load(tmp_path / "saved")
     assert again.logits(ids).tobytes() == coded.logits(ids).tobytes() and again.nbytes == coded.nbytes
+
+
+def test_numbers_that_are_none(tmp_path: Path) -> None:
+    from anybit.errors import NonFiniteError
+    from anybit.foreign import coded_tensor
+
+    weights, tensors, _ = plain_case("fp8-tensor")
+    tensors["m.weight"].view(np.uint8)[3, 5] = 0x7F
+    with pytest.raises(NonFiniteError, match=r"'m\.weight' holds 1 non-finite value\(s\) in part codes"):
+        coded_tensor(opened(tmp_path / "a", ct(**weights), tensors), "m.weight")
+    weights, tensors, _ = plain_case("int8-channel")
+    tensors["m.weight_scale"] = tensors["m.weight_scale"].copy()
+    tensors["m.weight_scale"][:2] = np.inf
+    with pytest.raises(NonFiniteError, match=r"'m\.weight' holds 2 non-finite value\(s\) in part scale\.0"):
+        coded_tensor(opened(tmp_path / "b", ct(**weights), tensors), "m.weight")
+
+
+def test_sizes_that_allocate(tmp_path: Path) -> None:
+    """A description cannot ask for more memory than its tensors have."""
+    tensors, want = bnb_case("nf4", True)
+    name = "m.weight.quant_state.bitsandbytes__nf4"
+    state = json.loads(tensors[name].tobytes()) | {"nested_blocksize": 1 << 40}
+    tensors[name] = np.frombuffer(json.dumps(state).encode(), np.uint8)
+    tensors["m.weight.nested_absmax"] = np.ones(1, np.float32)
+    assert values(tmp_path / "a", {"quant_method": "bitsandbytes"}, tensors)[1].shape == want.shape
+    with pytest.raises(FileFormatError, match=r"'m\.qweight' has shape \[0, 24\]: it is empty"):
+        opened(tmp_path / "b", {**GPTQ, "group_size": -1}, {"m.qweight": np.zeros((0, N), np.int32)})

@@ -274,3 +274,38 @@ def test_quantizing_a_file(tmp_path: Path, weights: dict[str, np.ndarray], model
     with pytest.raises(anybit.errors.UsageError, match=r"'model\.embed_tokens\.weight' is quantized already \(int8@32:fp16\)"):
         anybit.model.quantize_file(tmp_path / "a.gguf", tmp_path / "again", "int4@32", keep=None)
     assert not (tmp_path / "again").exists()
+
+
+def test_changed_headers_load_or_are_refused(tmp_path: Path) -> None:
+    """Random changes of fields' bytes, then load, tokens and one forward pass: a model, or one of the project's errors."""
+    tokens = ["<s>", "</s>", *(chr(97 + i) for i in range(24)), "ab", "bc", *(f"t{i}" for i in range(36))]
+
+    def extra(w: Any) -> None:
+        w.add_tokenizer_model("gpt2")
+        w.add_tokenizer_pre("gpt-2")
+        w.add_token_list(tokens)
+        w.add_token_types([3, 3] + [1] * 62)
+        w.add_token_merges(["a b", "b c"])
+        w.add_bos_token_id(0)
+        w.add_add_bos_token(True)
+
+    config = {**TINY, "num_hidden_layers": 1}
+    path = tmp_path / "a.gguf"
+    write_gguf(path, config, random_tensors(config), extra=extra)
+    whole = path.read_bytes()
+    assert anybit.load(path).tokenize("ab").tolist() == [0, tokens.index("ab")]
+    head = whole.index(b"token_embd.weight")
+    rng = np.random.default_rng(0)
+    fine = 0
+    for _ in range(400):
+        content = bytearray(whole)
+        for _ in range(rng.integers(1, 4)):
+            content[rng.integers(24, head)] = rng.integers(256)
+        path.write_bytes(content)
+        try:
+            loaded = anybit.load(path)
+            loaded.logits(loaded.tokenize("abc"))
+            fine += 1
+        except anybit.AnybitError as error:
+            assert str(error)
+    assert 10 < fine < 390

@@ -46,6 +46,8 @@ class Checkpoint:
         info, allowed = self.info(name), (dtypes,) if isinstance(dtypes, str) else dtypes
         if info is None:
             raise self.fail(f"tensor {shown(name)} is missing")
+        if 0 in info.shape:
+            raise self.fail(f"tensor {shown(name)} has shape {list(info.shape)}: it is empty")
         if info.dtype not in allowed:
             raise self.fail(f"tensor {shown(name)} has dtype {info.dtype}; expected {' or '.join(allowed)}")
         if shape is not None and info.shape != shape:

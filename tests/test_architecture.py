@@ -60,6 +60,13 @@ def test_arrows_point_one_way(package: str) -> None:
         assert used <= ALLOWED[package] | BASE | {package}, f"{path.relative_to(ROOT)} imports {used - ALLOWED[package] - BASE - {package}}"
 
 
+def test_io_knows_tensors_in_one_place() -> None:
+    """Readers give format expressions and arrays; one file makes tensors of them."""
+    files = [path for path in FILES if path.relative_to(SOURCE).parts[0] == "io"]
+    users = {path.name for path in files if {"anybit.tensor", "anybit.layouts"} & imports(path)}
+    assert users == {"packed.py", "__init__.py"}, "gguf/__init__.py names the type only"
+
+
 def test_one_file_imports_the_native_module() -> None:
     assert [path.name for path in FILES if "anybit.kernels._native" in path.read_text()] == ["cpu.py"]
 

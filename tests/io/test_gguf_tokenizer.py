@@ -144,6 +144,7 @@ def test_user_defined_tokens(tmp_path: Path, byte_level: Tokenizer) -> None:
         ({"model": "bert"}, r"'tokenizer\.ggml\.model' is 'bert', which is not supported; supported: gpt2, llama"),
         ({"pre": "viking"}, r"'tokenizer\.ggml\.pre' is 'viking', a way of cutting text that is not known here"),
         ({"tokens": ["a", "b", "a"]}, r"tokens' lists 'a' twice"),
+        ({"tokens": ["a", "b", "x" * 1025]}, r"tokens' has a token of 1025 characters, 1024 at most"),
         ({"tokens": [1, 2, 3]}, r"tokens' is no list of str"),
         ({"tokens": 7}, r"tokens' is no list"),
         ({"token_type": [1, 1]}, r"token_type' does not hold one number for each of 3 tokens"),

@@ -155,3 +155,17 @@ def test_packed_in_pieces_is_packed_at_once(monkeypatch: pytest.MonkeyPatch, row
     again = packed(Coded(whole.format.explicit, whole.shape, cut))
     assert again.layout == whole.layout
     assert all(np.array_equal(again.parts[part], whole.parts[part]) for part in whole.parts)
+
+
+def test_the_page_lists_every_type() -> None:
+    """Each type's format and its bits in the file, as docs/interchange.md has them."""
+    page = (Path(__file__).parents[2] / "docs" / "interchange.md").read_text()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line.startswith("| ")]
+    listed = {name: (row[1], bits) for row in rows for name, bits in zip(row[0].split(", "), row[-1].split(", "), strict=False)}
+    for name in KINDS:
+        kind = KINDS[name]
+        text, bits = listed[name]
+        assert float(bits) == 8 * kind.dtype.itemsize / kind.weights, name
+        assert f"`{kind.format}`" in text or text.startswith(("a list of", "the same with")), name
+        if text.startswith("a list of"):
+            assert text.startswith(f"a list of {len(Format(kind.format).element.entries)} values"), name

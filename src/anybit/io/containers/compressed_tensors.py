@@ -8,7 +8,7 @@
     mxfp4, mxfp8     the same packing, or E4M3; weight_scale uint8, E8M0                                     w = q 2^(e - 127)
 
 compressed-tensors rounds each product to the dtype of the scales; here products are float32, which round to the same. NVFP4's global scale
-is a divisor there: its reciprocal is rounded to float32 here, as vLLM does on loading, the one place where values are not exact (2^-23).
+is a divisor there: its reciprocal is rounded to float32 here, as vLLM does on loading, the one place where values are not exact (2^-24).
 
 Source: compressed-tensors 0.20, compressors/. Activations' scales are not used: activations here are float, or int8 a block.
 """

@@ -15,6 +15,7 @@ from anybit.errors import FileFormatError
 from anybit.io.gguf.container import Container
 from anybit.io.strict_json import shown
 
+MAX_TOKEN = 1024
 NORMAL, UNKNOWN, CONTROL, USER = 1, 2, 3, 4
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -53,6 +54,9 @@ class _Vocabulary:
         if len(self.ids) != len(self.tokens):
             twice = next(token for i, token in enumerate(self.tokens) if self.ids[token] != i)
             raise self.fail("tokens", f"lists {shown(twice, 60)} twice")
+        longest = max(map(len, self.tokens), default=0)
+        if longest > MAX_TOKEN:  # all ways to cut a token are tried
+            raise self.fail("tokens", f"has a token of {longest} characters, {MAX_TOKEN} at most")
 
     def fail(self, key: str, problem: str) -> FileFormatError:
         return FileFormatError(f"{self.path}: field 'tokenizer.ggml.{key}' {problem}; convert the model again")

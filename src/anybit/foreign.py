@@ -21,7 +21,7 @@ def foreign_weights(source: Foreign, spec: ModelSpec) -> tuple[dict[str, Linear 
     Raises: FileFormatError: a tensor is missing, of another shape than the description's, or of a kind that cannot be represented exactly.
         NonFiniteError: NaN or infinity in a dense tensor or in scales (tensor, index, count).
     """
-    spec.check_tensors({name: stored.shape for name, stored in source.tensors.items()}, str(source.path))
+    check_foreign(source, spec)
     weights: dict[str, Linear | np.ndarray] = {}
     plain: dict[str, tuple[str, np.ndarray]] = {}
     biases: dict[str, np.ndarray] = {}
@@ -37,6 +37,13 @@ def foreign_weights(source: Foreign, spec: ModelSpec) -> tuple[dict[str, Linear 
         if tensor.role not in ("norm", "bias"):
             weights[tensor.name] = Linear(coded_tensor(source, tensor.name), biases.get(tensor.module))
     return weights, plain
+
+
+def check_foreign(source: Foreign, spec: ModelSpec) -> None:
+    """FileFormatError: a tensor is missing, of another shape, or has no place, but for biases of zeros (AutoGPTQ adds them)."""
+    known = {tensor.name for tensor in spec.tensors}
+    idle = {name for name in source.tensors.keys() - known if name.endswith(".bias") and not plain_tensor(source, name)[1].any()}
+    spec.check_tensors({name: stored.shape for name, stored in source.tensors.items() if name not in idle}, str(source.path))
 
 
 def plain_tensor(source: Foreign, name: str) -> tuple[str, np.ndarray]:

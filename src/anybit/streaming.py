@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from anybit.errors import UsageError
-from anybit.foreign import coded_tensor, plain_tensor
+from anybit.foreign import check_foreign, coded_tensor, plain_tensor
 from anybit.formats import Format, Spec
 from anybit.io.checkpoint import QuantizedEntry, save_checkpoint
 from anybit.io.foreign import Foreign, open_foreign
@@ -110,7 +110,7 @@ def _quantize_foreign(
 ) -> int:
     """The same for another tool's container: dense matrices are quantized, those that `keep` names keep their codes."""
     model = describe(source.config, str(source.path))
-    model.check_tensors({name: stored.shape for name, stored in source.tensors.items()}, str(source.path))
+    check_foreign(source, model)
     matrices = {tensor.name: tensor for tensor in model.tensors if tensor.role not in ("norm", "bias")}
     chosen = set(chosen_names(matrices, keep))
     entries = []

@@ -438,6 +438,7 @@ def test_a_model_runs_on_the_codes_and_saves_them(tmp_path: Path) -> None:
         scales = RNG.uniform(0.01, 0.03, (k // 32, n)).astype(np.float16)
         module = tensor.name.removesuffix(".weight")
         stored |= {f"{module}.qweight": packed_stream(codes.T, 4).T, f"{module}.qzeros": packed_stream(zeros - 1, 4)}
+        stored[f"{module}.bias"] = np.zeros(n, np.float16)  # as AutoGPTQ writes for every module
         stored |= {f"{module}.scales": scales, f"{module}.g_idx": (np.arange(k) // 32).astype(np.int32)}
         rows = np.arange(k) // 32
         plain[tensor.name] = ((codes - zeros[rows]) * scales[rows].astype(np.float32)).T.astype(np.float32)
@@ -450,6 +451,11 @@ def test_a_model_runs_on_the_codes_and_saves_them(tmp_path: Path) -> None:
     # the order of float32 operations differs: about 1e-6 a product, a dozen products deep
     assert np.abs(coded.logits(ids) - want).max() <= 2e-5 * np.ptp(want)
     assert len(coded.quantized) == 14 and {str(coded.linears[name].weight.format) for name in coded.quantized} == {"uint4@32:fp16+zp=uint5"}
+    stored["model.layers.0.mlp.up_proj.bias"][3] = 1
+    write(tmp_path / "biased", {}, stored)
+    (tmp_path / "biased" / "config.json").write_text(json.dumps(config | {"quantization_config": GPTQ | {"group_size": 32}}))
+    with pytest.raises(FileFormatError, match=r"'model\.layers\.0\.mlp\.up_proj\.bias' is not part of a llama model"):
+        anybit.load(tmp_path / "biased")
     coded.save(tmp_path / "saved")
     again = anybit.load(tmp_path / "saved")
     assert again.logits(ids).tobytes() == coded.logits(ids).tobytes() and again.nbytes == coded.nbytes

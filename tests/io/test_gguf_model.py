@@ -202,7 +202,7 @@ def changed(tmp_path: Path, extra: Callable[[Any], None], **config: Any) -> Path
         (lambda w: w.add_expert_count(8), r"field 'llama\.expert_count' is 8, which this anybit does not run"),
         (lambda w: w.add_logit_scale(2.0), r"field 'llama\.logit_scale' is 2\.0"),
         (lambda w: w.add_rope_scaling_type(gguf_py.RopeScalingType.LONGROPE), r"scaling\.type' is 'longrope'; supported: none, linear"),
-        (lambda w: w.add_uint16("split.count", 3), "one of several files; join them first"),
+        (lambda w: w.add_uint16("split.count", 3), r"'split\.count' is 3, so it should be called NAME-00001-of-00003\.gguf"),
         (lambda w: w.add_tensor("blk.0.ffn_gate_inp.weight", np.ones((4, 48), np.float32)), r"'blk\.0\.ffn_gate_inp\.weight' has no place"),
         (lambda w: w.add_tensor("blk.7.ffn_up.weight", np.ones((72, 48), np.float32)), r"model\.layers\.7\.mlp\.up_proj\.weight"),
         (lambda w: w.add_tensor("blk.0.ffn_up.scale", np.ones(1, np.float32)), "is a factor that F32 has no place for"),
@@ -246,6 +246,39 @@ def test_missing_tensors_and_numbers_that_are_none(tmp_path: Path) -> None:
 
 def test_types_that_gguf_py_makes_are_here() -> None:
     assert set(QUANTIZES) <= set(KINDS)
+
+
+def parts(tmp_path: Path, config: dict[str, Any], tensors: dict[str, np.ndarray], numbers: tuple[int, ...] = (0, 1, 2)) -> Path:
+    """A model in three files, all fields in each."""
+    names = list(tensors)
+    for place, number in enumerate(numbers):
+        some = {name: tensors[name] for name in names[place::3]}
+
+        def extra(w: Any, number: int = number) -> None:
+            w.add_uint16("split.no", number)
+            w.add_uint16("split.count", 3)
+            w.add_int32("split.tensors.count", len(names))
+
+        write_gguf(tmp_path / f"m-{place + 1:05}-of-00003.gguf", config, some, extra=extra)
+    return tmp_path / "m-00001-of-00003.gguf"
+
+
+def test_a_model_in_several_files(tmp_path: Path) -> None:
+    tensors = random_tensors(TINY)
+    first = parts(tmp_path, TINY, tensors)
+    assert same(anybit.load(first), anybit.load(hf_directory(tmp_path / "hf", TINY, tensors)))
+    with pytest.raises(FileFormatError, match=r"one of 3 files and not the first; give m-00001-of-00003\.gguf"):
+        anybit.load(tmp_path / "m-00002-of-00003.gguf")
+    (tmp_path / "m-00003-of-00003.gguf").rename(tmp_path / "away")
+    with pytest.raises(FileFormatError, match=r"m-00003-of-00003\.gguf: cannot be opened"):
+        anybit.load(first)
+    (tmp_path / "away").rename(tmp_path / "m-00003-of-00003.gguf")
+    (tmp_path / "m-00003-of-00003.gguf").write_bytes((tmp_path / "m-00002-of-00003.gguf").read_bytes())
+    with pytest.raises(FileFormatError, match=r"do not say 2 of 3"):
+        anybit.load(first)
+    parts(tmp_path, TINY, dict(list(tensors.items())[:6]) | {"lm_head.weight": tensors["lm_head.weight"]})
+    with pytest.raises(FileFormatError, match=r"is missing"):
+        anybit.load(first)
 
 
 # ---------------------------------------------------------------------------------------------- the command line's view

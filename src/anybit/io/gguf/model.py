@@ -14,6 +14,7 @@ from anybit.errors import FileFormatError
 from anybit.io.coded import Coded
 from anybit.io.foreign import Foreign, Made, Sidecar, Stored
 from anybit.io.gguf.container import Container
+from anybit.io.gguf.split import open_all
 from anybit.io.gguf.tensors import coded
 from anybit.io.gguf.tokenizer import tokenizer_json
 from anybit.io.strict_json import shown
@@ -133,8 +134,6 @@ def _config(file: Container) -> tuple[dict[str, Any], Architecture]:
         value = fields.take(key, (int, float, bool), neutral[0])
         if value not in neutral:
             raise fields.fail(key, f"is {shown(value, 60)}, which this anybit does not run")
-    if metadata.get("split.count", 0) not in (0, 1):
-        raise FileFormatError(f"{file.path}: one of several files; join them first with llama-gguf-split --merge")
     width, heads = fields.take("embedding_length", int), fields.take("attention.head_count", int)
     if heads < 1 or width < 1:
         raise fields.fail("attention.head_count", f"is {heads} beside an embedding_length of {width}")
@@ -213,8 +212,11 @@ def _reordered_vector(made: Coded, order: np.ndarray) -> Coded:
 
 
 def open_gguf(path: Path) -> Foreign:
-    """Opens a language model. Raises: FileFormatError: a damaged file, an architecture or a field that is not supported (named)."""
-    file = Container(path)
+    """Opens a language model, the first of several files with all of them.
+
+    Raises: FileFormatError: a damaged file, an architecture or a field that is not supported (named).
+    """
+    file = open_all(path)
     config, architecture = _config(file)
     sidecars: list[Sidecar] = []
     if "tokenizer.ggml.model" in file.metadata:

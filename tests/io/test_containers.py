@@ -409,6 +409,68 @@ def test_bitsandbytes_blocks_over_rows(tmp_path: Path) -> None:
         opened(tmp_path / "a", {"quant_method": "bitsandbytes"}, tensors)
 
 
+def cases() -> list[tuple[dict[str, Any], dict[str, np.ndarray]]]:
+    """One valid checkpoint of each kind."""
+    packed4 = {
+        "m.weight_packed": packed_stream(RNG.integers(0, 16, (N, K)), 4), "m.weight_scale": np.ones((N, 4), BF16),
+        "m.weight_shape": np.array([N, K]), "m.weight_zero_point": np.ascontiguousarray(packed_stream(np.ones((4, N), np.int64), 4).T),
+    }  # fmt: skip
+    awq = {
+        "m.qweight": np.zeros((K, N // 8), np.int32),
+        "m.qzeros": np.zeros((4, N // 8), np.int32),
+        "m.scales": np.ones((4, N), np.float16),
+    }
+    int8 = {"m.weight": np.ones((N, K), np.int8), "m.SCB": np.ones(N, np.float32)}
+    fp8 = {"m.weight": np.ones((N, K), ml_dtypes.float8_e4m3fn), "m.weight_scale_inv": np.ones((2, 2), np.float32)}
+    return [
+        (ct(symmetric=False), packed4), (GPTQ, gptq_case(4, 1, False)[0]), (GPTQ | {"bits": 3}, gptq_case(3, 1, True)[0]), (AWQ, awq),
+        ({"quant_method": "bitsandbytes"}, bnb_case("nf4", True)[0]), ({"quant_method": "bitsandbytes"}, int8),
+        ({"quant_method": "fp8", "weight_block_size": [16, 128]}, fp8), *((ct(**c[0]), c[1]) for c in map(plain_case, FORMS)),
+    ]  # fmt: skip
+
+
+def test_changed_checkpoints_are_read_or_refused(tmp_path: Path) -> None:
+    """Random changes of one tensor or one value of the configuration: the one exception, or a tensor."""
+    rng = np.random.default_rng(0)
+    strange = [None, True, 0, -1, 1, 3, 16, 1 << 31, 1 << 62, 1.5, "", "x", "channel", [], [0, 0], [1, 1 << 40], {}, {"a": 1}]
+
+    def holders(value: Any) -> list[tuple[Any, Any]]:
+        inside = list(value.items()) if isinstance(value, dict) else list(enumerate(value)) if isinstance(value, list) else []
+        return [(value, key) for key, _ in inside] + [pair for _, item in inside for pair in holders(item)]
+
+    found, prepared = {"read": 0, "refused": 0}, cases()
+    for number in range(600):
+        config, tensors = prepared[number % len(prepared)]
+        config, tensors = json.loads(json.dumps(config)), dict(tensors)
+        name = list(tensors)[rng.integers(len(tensors))]
+        array = tensors[name]
+        choice = rng.integers(6)
+        if choice == 0:
+            holder, key = holders(config)[rng.integers(len(holders(config)))]
+            holder[key] = strange[rng.integers(len(strange))] if key != "quant_method" else holder[key]
+        elif choice == 1:
+            del tensors[name]
+        elif choice == 2:
+            tensors[name] = array[: rng.integers(0, array.shape[0])] if array.ndim else array
+        elif choice == 3:
+            tensors[name] = np.zeros(array.shape, [np.int8, np.uint8, np.int32, np.float32, np.int64, np.float16][rng.integers(6)])
+        elif choice == 4:
+            tensors[name] = array.reshape(-1) if rng.integers(2) else array[None]
+        else:
+            flat = np.ascontiguousarray(array).view(np.uint8).reshape(-1).copy()
+            flat[rng.integers(flat.size)] = rng.integers(256)
+            tensors[name] = flat.view(array.dtype).reshape(array.shape)
+        try:
+            foreign = opened(tmp_path / "a", config, tensors)
+            for stored in foreign.tensors.values():
+                packed(stored.read())
+            found["read"] += 1
+        except FileFormatError as error:
+            assert str(error).startswith(str(tmp_path / "a")), error
+            found["refused"] += 1
+    assert min(found.values()) > 100
+
+
 def test_unknown_methods_are_named(tmp_path: Path) -> None:
     write(tmp_path / "a", {"quant_method": "aqlm"}, {"m.weight": np.ones((2, 2), np.float32)})
     with pytest.raises(FileFormatError, match="quant_method 'aqlm' is not read"):
@@ -418,6 +480,7 @@ def test_unknown_methods_are_named(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------------------- whole models
 def test_a_model_runs_on_the_codes_and_saves_them(tmp_path: Path) -> None:
     """A tiny llama whose projections are GPTQ: the logits of the same codes quantized here, and a checkpoint that keeps them."""
+    from anybit.io.inspect import inspect_model
     from anybit.models import describe
 
     config: dict[str, Any] = {
@@ -445,6 +508,7 @@ def test_a_model_runs_on_the_codes_and_saves_them(tmp_path: Path) -> None:
     for path, tensors, extra in ((tmp_path / "gptq", stored, GPTQ | {"group_size": 32}), (tmp_path / "plain", plain, None)):
         write(path, {}, tensors)
         (path / "config.json").write_text(json.dumps(config | ({"quantization_config": extra} if extra else {})))
+    assert inspect_model(tmp_path / "gptq").kind == "gptq"
     coded, dense = anybit.load(tmp_path / "gptq"), anybit.load(tmp_path / "plain")
     ids = list(range(3, 60))
     want = dense.logits(ids)

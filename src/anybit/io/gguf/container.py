@@ -184,11 +184,13 @@ class Metadata(Mapping[str, Any]):
         return len(self._fields)
 
     def summary(self) -> dict[str, Any]:
-        """The same with a note in place of every array that is long, decoding none."""
+        """The same with a note in place of every array and text that is long, decoding none."""
 
         def brief(value: Any) -> Any:
             if isinstance(value, _Array):
                 return f"{value.count} values of {NAMES[value.kind]}"
+            if isinstance(value, str) and len(value) > 256:
+                return f"{len(value)} characters"
             return f"{len(value)} values" if isinstance(value, (list, np.ndarray)) and len(value) > 16 else value
 
         return {key: brief(value) for key, value in self._fields.items()}

@@ -283,11 +283,10 @@ def load(path: str | Path) -> Model:
 
 
 def _load_foreign(source: Foreign, name: str) -> Model:
-    """A model from another tool's container."""
+    """A model from another tool's container, which stays mapped while its tokenizer may be asked for."""
     spec = describe(source.config, str(source.path))
     weights, plain = foreign_weights(source, spec)
     spec = replace(spec, eos=source.eos or spec.eos)
-    source.close()
     return Model(source.config, spec, weights, plain, source.sidecars, name)
 
 

@@ -471,6 +471,14 @@ def test_changed_checkpoints_are_read_or_refused(tmp_path: Path) -> None:
     assert min(found.values()) > 100
 
 
+def test_a_map_of_zeros(tmp_path: Path) -> None:
+    tensors = bnb_case("fp4", False)[0]
+    tensors["m.weight.quant_map"] = np.zeros(16, np.float32)
+    foreign = opened(tmp_path / "a", {"quant_method": "bitsandbytes"}, tensors)
+    with pytest.raises(FileFormatError, match=r"'m\.weight\.quant_map' is no list of values"):
+        foreign.tensors["m.weight"].read()
+
+
 def test_unknown_methods_are_named(tmp_path: Path) -> None:
     write(tmp_path / "a", {"quant_method": "aqlm"}, {"m.weight": np.ones((2, 2), np.float32)})
     with pytest.raises(FileFormatError, match="quant_method 'aqlm' is not read"):

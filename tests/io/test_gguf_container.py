@@ -49,6 +49,8 @@ def test_tensors_are_read_when_asked_for(tmp_path: Path) -> None:
     assert (coded.shape, coded.layout, str(coded.format)) == ((3, 64), "tile16x4", "int4@32:fp16") and cube.shape == (3, 2, 4)
     file.container.release("blk.0.a.weight")
     file.close()
+    with pytest.raises(ValueError, match=r"a\.gguf is closed"):
+        file["norm.weight"]
     assert coded.dequantize().shape == (3, 64), "what was read stays"
 
 
@@ -76,6 +78,10 @@ def test_long_arrays_are_decoded_on_demand(tmp_path: Path) -> None:
         assert file.metadata["long"] == words and file.metadata["long"] is file.metadata["long"]
         ids = file.metadata["ids"]
     assert ids.sum() == 6000 * 5999 // 2, "arrays outlive the file"
+    with pytest.raises(ValueError, match="a is closed"):
+        with gguf.open(tmp_path / "a") as file:
+            pass
+        file.metadata["long"]
 
 
 def test_a_header_of_a_large_model_opens_at_once(tmp_path: Path) -> None:

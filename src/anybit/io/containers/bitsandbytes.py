@@ -95,9 +95,9 @@ def _element(checkpoint: Checkpoint, map_name: str) -> tuple[str, np.ndarray | N
     values = bits.view(np.float32) + np.float32(0)
     if np.array_equal(values, parse_element("nf4").values):
         return "nf4", None
-    if not np.isfinite(values).all():
-        raise checkpoint.fail(f"tensor {shown(map_name)} holds values that are not finite")
     entries, translate = np.unique(values, return_inverse=True)
+    if not np.isfinite(values).all() or len(entries) < 2 or not 2.0**-64 <= np.abs(entries).max() <= 2.0**64:
+        raise checkpoint.fail(f"tensor {shown(map_name)} is no list of values: they are not finite, all equal, or beyond 2^64")
     texts = [str(entry).replace("e+", "e") for entry in entries]
     return "codebook_" + "_".join(texts), translate.astype(np.uint8)
 
@@ -110,7 +110,8 @@ def _scales(checkpoint: Checkpoint, module: str, state: dict[str, Any]) -> np.nd
     table = checkpoint.array(f"{module}.weight.nested_quant_map").view(np.float32)
     outer = checkpoint.array(f"{module}.weight.nested_absmax").view(np.float32)
     each = outer[np.arange(absmax.size) // state["nested_blocksize"]]
-    return table[absmax] * each + np.float32(state["nested_offset"])
+    with np.errstate(all="ignore"):  # what is not finite is refused when the tensor is used
+        return table[absmax] * each + np.float32(state["nested_offset"])
 
 
 def _int8(checkpoint: Checkpoint, module: str) -> None:

@@ -89,6 +89,8 @@ class Checkpoint:
         def read() -> Coded:
             if info.dtype not in SCALES:
                 raise self.fail(f"tensor {shown(name)} has dtype {info.dtype}, which no module of this checkpoint explains")
+            if not info.shape or 0 in info.shape:
+                raise self.fail(f"tensor {shown(name)} has shape {list(info.shape)}, which no part of a model has")
             return of_arrays(SCALES[info.dtype], info.shape, {"codes": self.array(name)})
 
         return Stored(info.shape, read, lambda: self.source.release(name))

@@ -146,7 +146,9 @@ class _Cursor:
         self.at = at
 
     def values(self, array: _Array, field: str) -> Any:
-        """The values of an array: a list of strings or of booleans, or a NumPy array."""
+        """The values of an array: a list of strings or of booleans, or a NumPy array. ValueError: the file is closed."""
+        if self.data.closed:
+            raise ValueError(f"{self.path} is closed")
         if array.kind == _STRING:
             at, found, read = array.start, [], struct.Struct(self.order + "Q").unpack_from
             for i in range(array.count):
@@ -238,6 +240,8 @@ class Container:
     def blocks(self, name: str) -> NDArray[Any]:
         """A read-only view of a tensor's blocks in the map: the kind's structured dtype in the file's byte order, [..., blocks]."""
         info = self.info(name)
+        if self._map.closed:
+            raise ValueError(f"{self.path} is closed")
         dtype = info.kind.dtype.newbyteorder(self.order)  # type: ignore[arg-type]
         shape = (*info.shape[:-1], info.shape[-1] // info.kind.weights)
         return np.frombuffer(self._map, dtype, info.nbytes // dtype.itemsize, info.offset).reshape(shape)

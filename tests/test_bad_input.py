@@ -58,7 +58,7 @@ CONFIGS: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
     ("vocabulary", lambda c: c.update(vocab_size=65), r"'model\.embed_tokens\.weight' has shape \[64, 48\], but .* asks for \[65, 48\]"),
     ("width", lambda c: c.update(intermediate_size=71), r"gate_proj\.weight' has shape \[72, 48\], but the config asks for \[71, 48\]"),
     ("rope", lambda c: c.update(rope_scaling={"rope_type": "magic"}), "magic"),
-    ("other quantization", lambda c: c.update(quantization_config={"quant_method": "awq"}), "'awq' is not read"),
+    ("other quantization", lambda c: c.update(quantization_config={"quant_method": "aqlm"}), "'aqlm' is not read"),
 ]
 
 

@@ -15,8 +15,10 @@ from anybit.engine.engine import Engine
 from anybit.engine.generate import Piece, generate
 from anybit.engine.sampling import Sampling
 from anybit.errors import FileFormatError, FormatError, NoKernelError
+from anybit.foreign import foreign_weights
 from anybit.formats import Format, Spec
 from anybit.io.checkpoint import QuantizedEntry, save_checkpoint
+from anybit.io.foreign import Foreign, Sidecar, open_foreign
 from anybit.io.hf import CONFIG, open_model
 from anybit.linear import ActSpec, Linear, check_kernel
 from anybit.methods import METHODS
@@ -54,7 +56,7 @@ class Model:
     spec: ModelSpec
     weights: Mapping[str, Linear | np.ndarray]
     plain: Mapping[str, tuple[str, np.ndarray]]
-    sidecars: tuple[Path, ...] = ()
+    sidecars: tuple[Sidecar, ...] = ()
     name: str = "model"
     policy: str | None = None
 
@@ -67,15 +69,17 @@ class Model:
     @cached_property
     def tokenizer(self) -> Any:
         """The model's `tokenizers.Tokenizer`. FileFormatError: there is none, or it cannot be read."""
-        path = next((path for path in self.sidecars if path.name == "tokenizer.json"), None)
-        if path is None:
+        file = next((file for file in self.sidecars if file.name == "tokenizer.json"), None)
+        if file is None:
             raise FileFormatError(f"{self.name}: no tokenizer.json; save the model's fast tokenizer there (tokenizer.save_pretrained)")
         from tokenizers import Tokenizer
 
+        content = file.read_bytes()
         try:
-            return Tokenizer.from_file(str(path))
+            return Tokenizer.from_str(content.decode())
         except Exception as error:  # the library raises nothing narrower
-            raise FileFormatError(f"{path}: no tokenizer that can be read: {error}; save the tokenizer again") from None
+            where = file if isinstance(file, Path) else f"{self.name}: {file.name}"
+            raise FileFormatError(f"{where}: no tokenizer that can be read: {error}; save the tokenizer again") from None
 
     def tokenize(self, text: str) -> np.ndarray:
         """int32[t] token ids of a text, with the special tokens that the tokenizer adds."""
@@ -238,13 +242,18 @@ def _entry(linear: Linear) -> QuantizedEntry:
 
 
 def load(path: str | Path, open: int | None = None) -> Model:
-    """Opens a model: a Hugging Face directory, one that anybit saved, or the name of the bundled model, "pycoder-5m".
+    """Opens a model: a Hugging Face directory, one that anybit saved, a GGUF file, or the name of the bundled model, "pycoder-5m".
 
-    A model that anybit saved runs in place on the mapped file. Another one's matrices are repacked tensor by tensor.
+    A model that anybit saved runs in place on the mapped file. Another one's matrices are repacked tensor by tensor; quantized ones keep
+    their codes and scales.
     Args: open, a width at which nested integers are opened (see `Model.open`).
     Raises: FileFormatError: no model, a damaged one, an unsupported architecture, a tensor that is missing or does not fit the config.
         NonFiniteError: NaN or infinity in a dense tensor that is read now (tensor, index, count).
     """
+    foreign = open_foreign(resolve(path))
+    if foreign is not None:
+        model = _load_foreign(foreign, str(path))
+        return model if open is None else model.open(open)
     source = open_model(resolve(path))
     where = source.path
     spec = describe(source.config, str(source.path / CONFIG))
@@ -282,6 +291,14 @@ def load(path: str | Path, open: int | None = None) -> Model:
     policy = source.quantization.policy if source.quantization else None
     model = Model(source.config, spec, weights, plain, source.sidecars, str(path), policy)
     return model if open is None else model.open(open)
+
+
+def _load_foreign(source: Foreign, name: str) -> Model:
+    """A model from another tool's container, which stays mapped while its tokenizer may be asked for."""
+    spec = describe(source.config, str(source.path))
+    weights, plain = foreign_weights(source, spec)
+    spec = replace(spec, eos=source.eos or spec.eos)
+    return Model(source.config, spec, weights, plain, source.sidecars, name)
 
 
 __all__ = ["BUNDLED", "KEEP", "Model", "load", "quantize_file", "resolve"]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from anybit.errors import UsageError
+from anybit.foreign import check_foreign, coded_tensor, plain_tensor
 from anybit.formats import Format, Spec
 from anybit.io.checkpoint import QuantizedEntry, save_checkpoint
+from anybit.io.foreign import Foreign, open_foreign
 from anybit.io.hf import CONFIG, Source, open_model
 from anybit.layouts import default_layout, sizes_known
 from anybit.methods import METHODS
@@ -30,10 +32,12 @@ from anybit.stored import (
 )  # fmt: skip
 from anybit.tensor import QTensor
 
+Progress = Callable[[int, int, str], None]
+
 
 def quantize_file(
     path: str | Path, out: str | Path, fmt: Format | Spec | str, keep: str | None = KEEP, act: str | None = None, method: str = "rtn",
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> int:  # fmt: skip
     """Quantizes a stored model into a new checkpoint, tensor by tensor. Gives its safetensors bytes.
 
@@ -41,6 +45,9 @@ def quantize_file(
     Cost: the float32 values and the codes of the largest matrix; the source's pages are given back as soon as they are read.
     """
     spec, act_spec = check_request(fmt, act, method)
+    foreign = open_foreign(resolve(path))
+    if foreign is not None:
+        return _quantize_foreign(foreign, out, spec, keep, act_spec.kernel_name if act_spec else None, method, progress)
     source = open_model(resolve(path))
     where = source.path
     if source.quantization is not None:
@@ -62,6 +69,14 @@ def quantize_file(
             array, dtype = source.get(tensor.name)
             check_finite(array, dtype, tensor.name, where)
             plain.append((tensor.name, dtype, array))
+    return save_checkpoint(
+        out, source.config, entries, plain, source.sidecars, tables=tables_of([spec.format]), policy=str(spec.policy) or None,
+        on_written=_counted(progress, matrices),
+    )  # fmt: skip
+
+
+def _counted(progress: Progress | None, matrices: Mapping[str, TensorSpec]) -> Callable[[str], None]:
+    """Turns the names of tensors that have been written into progress."""
     written = 0
 
     def on_written(name: str) -> None:
@@ -70,10 +85,7 @@ def quantize_file(
         if progress and name in matrices:
             progress(written, len(matrices), name)
 
-    return save_checkpoint(
-        out, source.config, entries, plain, source.sidecars, tables=tables_of([spec.format]), policy=str(spec.policy) or None,
-        on_written=on_written,
-    )  # fmt: skip
+    return on_written
 
 
 def _entry(source: Source, tensor: TensorSpec, spec: Spec | None, act: str | None, method: str) -> tuple[str, QuantizedEntry]:
@@ -96,3 +108,42 @@ def _entry(source: Source, tensor: TensorSpec, spec: Spec | None, act: str | Non
     # Sizes that depend on the data are found by making the weight twice: the file's header comes before its data.
     made = None if sizes_known(fmt, tensor.shape, layout) else produce()
     return name, QuantizedEntry(describe_layer(fmt, tensor.shape, layout, act, made), produce)
+
+
+def _quantize_foreign(
+    source: Foreign, out: str | Path, spec: Spec, keep: str | None, act: str | None, method: str, progress: Progress | None
+) -> int:
+    """The same for another tool's container: dense matrices are quantized, those that `keep` names keep their codes."""
+    model = describe(source.config, str(source.path))
+    check_foreign(source, model)
+    matrices = {tensor.name: tensor for tensor in model.tensors if tensor.role not in ("norm", "bias")}
+    chosen = set(chosen_names(matrices, keep))
+    entries = []
+    for name, tensor in matrices.items():
+        held = Format(source.tensors[name].read().format)
+        if name in chosen and not held.dense:
+            raise UsageError(f"{source.path}: tensor '{name}' is quantized already ({held}); give the original model, or keep it")
+        entries.append(_foreign_entry(source, tensor, held, spec if name in chosen else None, act if name in chosen else None, method))
+    plain = [(tensor.name, *plain_tensor(source, tensor.name)) for tensor in model.tensors if tensor.role in ("norm", "bias")]
+    return save_checkpoint(
+        out, source.config, entries, plain, source.sidecars, tables=tables_of([spec.format]), policy=str(spec.policy) or None,
+        on_written=_counted(progress, matrices),
+    )  # fmt: skip
+
+
+def _foreign_entry(
+    source: Foreign, tensor: TensorSpec, held: Format, spec: Spec | None, act: str | None, method: str
+) -> tuple[str, QuantizedEntry]:
+    """A matrix of the new checkpoint, made when its turn comes. spec None: it keeps its codes, in the format `held`."""
+    fmt = spec.format if spec else held
+    layout = default_layout(fmt, tensor.shape)
+
+    def produce() -> dict[str, np.ndarray]:
+        made = coded_tensor(source, tensor.name)
+        if spec is not None:
+            parts = METHODS[method](made.dequantize(), spec, name=f"{source.path}: tensor '{tensor.name}'")
+            made = QTensor.pack(fmt, tensor.shape, parts)
+        return dict(made.parts)
+
+    made = None if sizes_known(fmt, tensor.shape, layout) else produce()
+    return tensor.name, QuantizedEntry(describe_layer(fmt, tensor.shape, layout, act, made), produce)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from anybit.errors import DoesNotFitError, ShapeError
+from anybit.io.foreign import Sidecar
 from anybit.io.quantization import PART_NAME, Quantization, StoredLayer, Table, quantization_json
 from anybit.io.safetensors import DTYPES, entry_nbytes
 from anybit.io.safetensors_writer import Entry, raw, write_safetensors
@@ -101,7 +102,7 @@ def save_checkpoint(
     config: Mapping[str, Any],
     quantized: Iterable[tuple[str, QuantizedEntry]],
     dense: Iterable[tuple[str, str, Any]],
-    files: Iterable[Path] = (),
+    files: Iterable[Sidecar] = (),
     *,
     kv_cache: dict[str, Any] | None = None,
     tables: Mapping[str, Table] | None = None,

@@ -247,8 +247,10 @@ def _check_parts(path: Path, quantization: Quantization, tensors: Mapping[str, T
                 raise FileFormatError(f"{info.file}: {field}: {stored}, but {CONFIG} says {listed}; save the model again")
 
 
-def open_model(path: str | os.PathLike[str]) -> Source:
+def open_model(path: str | os.PathLike[str], foreign: bool = False) -> Source:
     """Opens a model directory. Cost: parses JSON and maps files; no weight is read, nothing is hashed.
+
+    `foreign`: a quantization_config by another tool is left to the caller.
 
     Raises: FileFormatError, always with the file, what is wrong with it and what to do: no such path, no model, a pickle, a damaged or
         missing file, an index that does not fit its shards, a quantization that anybit does not read.
@@ -257,7 +259,7 @@ def open_model(path: str | os.PathLike[str]) -> Source:
     _check_path(path)
     config = read_config(path / CONFIG)
     quantization = None
-    if config.get("quantization_config") is not None:
+    if config.get("quantization_config") is not None and not foreign:
         quantization = parse_quantization(config["quantization_config"], str(path / CONFIG))
         if not (path / MANIFEST).exists():
             raise FileFormatError(f"{path}: no {MANIFEST}, which anybit writes last: incomplete; save or fetch it again")

@@ -9,7 +9,9 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from anybit.io.hf import open_model
+from anybit.io.foreign import open_foreign
+from anybit.io.gguf.container import Container
+from anybit.io.hf import CONFIG, open_model, read_config
 from anybit.io.safetensors import SafeFile, TensorInfo
 
 
@@ -39,7 +41,10 @@ class TensorRow:
 
 @dataclass(frozen=True)
 class Inspection:
-    """Everything about a model that its headers say. `kind`: "hugging face", "anybit" or "safetensors"; `nbytes`: of the tensor files."""
+    """Everything about a model that its headers say; `nbytes`: of the tensor files.
+
+    `kind`: "hugging face", "anybit", "safetensors", "gguf", or the quant_method of another tool's checkpoint.
+    """
 
     path: str
     kind: str
@@ -70,15 +75,40 @@ def _one_file(path: Path) -> Inspection:
         return Inspection(str(path), "safetensors", rows, {path.name: file.size}, dict(file.metadata))
 
 
-def inspect_model(path: str | os.PathLike[str]) -> Inspection:
-    """Lists what a Hugging Face directory, an anybit checkpoint or a single .safetensors file holds.
+def _gguf(path: Path) -> Inspection:
+    file = Container(path)
+    rows = tuple(
+        TensorRow(info.name, info.kind.format, info.shape, info.nbytes, path.name, info.offset, info.kind.name)
+        for info in sorted(file.tensors.values(), key=lambda info: info.offset)
+    )
+    metadata = {"version": file.version, "byte order": "little" if file.order == "<" else "big", **file.metadata.summary()}
+    file.close()
+    return Inspection(str(path), "gguf", rows, {path.name: file.size}, metadata)
 
-    Raises: FileFormatError, as `open_model` and `SafeFile` do.
+
+def _method(path: Path) -> str | None:
+    """The quant_method of another tool whose checkpoints are read here."""
+    if not (path / CONFIG).is_file() or read_config(path / CONFIG).get("quantization_config") is None:
+        return None
+    foreign = open_foreign(path)
+    if foreign is None:
+        return None
+    foreign.close()
+    return foreign.container
+
+
+def inspect_model(path: str | os.PathLike[str]) -> Inspection:
+    """Lists what a Hugging Face directory, an anybit checkpoint, a GGUF file or a single .safetensors file holds.
+
+    Raises: FileFormatError, as `open_model`, `Container` and `SafeFile` do.
     """
     path = Path(path)
+    if path.suffix == ".gguf" and path.is_file():
+        return _gguf(path)
     if path.suffix == ".safetensors" and path.is_file():
         return _one_file(path)
-    with open_model(path) as source:
+    method = _method(path)
+    with open_model(path, foreign=method is not None) as source:
         rows = {name: _plain(name, source.tensors[name]) for name in source.dense}
         quantization = source.quantization
         for name, layer in quantization.layers.items() if quantization else ():
@@ -88,11 +118,11 @@ def inspect_model(path: str | os.PathLike[str]) -> Inspection:
             rows[name] = TensorRow(
                 name, layer.format, layer.shape, layer.nbytes, first.file.name, first.offset, layer.layout, layer.act, parts
             )
-        metadata: dict[str, Any] = {"config": {k: v for k, v in source.config.items() if k != "quantization_config"}}
+        metadata: dict[str, Any] = {"config": {k: v for k, v in source.config.items() if method or k != "quantization_config"}}
         metadata |= {"eos": source.eos, "tokenizer": source.tokenizer.name if source.tokenizer else None}
         if quantization:
             fields = ("version", "policy", "recipe_digest", "kv_cache", "provenance")
             metadata["quantization"] = {name: getattr(quantization, name) for name in fields} | {"tables": sorted(quantization.tables)}
         ordered = tuple(sorted(rows.values(), key=lambda row: (row.file, row.offset)))
         files = {file.path.name: file.size for file in source.files.values()}
-        return Inspection(str(path), "anybit" if quantization else "hugging face", ordered, files, metadata)
+        return Inspection(str(path), method or ("anybit" if quantization else "hugging face"), ordered, files, metadata)

@@ -15,7 +15,7 @@ from anybit.cli import options
 @options.model_argument
 @options.json_option
 def command(model: str, as_json: bool) -> None:
-    """List the tensors, shapes, formats, bytes and metadata of MODEL (a folder or a .safetensors file)."""
+    """List the tensors, shapes, formats, bytes and metadata of MODEL (a folder, a .gguf or a .safetensors file)."""
     from anybit.io.inspect import inspect_model
     from anybit.model import resolve
 

@@ -1,0 +1,95 @@
+"""Weights of other tools' containers as they run here: every tensor keeps its codes and scales."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from anybit.errors import FileFormatError, NoKernelError, NonFiniteError
+from anybit.io.foreign import Foreign, Stored
+from anybit.io.packed import packed
+from anybit.linear import Linear, check_kernel
+from anybit.models import ModelSpec
+from anybit.stored import DENSE_FORMATS, check_finite, dense_tensor, float32_of
+from anybit.tensor import QTensor
+
+_DTYPES = {name: dtype for dtype, name in DENSE_FORMATS.items()}
+
+
+def foreign_weights(source: Foreign, spec: ModelSpec) -> tuple[dict[str, Linear | np.ndarray], dict[str, tuple[str, np.ndarray]]]:
+    """(weights, plain) of a model, as `Model` holds them, tensor by tensor; pages are given back behind.
+
+    Raises: FileFormatError: a tensor is missing, of another shape than the description's, or of a kind that cannot be represented exactly.
+        NonFiniteError: NaN or infinity in a dense tensor or in scales (tensor, index, count).
+    """
+    check_foreign(source, spec)
+    weights: dict[str, Linear | np.ndarray] = {}
+    plain: dict[str, tuple[str, np.ndarray]] = {}
+    biases: dict[str, np.ndarray] = {}
+    for tensor in spec.tensors:
+        if tensor.role in ("norm", "bias"):
+            dtype, array = plain[tensor.name] = plain_tensor(source, tensor.name)
+            values = float32_of(array, dtype, tensor.name, source.path)
+            if tensor.role == "bias":
+                biases[tensor.module] = values
+            else:
+                weights[tensor.name] = values
+    for tensor in spec.tensors:
+        if tensor.role not in ("norm", "bias"):
+            weights[tensor.name] = Linear(coded_tensor(source, tensor.name), biases.get(tensor.module))
+    return weights, plain
+
+
+def check_foreign(source: Foreign, spec: ModelSpec) -> None:
+    """FileFormatError: a tensor is missing, of another shape, or has no place, but for biases of zeros (AutoGPTQ adds them)."""
+    known = {tensor.name for tensor in spec.tensors}
+    idle = {name for name in source.tensors.keys() - known if name.endswith(".bias") and not plain_tensor(source, name)[1].any()}
+    spec.check_tensors({name: stored.shape for name, stored in source.tensors.items() if name not in idle}, str(source.path))
+
+
+def plain_tensor(source: Foreign, name: str) -> tuple[str, np.ndarray]:
+    """(dtype, array) of a norm or a bias, copied out of the file. FileFormatError: it is quantized. NonFiniteError."""
+    stored = source.tensors[name]
+    coded = stored.read()
+    if coded.format not in _DTYPES:
+        raise FileFormatError(f"{source.path}: tensor '{name}' is stored as {coded.format}; norms and biases must be {', '.join(_DTYPES)}")
+    dtype = _DTYPES[coded.format]
+    codes = np.array(coded.rows(0, stored.shape[0])["codes"])
+    check_finite(codes, dtype, name, source.path)
+    stored.release()
+    return dtype, codes.view(np.float32) if dtype == "F32" else codes.view(np.float16) if dtype == "F16" else codes
+
+
+def coded_tensor(source: Foreign, name: str) -> QTensor:
+    """A matrix with the container's codes and scales. FileFormatError, NonFiniteError: see `foreign_weights`."""
+    stored: Stored = source.tensors[name]
+    coded = stored.read()
+    if coded.format in _DTYPES:
+        weight = dense_tensor(coded.rows(0, stored.shape[0])["codes"], _DTYPES[coded.format], name, source.path)
+    else:
+        weight = packed(coded)
+        _check_numbers(weight, name, source)
+    try:
+        check_kernel(weight, None, native=True)
+    except NoKernelError as error:
+        raise FileFormatError(f"{source.path}: tensor '{name}': {error}; convert the original model again") from None
+    stored.release()
+    return weight
+
+
+def _check_numbers(weight: QTensor, name: str, source: Foreign) -> None:
+    """NonFiniteError: a code, a scale or an offset that is NaN or infinite."""
+    fmt = weight.format
+    for part, codes in weight.parts.items():
+        kind, _, level = part.partition(".")
+        if kind == "zero":
+            continue  # whole numbers
+        element = fmt.element if kind == "codes" else fmt.levels[int(level)].element if kind == "scale" else fmt.offset_element(int(level))
+        if element.bits > 16:
+            bad = ~np.isfinite(element.decode(codes))
+        elif not np.isfinite(element.values).all() and element.bits >= 8:  # narrower codes do not fill their bytes, and have no specials
+            bad = ~np.isfinite(element.values)[codes]
+        else:
+            continue
+        if bad.any():
+            what = f"{int(bad.sum())} non-finite value(s) in part {part}"
+            raise NonFiniteError(f"{source.path}: tensor '{name}' holds {what}; the file is damaged: fetch the model again")

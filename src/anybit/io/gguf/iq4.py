@@ -1,0 +1,27 @@
+"""IQ4_NL and IQ4_XS: 16 values that are denser near zero, by their number in a list.
+
+    IQ4_NL  blocks of 32: f16 d; 16 bytes, low nibbles are weights 0 to 15, high ones 16 to 31        value = d list[q]
+    IQ4_XS  super-blocks of 256: f16 d; 16 bits with the upper 2 of eight 6-bit scales; their lower nibbles in 4 bytes; nibbles as above for
+            each 32 weights                                                                           value = d (sc - 32) list[q]
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from anybit.io.gguf.kind import Parts, bits16, halves, register
+
+ELEMENT = "iq4nl"
+
+
+@register("IQ4_NL", 20, 32, {"d": "<u2", "qs": "16u1"}, f"{ELEMENT}@32:fp16")
+def _iq4_nl(blocks: np.ndarray) -> Parts:
+    return {"codes": halves(blocks["qs"]), "scale.0": bits16(blocks["d"])}
+
+
+@register("IQ4_XS", 23, 256, {"d": "<u2", "high": "<u2", "low": "4u1", "qs": "128u1"}, f"{ELEMENT}@32:int6@256:fp16")
+def _iq4_xs(blocks: np.ndarray) -> Parts:
+    low = np.stack([blocks["low"] & 15, blocks["low"] >> 4], axis=-1).reshape(*blocks.shape, 8)
+    high = (bits16(blocks["high"])[..., None] >> np.arange(0, 16, 2, dtype=np.uint16) & np.uint16(3)).astype(np.uint8)
+    scales = (low | high << np.uint8(4)) ^ np.uint8(32)  # two's complement of sc - 32
+    return {"codes": halves(blocks["qs"].reshape(*blocks.shape, 8, 16)), "scale.0": scales, "scale.1": bits16(blocks["d"])}

@@ -1,0 +1,76 @@
+"""K-quants: super-blocks of 256 whose blocks of 16 or 32 have small integer scales, themselves scaled by float16.
+
+    Q2_K  value = d sc q - dmin mn, blocks of 16: 16 bytes of sc (low nibble) and mn (high); 2-bit q
+    Q3_K  value = d (sc - 32) q, blocks of 16: q is 2 bits, less 4 where the mask has no bit; 6-bit sc
+    Q4_K  value = d sc q - dmin mn, blocks of 32: 6-bit sc and mn; 4-bit q
+    Q5_K  the same with a fifth bit
+    Q6_K  value = d sc (q - 32), blocks of 16: signed bytes sc; q of 4 + 2 bits
+
+Minima become offsets: mn keeps its code, dmin changes its sign. d sc and dmin mn are exact in float32: the order of factors is free.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from anybit.io.gguf.kind import Parts, bit_planes, bits16, halves, quarters, register
+
+_SIGN = np.uint16(0x8000)
+
+
+def _minus(field: np.ndarray) -> np.ndarray:
+    return bits16(field) ^ _SIGN
+
+
+@register("Q2_K", 10, 256, {"scales": "16u1", "qs": "64u1", "d": "<u2", "dmin": "<u2"}, "uint2@16:uint4@256:fp16+off")
+def _q2_k(blocks: np.ndarray) -> Parts:
+    scales = blocks["scales"]
+    return {
+        "codes": quarters(blocks["qs"].reshape(*blocks.shape, 2, 32)),
+        "scale.0": scales & np.uint8(15), "scale.1": bits16(blocks["d"]),
+        "offset.0": scales >> np.uint8(4), "offset.1": _minus(blocks["dmin"]),
+    }  # fmt: skip
+
+
+@register("Q3_K", 11, 256, {"hmask": "32u1", "qs": "64u1", "scales": "12u1", "d": "<u2"}, "int3@16:int6@256:fp16")
+def _q3_k(blocks: np.ndarray) -> Parts:
+    codes = quarters(blocks["qs"].reshape(*blocks.shape, 2, 32)).reshape(*blocks.shape, 8, 32)
+    # a set bit adds nothing, a clear one takes 4 off: in two's complement of 3 bits it is bit 2
+    codes |= (bit_planes(blocks["hmask"]) ^ np.uint8(1)) << np.uint8(2)
+    low, high = halves(blocks["scales"][..., :8]), quarters(blocks["scales"][..., 8:])
+    scales = (low | high << np.uint8(4)) ^ np.uint8(32)  # two's complement of sc - 32
+    return {"codes": codes, "scale.0": scales, "scale.1": bits16(blocks["d"])}
+
+
+def _scales_and_minima(packed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """12 bytes to 8 scales and 8 minima of 6 bits: whole ones in bytes 0 to 7, the last four of each cut into nibbles and top bits."""
+    first, second, third = packed[..., :4], packed[..., 4:8], packed[..., 8:]
+    scales = np.concatenate([first & 63, third & 15 | first >> 2 & 48], axis=-1)
+    return scales, np.concatenate([second & 63, third >> 4 | second >> 2 & 48], axis=-1)
+
+
+def _with_minima(blocks: np.ndarray, codes: np.ndarray) -> Parts:
+    scales, minima = _scales_and_minima(blocks["scales"])
+    return {
+        "codes": codes, "scale.0": scales, "scale.1": bits16(blocks["d"]), "offset.0": minima, "offset.1": _minus(blocks["dmin"]),
+    }  # fmt: skip
+
+
+@register("Q4_K", 12, 256, {"d": "<u2", "dmin": "<u2", "scales": "12u1", "qs": "128u1"}, "uint4@32:uint6@256:fp16+off")
+def _q4_k(blocks: np.ndarray) -> Parts:
+    return _with_minima(blocks, halves(blocks["qs"].reshape(*blocks.shape, 4, 32)))
+
+
+@register("Q5_K", 13, 256, {"d": "<u2", "dmin": "<u2", "scales": "12u1", "qh": "32u1", "qs": "128u1"}, "uint5@32:uint6@256:fp16+off")
+def _q5_k(blocks: np.ndarray) -> Parts:
+    codes = halves(blocks["qs"].reshape(*blocks.shape, 4, 32)).reshape(*blocks.shape, 8, 32)
+    codes |= bit_planes(blocks["qh"]) << np.uint8(4)
+    return _with_minima(blocks, codes)
+
+
+@register("Q6_K", 14, 256, {"ql": "128u1", "qh": "64u1", "scales": "16u1", "d": "<u2"}, "int6@16:int8@256:fp16")
+def _q6_k(blocks: np.ndarray) -> Parts:
+    codes = halves(blocks["ql"].reshape(*blocks.shape, 2, 64))
+    codes |= quarters(blocks["qh"].reshape(*blocks.shape, 2, 32)) << np.uint8(4)
+    codes ^= np.uint8(32)  # two's complement of q - 32
+    return {"codes": codes, "scale.0": blocks["scales"].copy(), "scale.1": bits16(blocks["d"])}

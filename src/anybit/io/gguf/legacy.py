@@ -1,0 +1,50 @@
+"""Blocks of 32 with one float16 scale, or a scale and a minimum: Q4_0, Q4_1, Q5_0, Q5_1, Q8_0.
+
+Q4_0  f16 d; 16 bytes, low nibbles are weights 0 to 15, high ones 16 to 31         value = (q - 8) d
+Q4_1  f16 d, m; the same nibbles                                                   value = q d + m
+Q5_0  f16 d; 32 bits, bit j is the fifth of weight j; the same nibbles             value = (q - 16) d
+Q5_1  f16 d, m; the same                                                           value = q d + m
+Q8_0  f16 d; 32 signed bytes                                                       value = q d
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from anybit.io.gguf.kind import Parts, bits16, halves, register
+
+
+@register("Q4_0", 2, 32, {"d": "<u2", "qs": "16u1"}, "int4@32:fp16")
+def _q4_0(blocks: np.ndarray) -> Parts:
+    codes = halves(blocks["qs"])
+    codes ^= np.uint8(8)  # two's complement of q - 8
+    return {"codes": codes, "scale.0": bits16(blocks["d"])}
+
+
+@register("Q4_1", 3, 32, {"d": "<u2", "m": "<u2", "qs": "16u1"}, "uint4@32:fp16+off")
+def _q4_1(blocks: np.ndarray) -> Parts:
+    return {"codes": halves(blocks["qs"]), "scale.0": bits16(blocks["d"]), "offset.0": bits16(blocks["m"])}
+
+
+def _five(blocks: np.ndarray) -> np.ndarray:
+    codes = halves(blocks["qs"])
+    high = np.unpackbits(np.ascontiguousarray(blocks["qh"]), axis=-1, bitorder="little")
+    codes |= np.left_shift(high, 4, out=high)
+    return codes
+
+
+@register("Q5_0", 6, 32, {"d": "<u2", "qh": "4u1", "qs": "16u1"}, "int5@32:fp16")
+def _q5_0(blocks: np.ndarray) -> Parts:
+    codes = _five(blocks)
+    codes ^= np.uint8(16)
+    return {"codes": codes, "scale.0": bits16(blocks["d"])}
+
+
+@register("Q5_1", 7, 32, {"d": "<u2", "m": "<u2", "qh": "4u1", "qs": "16u1"}, "uint5@32:fp16+off")
+def _q5_1(blocks: np.ndarray) -> Parts:
+    return {"codes": _five(blocks), "scale.0": bits16(blocks["d"]), "offset.0": bits16(blocks["m"])}
+
+
+@register("Q8_0", 8, 32, {"d": "<u2", "qs": "32u1"}, "int8@32:fp16")
+def _q8_0(blocks: np.ndarray) -> Parts:
+    return {"codes": np.ascontiguousarray(blocks["qs"]), "scale.0": bits16(blocks["d"])}

@@ -1,0 +1,76 @@
+"""A model in several GGUF files, as llama-gguf-split writes them: NAME-00001-of-00003.gguf and its siblings.
+
+The first file has all fields, the others only `split.no` (from 0), `split.count` and `split.tensors.count`.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from anybit.errors import FileFormatError
+from anybit.io.gguf.container import Container
+from anybit.io.strict_json import shown
+
+MAX_FILES = 1000
+_NAME = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
+
+
+class Joined(Container):
+    """Several files as one. `path` and `metadata` are the first's; `tensors` those of all."""
+
+    def __init__(self, files: list[Container]) -> None:
+        first = files[0]
+        self.path, self.metadata, self.version, self.order = first.path, first.metadata, first.version, first.order
+        self.size = sum(file.size for file in files)
+        self._files = files
+        self._owner: dict[str, Container] = {}
+        for file in files:
+            for name in file.tensors:
+                if name in self._owner:
+                    raise FileFormatError(f"{file.path}: tensor {shown(name)} is in {self._owner[name].path} too; fetch the files again")
+                self._owner[name] = file
+        self.tensors = {name: file.tensors[name] for name, file in self._owner.items()}
+
+    def blocks(self, name: str) -> NDArray[Any]:
+        self.info(name)
+        return self._owner[name].blocks(name)
+
+    def release(self, name: str) -> None:
+        self.info(name)
+        self._owner[name].release(name)
+
+    def close(self) -> None:
+        for file in self._files:
+            file.close()
+
+
+def open_all(path: Path) -> Container:
+    """A GGUF file, joined with its siblings if it is the first of several.
+
+    Raises: FileFormatError: a damaged file; one that is not the first; a sibling that is missing, or not the part that its name says.
+    """
+    first = Container(path)
+    count = first.metadata.get("split.count", 0)
+    if type(count) is not int or count in (0, 1):
+        return first
+    match = _NAME.fullmatch(path.name)
+    if match is None or int(match[3]) != count or count > MAX_FILES:
+        raise FileFormatError(f"{path}: field 'split.count' is {count}, so it should be called NAME-00001-of-{count:05}.gguf; rename it")
+    if int(match[2]) != 1 or first.metadata.get("split.no") != 0:
+        raise FileFormatError(f"{path}: one of {count} files and not the first; give {match[1]}-00001-of-{count:05}.gguf")
+    files = [first]
+    for number in range(1, count):
+        file = Container(path.with_name(f"{match[1]}-{number + 1:05}-of-{count:05}.gguf"))
+        if file.metadata.get("split.no") != number or file.metadata.get("split.count") != count:
+            raise FileFormatError(f"{file.path}: fields 'split.no' and 'split.count' do not say {number} of {count}; fetch the files again")
+        files.append(file)
+    joined, listed = Joined(files), first.metadata.get("split.tensors.count")
+    if listed is not None and listed != len(joined.tensors):
+        raise FileFormatError(
+            f"{path}: field 'split.tensors.count' is {listed}, but there are {len(joined.tensors)}; fetch the files again"
+        )
+    return joined

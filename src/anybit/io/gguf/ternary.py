@@ -1,0 +1,56 @@
+"""Weights of few values: TQ1_0 and TQ2_0 (blocks of 256), Q1_0 (128) and Q2_0 (64), each with one float16 scale.
+
+TQ1_0  48 + 4 bytes hold five (the last four: four) base-3 digits each, byte = ceil(digits * 256 / 243); digit n of bytes m is weight
+       32 n + m of 160, then 16 n + m of 80, then 4 n + m of 16          value = (t - 1) d
+TQ2_0  64 bytes: bits 2 l of byte 32 h + m are weight 128 h + 32 l + m   value = (q - 1) d; q = 3 gives 2 d, which no quantizer writes
+Q1_0   16 bytes of signs, lowest bit first, 1 is +                       value = +-d
+Q2_0   16 bytes, four 2-bit fields each, lowest first                    value = (q - 1) d
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from anybit.io.gguf.kind import Parts, bits16, quarters, register
+
+_WIDE = "codebook_-1_0_1_2"
+
+
+def _trits(packed: np.ndarray, count: int) -> np.ndarray:
+    """uint8[..., b] to digits uint8[..., count, b]: the n-th is the carry of 3 times (byte * 3^n mod 256)."""
+    powers = np.array([1, 3, 9, 27, 81][:count], np.uint8)[:, None]
+    shifted = packed[..., None, :] * powers
+    return (shifted.astype(np.uint16) * np.uint16(3) >> np.uint16(8)).astype(np.uint8)
+
+
+@register("TQ1_0", 34, 256, {"qs": "48u1", "qh": "4u1", "d": "<u2"}, "ternary@256:fp16")
+def _tq1_0(blocks: np.ndarray) -> Parts:
+    pieces = ((blocks["qs"][..., :32], 5), (blocks["qs"][..., 32:], 5), (blocks["qh"], 4))
+    codes = [_trits(packed, count).reshape(*blocks.shape, -1) for packed, count in pieces]
+    return {"codes": np.concatenate(codes, axis=-1), "scale.0": bits16(blocks["d"])}
+
+
+def _has_three(blocks: np.ndarray) -> str | None:
+    """The format of four values where a tensor uses the fourth."""
+    for row in blocks.reshape(-1, blocks.shape[-1]):
+        packed = row["qs"]
+        if (packed & packed >> np.uint8(1) & np.uint8(0x55)).any():
+            return f"{_WIDE}@256:fp16"
+    return None
+
+
+@register("TQ2_0", 35, 256, {"qs": "64u1", "d": "<u2"}, "ternary@256:fp16", refine=_has_three)
+def _tq2_0(blocks: np.ndarray) -> Parts:
+    return {"codes": quarters(blocks["qs"].reshape(*blocks.shape, 2, 32)), "scale.0": bits16(blocks["d"])}
+
+
+@register("Q1_0", 41, 128, {"d": "<u2", "qs": "16u1"}, "binary@128:fp16")
+def _q1_0(blocks: np.ndarray) -> Parts:
+    codes = np.unpackbits(np.ascontiguousarray(blocks["qs"]), axis=-1, bitorder="little")
+    return {"codes": codes, "scale.0": bits16(blocks["d"])}
+
+
+@register("Q2_0", 42, 64, {"d": "<u2", "qs": "16u1"}, f"{_WIDE}@64:fp16")
+def _q2_0(blocks: np.ndarray) -> Parts:
+    fields = quarters(blocks["qs"][..., None])  # of one byte: [..., 16, 4], in the order of the weights
+    return {"codes": fields, "scale.0": bits16(blocks["d"])}

@@ -165,7 +165,7 @@ const char *kind_name(const Weight &w) {
 
 NB_MODULE(_native, m) {
   using namespace anybit;
-  m.doc() = "Native kernels of anybit; anybit.kernels.cpu is the only importer.";
+  m.doc() = "Native kernels of anybit; anybit.native is the only importer.";
   nb::class_<PyScale>(m, "Scale")
       .def_static("make", &make_scale, "kind"_a, "data"_a, "rows"_a, "columns"_a, "second"_a, "bits"_a, "mantissa"_a, "factor"_a, "has_sign"_a, "table"_a);
   nb::class_<PyWeight>(m, "Weight")

@@ -1,4 +1,4 @@
-"""The native CPU kernels: how a stored tensor becomes a native weight. The only importer of the native module.
+"""The native CPU kernels: how a stored tensor becomes a native weight.
 
 `ANYBIT_ISA=generic|avx2|avx512` forces an instruction set, `ANYBIT_THREADS` the number of threads; without them the best and all
 usable cores.
@@ -6,22 +6,17 @@ usable cores.
 
 from __future__ import annotations
 
-import importlib
 import os
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from anybit.errors import MissingDependencyError, NoKernelError, UsageError
+from anybit.errors import NoKernelError, UsageError
 from anybit.formats import Element, Format
 from anybit.kernels import KERNELS, Kernel, OpSpec
 from anybit.layouts import Geometry, Parts, geometry
-
-try:
-    native: Any = importlib.import_module("anybit.kernels._native")
-except ImportError as error:  # the one place that can say what is wrong with the build
-    raise MissingDependencyError(f"the native module does not load ({error}); build it with 'pip install .' or 'make native'") from error
+from anybit.native import native
 
 ACTS = {None: 0, "int8": 1}
 DENSE_KINDS = {"fp32": 1, "fp16": 2, "bf16": 3}

@@ -39,5 +39,6 @@ struct PyWeight {
 };
 
 void bind_ops(nanobind::module_ &m);  // bind_ops.cc: block operators, sampling, evaluation statistics
+void bind_round(nanobind::module_ &m);  // bind_round.cc: rounding arrays to values and codes
 
 }  // namespace anybit

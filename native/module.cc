@@ -196,4 +196,5 @@ NB_MODULE(_native, m) {
   }, "count"_a);
   m.def("usable_cores", &usable_cores);
   bind_ops(m);
+  bind_round(m);
 }

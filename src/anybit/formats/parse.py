@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from anybit.errors import FormatError, near_misses
 from anybit.formats.block import KINDS, Block
@@ -17,7 +17,7 @@ _TEXT = re.compile(r"[A-Za-z0-9._\-@:+=]*")
 _WORD = re.compile(r"[a-z0-9._-]*")
 _SIZES = re.compile(r"(all|[1-9][0-9]{0,11})(x(all|[1-9][0-9]{0,11}))*")
 _FORMAT_KEYS = ("zp", "off", "nest", "open", "pack")
-_POLICY_KEYS = ("scale", "round", "over", "nonfinite")
+_POLICY_KEYS = ("scale", "round", "over", "nonfinite", "seed")
 LONGEST = 1 << 20
 """Longest expression in characters: a codebook of 65,536 entries fits."""
 
@@ -115,10 +115,10 @@ def _read_body(reader: _Reader) -> Format:
     return Format.of(element, block, tuple(levels))
 
 
-def _read_options(reader: _Reader, with_policy: bool) -> tuple[dict[str, tuple[Element | str | None, int]], dict[str, str]]:
+def _read_options(reader: _Reader, with_policy: bool) -> tuple[dict[str, tuple[Element | str | None, int]], dict[str, Any]]:
     """{ "+" name [ "=" value ] }: format options with their positions, and policies."""
     options: dict[str, tuple[Element | str | None, int]] = {}
-    policy: dict[str, str] = {}
+    policy: dict[str, Any] = {}
     while reader.take("+"):
         key, start = reader.word("an option")
         if key in options or key in policy:
@@ -141,11 +141,14 @@ def _read_options(reader: _Reader, with_policy: bool) -> tuple[dict[str, tuple[E
             if not reader.take("="):
                 reader.fail(f"'=' expected after {key}", reader.at)
             value, at = reader.word(f"a name for {key}")
+            if key == "seed" and not value.isdecimal():
+                reader.fail(f"'{value[:80]}' is no seed (an integer from 0 to 2^64 - 1)", at)
+            setting = int(value[:30]) if key == "seed" else value
             try:
-                Policy(**{key: value})
+                Policy(**{key: setting})
             except FormatError as reason:
                 reader.fail(str(reason), at)
-            policy[key] = value
+            policy[key] = setting
         else:
             keys = [*_FORMAT_KEYS, *(_POLICY_KEYS if with_policy else ())]
             reader.fail(f"no option named '{key[:80]}'", start, near_misses(key[:80], keys) or f"; there is {', '.join(keys)}")

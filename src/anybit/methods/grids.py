@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from anybit.formats import Block, Box, Element, Format, Spec
-from anybit.formats.rounding import round_integral
+from anybit.formats import Block, Box, Element, Format, Policy, Spec
+from anybit.formats.rounding import round_integral, stochastic_bits
+from anybit.formats.stochastic import stochastic_integral
 from anybit.methods.chain import Chain, Shape
 from anybit.methods.scales import Range, Rule
 
@@ -19,6 +20,14 @@ def values_of(element: Element, codes: np.ndarray) -> np.ndarray:
     """float32 values of codes."""
     table = element.table.values
     return table[codes] if table.size else element.decode(codes).astype(np.float32)
+
+
+def codes_of(element: Element, x: np.ndarray, policy: Policy, word: np.ndarray | None) -> np.ndarray:
+    """Codes of finite float32 or float64 values under a checked policy; stochastic rounding without words is to nearest."""
+    bits = stochastic_bits(policy.round)
+    if bits is None:
+        return element._codes(x, policy.round, policy.over)
+    return element._codes(x, "nearest-even", policy.over) if word is None else element._stochastic(x, bits, policy.over, word)
 
 
 @dataclass(frozen=True)
@@ -35,18 +44,23 @@ class Grids:
         """The scale, but infinity where a product of tiny scales has vanished: such blocks become zero."""
         return np.where(self.scale == 0, np.float32(np.inf), self.scale)
 
-    def encode(self, values: np.ndarray, box: Box, spec: Spec) -> np.ndarray:
-        """Codes of one box of finite values."""
+    def encode(self, values: np.ndarray, box: Box, spec: Spec, word: np.ndarray | None = None) -> np.ndarray:
+        """Codes of one box of finite values. `word`: a random word for each, for stochastic rounding; without, that is to nearest."""
         element, policy = spec.format.element, spec.policy
         with np.errstate(over="ignore", under="ignore"):
             if self.offset is not None:
                 values = values - box.spread(self.offset)
             ratio = values / box.spread(self.divisor)
             if self.zero is None:
-                return element._codes(ratio, policy.round, policy.over)
+                return codes_of(element, ratio, policy, word)
             if not spec.format.whole_zero:
-                return element._codes(ratio + box.spread(self.zero), policy.round, policy.over)
-            return element._codes(round_integral(ratio, policy.round) + box.spread(self.zero), "nearest-even", policy.over)
+                return codes_of(element, ratio + box.spread(self.zero), policy, word)
+            bits = stochastic_bits(policy.round)
+            if bits is None:
+                whole = round_integral(ratio, policy.round)
+            else:
+                whole = np.rint(ratio) if word is None else stochastic_integral(ratio, bits, word)
+            return element._codes(whole + box.spread(self.zero), "nearest-even", policy.over)
 
     def decode(self, codes: np.ndarray, box: Box, element: Element) -> np.ndarray:
         """float32 values of one box of codes."""
@@ -127,7 +141,10 @@ class Chooser:
         return Grids({"scale.0": codes, "zero": stored, **parts}, scale, zero.decode(stored).astype(np.float32), offset)
 
     def _squared_error(self, grids: Grids, x: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-        """float64: the sum of squared differences that coding would leave in each block; non-finite values count as clipped."""
+        """float64: the sum of squared differences that coding would leave in each block; non-finite values count as clipped.
+
+        Under stochastic rounding those of rounding to nearest: a scale is not chosen by chance.
+        """
         error = np.zeros(low.shape)
         for box in _block(self.fmt).boxes(x.shape, LIMIT):
             values = x[box.take].reshape(box.split)

@@ -56,8 +56,8 @@ struct PyRound {
   uint32_t code_mask = 0xff;
   std::vector<Node> nodes;
   std::vector<Bucket> buckets;
-  std::vector<float> points, values[2];
-  std::vector<int32_t> codes[2];
+  std::vector<float> points, values;
+  std::vector<int32_t> codes;
   std::vector<double> chain;
 };
 
@@ -83,6 +83,7 @@ void make_round(PyRound *self, nb::dict d) {
   p.kind = static_cast<RoundKind>(kind), p.mode = static_cast<RoundMode>(mode);
   p.random_bits = one<int>(d, "random_bits");
   require(p.mode != RoundMode::Stochastic || (p.random_bits >= 1 && p.random_bits <= 32), "random_bits");
+  p.word_mask = p.random_bits ? ~0u << (32 - p.random_bits) : 0;
   r.width = one<int>(d, "width");
   require(r.width == 1 || r.width == 2, "width");
   r.decoded = listed<float>(d, "decoded");
@@ -118,16 +119,13 @@ void make_round(PyRound *self, nb::dict d) {
     memcpy(p.values16, values.data(), sizeof p.values16);
     memcpy(p.codes16, codes.data(), sizeof p.codes16);
   } else {
-    for (int s = 0; s < 2; s++) {
-      r.values[s] = listed<float>(d, s ? "negative_values" : "positive_values");
-      r.codes[s] = listed<int32_t>(d, s ? "negative_codes" : "positive_codes");
-      p.rank_values[s] = r.values[s].data(), p.rank_codes[s] = r.codes[s].data();
-    }
+    r.values = listed<float>(d, "rank_values"), r.codes = listed<int32_t>(d, "rank_codes");
     r.points = listed<float>(d, "points"), r.chain = listed<double>(d, "chain");
-    p.points = r.points.data(), p.point_count = static_cast<int64_t>(r.points.size()), p.chain = r.chain.data();
-    const size_t ranks = r.points.size() + 2;  // one more than there are: stochastic rounding may step past the last
-    for (int s = 0; s < 2; s++) require(r.values[s].size() == ranks && r.codes[s].size() == ranks, "tables by rank");
-    require(r.chain.size() == ranks, "chain");
+    p.rank_values = r.values.data(), p.rank_codes = r.codes.data(), p.chain = r.chain.data();
+    p.points = r.points.data(), p.point_count = static_cast<int64_t>(r.points.size());
+    const size_t half = r.points.size() + 2, ranks = 2 * half;  // one more than there are: stochastic rounding may step past the last
+    p.negative_ranks = static_cast<uint32_t>(half);
+    require(r.values.size() == ranks && r.codes.size() == ranks && r.chain.size() == ranks, "tables by rank");
     if (p.kind == RoundKind::Buckets) {
       const auto base = listed<uint32_t>(d, "bases"), shift = listed<uint32_t>(d, "shifts"), rank = listed<uint32_t>(d, "ranks");
       const auto threshold = listed<float>(d, "thresholds");
@@ -165,13 +163,14 @@ bool special(float v) {
   return (bits & 0x7fffffffu) >= kInfinity;
 }
 
-// One task: numbers [from, to) in blocks. `write(at, source, words, count)` stores a block of finite numbers, `patch(at, which)` a special one.
+// One task: numbers [from, to) in blocks. `write(at, source, words, count)` stores a block of finite numbers, `patch(at, which, value)` a special one (-1: one out of range).
 template <class Write, class Patch>
 void run_blocks(const PyRound &r, const RoundKernels &k, const float *x, int64_t from, int64_t to, uint64_t seed, int64_t start, Found *bad, Found *outside,
                 Write write, Patch patch) {
-  alignas(64) uint32_t words[kRoundBlock + 64];
+  alignas(64) uint32_t words[kRoundBlock + 128];
   alignas(64) float held[kRoundBlock];
   int32_t marks[kRoundBlock];
+  std::vector<std::pair<int64_t, float>> refused;
   for (int64_t at = from; at < to; at += kRoundBlock) {
     const int64_t count = std::min(kRoundBlock, to - at);
     const float *source = x + at;
@@ -186,12 +185,13 @@ void run_blocks(const PyRound &r, const RoundKernels &k, const float *x, int64_t
       }
       source = held;
     }
+    refused.clear();
     if (r.refuse_outside) {
       float low, high;
       k.range(source, count, &low, &high);
       if (low < r.first || high >= r.last)
         for (int64_t i = 0; i < count; i++)
-          if (source[i] < r.first || source[i] >= r.last) outside->add(at + i);
+          if (source[i] < r.first || source[i] >= r.last) outside->add(at + i), refused.push_back({at + i, source[i]});
     }
     const uint32_t *word = nullptr;
     if (r.plan.mode == RoundMode::Stochastic) {
@@ -201,7 +201,8 @@ void run_blocks(const PyRound &r, const RoundKernels &k, const float *x, int64_t
       word = words + skip;
     }
     write(at, source, word, count);
-    for (int64_t i = 0; i < specials; i++) patch(at + (marks[i] >> 2), marks[i] & 3);
+    for (int64_t i = 0; i < specials; i++) patch(at + (marks[i] >> 2), marks[i] & 3, 0.0f);
+    for (const auto &value : refused) patch(value.first, -1, value.second);
   }
 }
 
@@ -239,7 +240,7 @@ nb::tuple round_values(const PyRound &r, Floats x, FloatsOut out, uint64_t seed,
         [&](int64_t at, const float *s, const uint32_t *words, int64_t count) {
           k.values(r.plan, s, words, count, y + at, stream && at >= head);
         },
-        [&](int64_t at, int which) { y[at] = r.special_values[which]; });
+        [&](int64_t at, int which, float value) { y[at] = which < 0 ? value : r.special_values[which]; });  // what is refused stays
   });
 }
 
@@ -259,7 +260,8 @@ nb::tuple round_codes(const PyRound &r, Floats x, AnyOut out, uint64_t seed, int
           k.codes(r.plan, s, words, count, wide);
           k.narrow(wide, count, r.width, y + at * r.width);
         },
-        [&](int64_t at, int which) {
+        [&](int64_t at, int which, float) {
+          if (which < 0) return;
           const uint16_t code = static_cast<uint16_t>(r.special_codes[which]);
           memcpy(y + at * r.width, &code, static_cast<size_t>(r.width));  // little-endian, as everywhere in this module
         });

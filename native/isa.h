@@ -83,6 +83,7 @@ AB_INLINE I i_max(I a, I b) { return {_mm512_max_epi32(a.v, b.v)}; }
 AB_INLINE I i_min(I a, I b) { return {_mm512_min_epi32(a.v, b.v)}; }
 AB_INLINE I i_shlv(I a, I n) { return {_mm512_sllv_epi32(a.v, n.v)}; }  // 0 where n, unsigned, is 32 or more
 AB_INLINE I i_shrv(I a, I n) { return {_mm512_srlv_epi32(a.v, n.v)}; }
+AB_INLINE bool i_any(Mask m) { return m.v != 0; }
 AB_INLINE I i_select(Mask m, I yes, I no) { return {_mm512_mask_blend_epi32(m.v, no.v, yes.v)}; }
 AB_INLINE I i_shl(I a, int n) { return {_mm512_sll_epi32(a.v, _mm_cvtsi32_si128(n))}; }
 AB_INLINE I i_shr(I a, int n) { return {_mm512_srl_epi32(a.v, _mm_cvtsi32_si128(n))}; }
@@ -188,6 +189,7 @@ AB_INLINE I i_max(I a, I b) { return AB_BOTH(I, _mm256_max_epi32); }
 AB_INLINE I i_min(I a, I b) { return AB_BOTH(I, _mm256_min_epi32); }
 AB_INLINE I i_shlv(I a, I n) { return {_mm256_sllv_epi32(a.a, n.a), _mm256_sllv_epi32(a.b, n.b)}; }  // 0 where n, unsigned, is 32 or more
 AB_INLINE I i_shrv(I a, I n) { return {_mm256_srlv_epi32(a.a, n.a), _mm256_srlv_epi32(a.b, n.b)}; }
+AB_INLINE bool i_any(Mask m) { return _mm256_movemask_ps(_mm256_or_ps(m.a, m.b)) != 0; }
 AB_INLINE I i_select(Mask m, I yes, I no) {
   return {_mm256_blendv_epi8(no.a, yes.a, _mm256_castps_si256(m.a)), _mm256_blendv_epi8(no.b, yes.b, _mm256_castps_si256(m.b))};
 }
@@ -325,6 +327,7 @@ AB_INLINE I i_max(I a, I b) { AB_LANES(I, a.v[j] > b.v[j] ? a.v[j] : b.v[j]); }
 AB_INLINE I i_min(I a, I b) { AB_LANES(I, a.v[j] < b.v[j] ? a.v[j] : b.v[j]); }
 AB_INLINE I i_shlv(I a, I n) { AB_LANES(I, (uint32_t)n.v[j] < 32 ? (int32_t)((uint32_t)a.v[j] << n.v[j]) : 0); }  // 0 where n, unsigned, is 32 or more
 AB_INLINE I i_shrv(I a, I n) { AB_LANES(I, (uint32_t)n.v[j] < 32 ? (int32_t)((uint32_t)a.v[j] >> n.v[j]) : 0); }
+AB_INLINE bool i_any(Mask m) { for (int j = 0; j < 16; j++) if (m.v[j]) return true; return false; }
 AB_INLINE I i_select(Mask m, I yes, I no) { AB_LANES(I, m.v[j] ? yes.v[j] : no.v[j]); }
 AB_INLINE I i_shl(I a, int n) { AB_LANES(I, (int32_t)((uint32_t)a.v[j] << n)); }
 AB_INLINE I i_shr(I a, int n) { AB_LANES(I, (int32_t)((uint32_t)a.v[j] >> n)); }

@@ -25,11 +25,13 @@ AB_INLINE F load_part(const float *p, int64_t count) {  // fewer than 16: the re
 template <RoundMode mode> AB_INLINE I shifted(I sig, I d, I negative, I word) {
   const I mask = i_sub(i_shlv(i_set(1), d), i_set(1));
   if constexpr (mode == RoundMode::Stochastic) {
-    // The dropped bits as a fraction of 2^32, rounded up below its last place: r < p 2^32 for whole r.
-    const I beyond = i_sub(d, i_set(32));
+    // r < p 2^N for whole r is r's upper d bits < the dropped bits: adding all ones less r carries just then.
+    const I most = i_shrv(i_xor(word, i_set(-1)), i_sub(i_set(32), d));
+    if (!i_any(i_lt(i_set(30), i_select(i_lt(i_zero(), sig), d, i_zero())))) return i_shrv(i_add(sig, most), i_min(d, i_set(31)));
+    // Further down the dropped bits are a fraction of 2^32, rounded up below its last place.
+    const I beyond = i_sub(d, i_set(32)), flip = i_set((int32_t)0x80000000);  // flip: unsigned comparison
     const I tail = i_shrv(i_add(sig, i_sub(i_shlv(i_set(1), beyond), i_set(1))), beyond);
     const I part = i_or(i_shlv(i_and(sig, mask), i_sub(i_set(32), d)), tail);
-    const I flip = i_set((int32_t)0x80000000);  // unsigned comparison
     return i_add(i_shrv(sig, d), i_select(i_lt(i_xor(word, flip), i_xor(part, flip)), i_set(1), i_zero()));
   } else if constexpr (mode == RoundMode::Odd) {
     return i_or(i_shrv(sig, d), i_shrv(i_add(i_and(sig, mask), mask), d));
@@ -155,27 +157,29 @@ struct Search {
 template <class Kind> static void values_lanes(const RoundPlan &p, const float *x, const uint32_t *words, int64_t n, float *out, bool stream) {
   int64_t i = 0;
   const int32_t *w = (const int32_t *)words;
+  const I drawn = i_set((int32_t)p.word_mask);
   if (stream) {
-    for (; i + 16 <= n; i += 16) f_stream(out + i, Kind::value(p, f_load(x + i), w ? i_load(w + i) : i_zero()));
+    for (; i + 16 <= n; i += 16) f_stream(out + i, Kind::value(p, f_load(x + i), w ? i_and(i_load(w + i), drawn) : i_zero()));
   } else {
-    for (; i + 16 <= n; i += 16) f_store(out + i, Kind::value(p, f_load(x + i), w ? i_load(w + i) : i_zero()));
+    for (; i + 16 <= n; i += 16) f_store(out + i, Kind::value(p, f_load(x + i), w ? i_and(i_load(w + i), drawn) : i_zero()));
   }
   if (i == n) return;
   int32_t rest[16] = {0};
   float t[16];
   if (w) memcpy(rest, w + i, sizeof(int32_t) * (size_t)(n - i));
-  f_store(t, Kind::value(p, load_part(x + i, n - i), i_load(rest)));
+  f_store(t, Kind::value(p, load_part(x + i, n - i), i_and(i_load(rest), drawn)));
   memcpy(out + i, t, sizeof(float) * (size_t)(n - i));
 }
 
 template <class Kind> static void codes_lanes(const RoundPlan &p, const float *x, const uint32_t *words, int64_t n, int32_t *out) {
   int64_t i = 0;
   const int32_t *w = (const int32_t *)words;
-  for (; i + 16 <= n; i += 16) i_store(out + i, Kind::code(p, f_load(x + i), w ? i_load(w + i) : i_zero()));
+  const I drawn = i_set((int32_t)p.word_mask);
+  for (; i + 16 <= n; i += 16) i_store(out + i, Kind::code(p, f_load(x + i), w ? i_and(i_load(w + i), drawn) : i_zero()));
   if (i == n) return;
   int32_t rest[16] = {0}, t[16];
   if (w) memcpy(rest, w + i, sizeof(int32_t) * (size_t)(n - i));
-  i_store(t, Kind::code(p, load_part(x + i, n - i), i_load(rest)));
+  i_store(t, Kind::code(p, load_part(x + i, n - i), i_and(i_load(rest), drawn)));
   memcpy(out + i, t, sizeof(int32_t) * (size_t)(n - i));
 }
 
@@ -195,7 +199,7 @@ AB_INLINE uint32_t rank_of(const RoundPlan &p, float x) {
     at = on ? at + half + 1 : at;
     left = on ? left - half - 1 : half;
   }
-  return (uint32_t)(at - p.points);
+  return (uint32_t)(at - p.points) + (float_bits(x) >> 31) * p.negative_ranks;
 }
 
 // Ranks of up to kRoundBlock numbers. Stochastic: the rank from below, and one more where the comparison of formats/stochastic.py says so.
@@ -213,7 +217,7 @@ static void ranks(const RoundPlan &p, const float *x, const uint32_t *words, int
   }
 }
 
-template <class T> static void picked(const RoundPlan &p, const float *x, const uint32_t *words, int64_t n, T *out, const T *const table[2]) {
+template <class T> static void picked(const RoundPlan &p, const float *x, const uint32_t *words, int64_t n, T *out, const T *table) {
   if (p.kind == RoundKind::Buckets && p.mode != RoundMode::Stochastic) {
     const Node *nodes = p.nodes;
     const Bucket *buckets = p.buckets;
@@ -221,7 +225,7 @@ template <class T> static void picked(const RoundPlan &p, const float *x, const 
       const uint32_t bits = float_bits(x[i]);
       const Node node = nodes[bits >> 23];
       const Bucket b = buckets[node.base + ((bits & 0x7fffff) >> node.shift)];
-      out[i] = table[bits >> 31][b.rank + (x[i] >= b.threshold)];
+      out[i] = table[b.rank + (x[i] >= b.threshold)];
     }
     return;
   }
@@ -229,7 +233,7 @@ template <class T> static void picked(const RoundPlan &p, const float *x, const 
   for (int64_t at = 0; at < n; at += kRoundBlock) {
     const int64_t count = n - at < kRoundBlock ? n - at : kRoundBlock;
     ranks(p, x + at, words ? words + at : nullptr, count, rank);
-    for (int64_t i = 0; i < count; i++) out[at + i] = table[float_bits(x[at + i]) >> 31][rank[i]];
+    for (int64_t i = 0; i < count; i++) out[at + i] = table[rank[i]];
   }
 }
 
@@ -247,17 +251,7 @@ template <template <RoundMode> class Kind, class Call> AB_INLINE void by_mode(Ro
   }
 }
 
-// The random bits that a plan looks at, the others cleared.
-static const uint32_t *masked(const RoundPlan &p, const uint32_t *words, int64_t n, uint32_t *buffer) {
-  if (!words || p.random_bits == 32 || p.kind > RoundKind::Prefix) return words;
-  const uint32_t mask = ~0u << (32 - p.random_bits);
-  for (int64_t i = 0; i < n; i++) buffer[i] = words[i] & mask;
-  return buffer;
-}
-
 static void values(const RoundPlan &p, const float *x, const uint32_t *words, int64_t n, float *out, bool stream) {
-  uint32_t buffer[kRoundBlock];
-  words = masked(p, words, n, buffer);
   if (p.kind == RoundKind::Steps) return by_mode<Steps>(p.mode, [&](auto k) { values_lanes<decltype(k)>(p, x, words, n, out, stream); });
   if (p.kind == RoundKind::Prefix) return by_mode<Prefix>(p.mode, [&](auto k) { values_lanes<decltype(k)>(p, x, words, n, out, stream); });
   if (p.kind == RoundKind::Search) return values_lanes<Search>(p, x, words, n, out, stream);
@@ -273,8 +267,6 @@ static void values(const RoundPlan &p, const float *x, const uint32_t *words, in
 }
 
 static void codes(const RoundPlan &p, const float *x, const uint32_t *words, int64_t n, int32_t *out) {
-  uint32_t buffer[kRoundBlock];
-  words = masked(p, words, n, buffer);
   if (p.kind == RoundKind::Steps) return by_mode<Steps>(p.mode, [&](auto k) { codes_lanes<decltype(k)>(p, x, words, n, out); });
   if (p.kind == RoundKind::Prefix) return by_mode<Prefix>(p.mode, [&](auto k) { codes_lanes<decltype(k)>(p, x, words, n, out); });
   if (p.kind == RoundKind::Search) return codes_lanes<Search>(p, x, words, n, out);
@@ -304,7 +296,7 @@ static void range(const float *x, int64_t n, float *low, float *high) {
 }
 
 static void philox(uint64_t seed, uint64_t counter, int64_t counters, uint32_t *out) {
-  for (int64_t i = 0; i < counters; i += 8) philox_eight(seed, counter + (uint64_t)i, out + 4 * i);
+  philox_run(seed, counter, counters, out);
 }
 
 static void narrow(const int32_t *codes, int64_t n, int width, void *out) {

@@ -27,6 +27,7 @@ struct RoundPlan {
   RoundKind kind;
   RoundMode mode;
   int random_bits;
+  uint32_t word_mask;   // of a random word, its upper random_bits
   // Steps and Prefix. A magnitude's code is its rank; tops and outs: [0] for positive, [1] for negative values.
   int mantissa, least;  // bits; float32's exponent field of the first binade whose step is its lowest's
   int32_t top[2];
@@ -41,14 +42,15 @@ struct RoundPlan {
   alignas(64) float tree[4][16];
   alignas(64) float values16[16];
   alignas(64) int32_t codes16[16];
-  // Buckets and Bisect: by rank, [0] for positive, [1] for negative numbers (which keep the sign of a zero).
+  // Buckets and Bisect: by rank; those of negative numbers, which keep the sign of a zero, come `negative_ranks` later.
   const Node *nodes;
   const Bucket *buckets;
   const float *points;
   int64_t point_count;
-  const float *rank_values[2];
-  const int32_t *rank_codes[2];
-  const double *chain;  // stochastic: the value of each rank, virtual neighbours included
+  const float *rank_values;
+  const int32_t *rank_codes;
+  uint32_t negative_ranks;
+  const double *chain;  // stochastic: the value of each rank (twice), virtual neighbours included
   int32_t zero_code, minus_zero_code;
 };
 

@@ -91,9 +91,10 @@ def _common(element: Element, round: str, over: str, nonfinite: str) -> dict[str
     random = stochastic_bits(round)
     width = element.code_dtype.itemsize
     decoded = np.resize(element.values.astype(np.float32), 1 << 8 * width)
-    special = np.zeros(3, np.uint32)
+    special, special_values = np.zeros(3, np.uint32), np.array([np.nan, np.inf, -np.inf], np.float32)  # what is refused stays
     if nonfinite != "error":
-        special = element._non_finite_codes(np.array([np.nan, np.inf, -np.inf]), nonfinite)
+        special = element._non_finite_codes(special_values.astype(np.float64), nonfinite)
+        special_values = decoded[special]
     first, last = _ends(element, round) if over == "error" else (0.0, 0.0)
     minus_zero = element.specials.get("-0")
     plus_zero = int(element.finite_codes[np.searchsorted(element.finite, 0.0)]) if element.has_zero else -1
@@ -101,7 +102,7 @@ def _common(element: Element, round: str, over: str, nonfinite: str) -> dict[str
         "mode": STOCHASTIC if random is not None else _DETERMINISTIC.index(round), "random_bits": random or 0, "width": width,
         "decoded": decoded, "codes": (1 << element.bits) - 1, "keep_specials": nonfinite != "error", "refuse_outside": over == "error",
         "fill": 0.0 if element.has_zero else element.min, "first": first, "last": last,
-        "special_codes": special.astype(np.int32), "special_values": decoded[special],
+        "special_codes": special.astype(np.int32), "special_values": special_values,
         "minus_zero": minus_zero is not None, "minus_zero_code": -1 if minus_zero is None else minus_zero, "zero_code": plus_zero,
     }  # fmt: skip
 

@@ -34,8 +34,8 @@ def by_rank(element: Element, path: str, round: str, over: str) -> dict[str, Any
     values = element.values.astype(np.float32)
     below, above = element.beyond
     tables = {
-        "points": found.points32, "chain": np.r_[below, element.finite, above, above],
-        "positive_codes": codes, "negative_codes": negative, "positive_values": values[codes], "negative_values": values[negative],
+        "points": found.points32, "chain": np.tile(np.r_[below, element.finite, above, above], 2),
+        "rank_codes": np.r_[codes, negative], "rank_values": np.r_[values[codes], values[negative]],
     }  # fmt: skip
     if path == "bisect":
         return tables
@@ -66,7 +66,7 @@ def _buckets(points: np.ndarray) -> dict[str, np.ndarray] | None:
         bases[top], shifts[top] = count, shift
         threshold, first = cut
         thresholds.append(threshold)
-        ranks.append(first)
+        ranks.append(first + (len(points) + 2) * (top >> 8))
         count += len(threshold)
     return {
         "bases": bases, "shifts": shifts, "thresholds": np.concatenate(thresholds).astype(np.float32),

@@ -268,6 +268,41 @@ nb::tuple round_codes(const PyRound &r, Floats x, AnyOut out, uint64_t seed, int
   });
 }
 
+// Rows of k numbers in blocks with scales. False: some scale is too large or some number not finite; what out holds is then not defined.
+bool round_blocks(const PyRound &r, nb::dict d, Matrix x, nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu> out, uint64_t seed) {
+  BlockPlan b;
+  b.size = one<int64_t>(d, "size"), b.power_of_two = one<bool>(d, "power_of_two"), b.top = one<int>(d, "top");
+  b.most = one<double>(d, "most"), b.outer = one<double>(d, "outer"), b.smallest = one<double>(d, "smallest"), b.biggest = one<double>(d, "biggest");
+  b.first = one<double>(d, "first"), b.mantissa = one<int>(d, "mantissa"), b.factor = one<float>(d, "factor"), b.limit = one<double>(d, "limit");
+  const int64_t rows = static_cast<int64_t>(x.shape(0)), k = static_cast<int64_t>(x.shape(1));
+  require(static_cast<int64_t>(out.shape(0)) == rows && static_cast<int64_t>(out.shape(1)) == k, "out: shape differs from x");
+  require(b.size >= 1 && b.size <= k && b.mantissa >= 0 && b.mantissa <= 23, "block");
+  require(!r.keep_specials && !r.refuse_outside, "blocks refuse NaN and clip");
+  const bool random = r.plan.mode == RoundMode::Stochastic;
+  require(!random || b.size <= kRoundBlock, "stochastic blocks have at most 2048 numbers");
+  const RoundKernels &kernels = round_kernels_now();
+  const float *source = x.data();
+  float *y = out.data();
+  const int64_t step = b.size >= kRoundBlock ? b.size : kRoundBlock / b.size * b.size;  // numbers of whole blocks that are handled together
+  const int64_t pieces = (k + step - 1) / step, total = rows * pieces, each = std::max<int64_t>(1, kTask / step);
+  const bool stream = rows * k * 4 >= kStreamBytes;
+  const int64_t tasks = (total + each - 1) / each;
+  std::vector<uint8_t> good(static_cast<size_t>(tasks), 1);
+  {
+    nb::gil_scoped_release release;
+    parallel_for(tasks, [&](int64_t t) {
+      alignas(64) uint32_t words[kRoundBlock + 128];
+      for (int64_t piece = t * each; piece < std::min(total, (t + 1) * each); piece++) {
+        const int64_t from = piece % pieces * step, at = piece / pieces * k + from, count = std::min(step, k - from);
+        if (random) kernels.philox(seed, static_cast<uint64_t>(at) / 4, (at % 4 + count + 3) / 4, words);
+        const bool aligned = reinterpret_cast<size_t>(y + at) % 64 == 0;
+        if (!kernels.blocks(r.plan, b, source + at, random ? words + at % 4 : nullptr, count, y + at, stream && aligned)) good[static_cast<size_t>(t)] = 0;
+      }
+    });
+  }
+  return std::all_of(good.begin(), good.end(), [](uint8_t g) { return g != 0; });
+}
+
 // Values of codes; the number of bits that do not belong to any code, or 0.
 uint32_t decode_codes(const PyRound &r, AnyIn codes, FloatsOut out) {
   const int64_t n = static_cast<int64_t>(codes.shape(0));
@@ -290,6 +325,19 @@ uint32_t decode_codes(const PyRound &r, AnyIn codes, FloatsOut out) {
   return any & ~r.code_mask;
 }
 
+// Bits of the largest magnitude: 0x7f800000 and more are not finite.
+uint32_t largest_magnitude(Floats x) {
+  const RoundKernels &k = round_kernels_now();
+  const int64_t n = static_cast<int64_t>(x.shape(0)), tasks = (n + kTask - 1) / kTask;
+  std::vector<uint32_t> most(static_cast<size_t>(tasks), 0);
+  const float *source = x.data();
+  {
+    nb::gil_scoped_release release;
+    parallel_for(tasks, [&](int64_t t) { most[static_cast<size_t>(t)] = k.largest(source + t * kTask, std::min(kTask, n - t * kTask)); });
+  }
+  return tasks == 0 ? 0 : *std::max_element(most.begin(), most.end());
+}
+
 }  // namespace
 
 void bind_round(nb::module_ &m) {
@@ -297,7 +345,9 @@ void bind_round(nb::module_ &m) {
       .def("__init__", &make_round, "fields"_a)
       .def("values", &round_values, "x"_a, "out"_a, "seed"_a, "start"_a)
       .def("codes", &round_codes, "x"_a, "out"_a, "seed"_a, "start"_a)
+      .def("blocks", &round_blocks, "fields"_a, "x"_a, "out"_a, "seed"_a)
       .def("decode", &decode_codes, "codes"_a, "out"_a);
+  m.def("largest_magnitude", &largest_magnitude, "x"_a);
 }
 
 }  // namespace anybit

@@ -84,6 +84,14 @@ AB_INLINE I i_min(I a, I b) { return {_mm512_min_epi32(a.v, b.v)}; }
 AB_INLINE I i_shlv(I a, I n) { return {_mm512_sllv_epi32(a.v, n.v)}; }  // 0 where n, unsigned, is 32 or more
 AB_INLINE I i_shrv(I a, I n) { return {_mm512_srlv_epi32(a.v, n.v)}; }
 AB_INLINE bool i_any(Mask m) { return m.v != 0; }
+AB_INLINE __m128i max_across(__m128i a) {  // the largest of four, in every lane
+  a = _mm_max_epi32(a, _mm_shuffle_epi32(a, 0x4e));
+  return _mm_max_epi32(a, _mm_shuffle_epi32(a, 0xb1));
+}
+AB_INLINE int32_t i_fold_max(I a) {
+  const __m256i b = _mm256_max_epi32(_mm512_castsi512_si256(a.v), _mm512_extracti64x4_epi64(a.v, 1));
+  return _mm_cvtsi128_si32(max_across(_mm_max_epi32(_mm256_castsi256_si128(b), _mm256_extracti128_si256(b, 1))));
+}
 AB_INLINE I i_select(Mask m, I yes, I no) { return {_mm512_mask_blend_epi32(m.v, no.v, yes.v)}; }
 AB_INLINE I i_shl(I a, int n) { return {_mm512_sll_epi32(a.v, _mm_cvtsi32_si128(n))}; }
 AB_INLINE I i_shr(I a, int n) { return {_mm512_srl_epi32(a.v, _mm_cvtsi32_si128(n))}; }
@@ -189,6 +197,12 @@ AB_INLINE I i_max(I a, I b) { return AB_BOTH(I, _mm256_max_epi32); }
 AB_INLINE I i_min(I a, I b) { return AB_BOTH(I, _mm256_min_epi32); }
 AB_INLINE I i_shlv(I a, I n) { return {_mm256_sllv_epi32(a.a, n.a), _mm256_sllv_epi32(a.b, n.b)}; }  // 0 where n, unsigned, is 32 or more
 AB_INLINE I i_shrv(I a, I n) { return {_mm256_srlv_epi32(a.a, n.a), _mm256_srlv_epi32(a.b, n.b)}; }
+AB_INLINE int32_t i_fold_max(I a) {
+  const __m256i b = _mm256_max_epi32(a.a, a.b);
+  __m128i c = _mm_max_epi32(_mm256_castsi256_si128(b), _mm256_extracti128_si256(b, 1));
+  c = _mm_max_epi32(c, _mm_shuffle_epi32(c, 0x4e));
+  return _mm_cvtsi128_si32(_mm_max_epi32(c, _mm_shuffle_epi32(c, 0xb1)));
+}
 AB_INLINE bool i_any(Mask m) { return _mm256_movemask_ps(_mm256_or_ps(m.a, m.b)) != 0; }
 AB_INLINE I i_select(Mask m, I yes, I no) {
   return {_mm256_blendv_epi8(no.a, yes.a, _mm256_castps_si256(m.a)), _mm256_blendv_epi8(no.b, yes.b, _mm256_castps_si256(m.b))};
@@ -327,6 +341,11 @@ AB_INLINE I i_max(I a, I b) { AB_LANES(I, a.v[j] > b.v[j] ? a.v[j] : b.v[j]); }
 AB_INLINE I i_min(I a, I b) { AB_LANES(I, a.v[j] < b.v[j] ? a.v[j] : b.v[j]); }
 AB_INLINE I i_shlv(I a, I n) { AB_LANES(I, (uint32_t)n.v[j] < 32 ? (int32_t)((uint32_t)a.v[j] << n.v[j]) : 0); }  // 0 where n, unsigned, is 32 or more
 AB_INLINE I i_shrv(I a, I n) { AB_LANES(I, (uint32_t)n.v[j] < 32 ? (int32_t)((uint32_t)a.v[j] >> n.v[j]) : 0); }
+AB_INLINE int32_t i_fold_max(I a) {
+  int32_t best = a.v[0];
+  for (int j = 1; j < 16; j++) best = a.v[j] > best ? a.v[j] : best;
+  return best;
+}
 AB_INLINE bool i_any(Mask m) { for (int j = 0; j < 16; j++) if (m.v[j]) return true; return false; }
 AB_INLINE I i_select(Mask m, I yes, I no) { AB_LANES(I, m.v[j] ? yes.v[j] : no.v[j]); }
 AB_INLINE I i_shl(I a, int n) { AB_LANES(I, (int32_t)((uint32_t)a.v[j] << n)); }

@@ -283,16 +283,89 @@ static uint32_t largest(const float *x, int64_t n) {
     m1 = i_max(m1, i_and(f_bits(f_load(x + i + 16)), magnitude));
   }
   for (; i < n; i += 16) m0 = i_max(m0, i_and(f_bits(n - i < 16 ? load_part(x + i, n - i) : f_load(x + i)), magnitude));
-  int32_t t[16], best = 0;
-  i_store(t, i_max(m0, m1));
-  for (int j = 0; j < 16; j++) best = t[j] > best ? t[j] : best;
-  return (uint32_t)best;
+  return (uint32_t)i_fold_max(i_max(m0, m1));
 }
 
 static void range(const float *x, int64_t n, float *low, float *high) {
   float least = x[0], most = x[0];
   for (int64_t i = 1; i < n; i++) least = x[i] < least ? x[i] : least, most = x[i] > most ? x[i] : most;
   *low = least, *high = most;
+}
+
+// ------------------------------------------------------------------------------------------------ blocks with scales
+AB_INLINE uint64_t double_bits(double x) { uint64_t u; memcpy(&u, &x, 8); return u; }
+AB_INLINE double bits_double(uint64_t u) { double x; memcpy(&x, &u, 8); return x; }
+
+// Like the values of Steps, in float64: adding a power of two whose last place is the grid's step rounds to nearest even.
+static void scales(const BlockPlan &b, const uint32_t *largest, int64_t count, float *scale) {
+  const uint64_t exponents = 0x7ffull << 52, first = double_bits(b.first);
+  for (int64_t i = 0; i < count; i++) {
+    const double amax = (double)bits_float(largest[i]);
+    const double power = amax > 0 ? bits_double((double_bits(amax) & exponents) + ((uint64_t)(int64_t)(1 - b.top) << 52)) : 0.0;
+    double target = (b.power_of_two ? power : amax / b.most) / b.outer;
+    target = target < b.smallest ? b.smallest : target;
+    target = target > b.biggest ? b.biggest : target;
+    const uint64_t e = double_bits(target) & exponents;
+    const double big = bits_double((e > first ? e : first) + ((uint64_t)(52 - b.mantissa) << 52));
+    scale[i] = (float)((target + big) - big) * b.factor;
+  }
+}
+
+static void divided(const float *x, int64_t n, float scale, float *out) {  // by infinity where a product of tiny scales has vanished
+  const F s = f_set(scale == 0.0f ? bits_float(0x7f800000u) : scale);
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16) f_store(out + i, f_div(f_load(x + i), s));
+  if (i == n) return;
+  float t[16];
+  f_store(t, f_div(load_part(x + i, n - i), s));
+  memcpy(out + i, t, sizeof(float) * (size_t)(n - i));
+}
+
+static void multiplied(const float *x, int64_t n, float scale, float *out, bool stream) {
+  const F s = f_set(scale);
+  int64_t i = 0;
+  if (stream)
+    for (; i + 16 <= n; i += 16) f_stream(out + i, f_mul(f_load(x + i), s));
+  else
+    for (; i + 16 <= n; i += 16) f_store(out + i, f_mul(f_load(x + i), s));
+  for (; i < n; i++) out[i] = x[i] * scale;
+}
+
+static bool blocks(const RoundPlan &p, const BlockPlan &b, const float *x, const uint32_t *words, int64_t n, float *out, bool stream) {
+  alignas(64) float held[kRoundBlock] = {0};
+  uint32_t most[kRoundBlock];
+  float scale[kRoundBlock];
+  const int64_t count = (n + b.size - 1) / b.size;
+  uint32_t all = 0;
+  for (int64_t i = 0; i < count; i++) {
+    const int64_t left = n - i * b.size;
+    most[i] = largest(x + i * b.size, left < b.size ? left : b.size);
+    all = most[i] > all ? most[i] : all;
+  }
+  if (all >= 0x7f800000u) return false;
+  scales(b, most, count, scale);
+  for (int64_t i = 0; i < count; i++)
+    if (!((double)scale[i] <= b.limit)) return false;
+  if (n > kRoundBlock) {  // one block, in pieces
+    for (int64_t at = 0; at < n; at += kRoundBlock) {
+      const int64_t size = n - at < kRoundBlock ? n - at : kRoundBlock;
+      divided(x + at, size, scale[0], held);
+      values(p, held, nullptr, size, held, false);
+      multiplied(held, size, scale[0], out + at, stream);
+    }
+    return true;
+  }
+  for (int64_t i = 0; i < count; i++) {
+    const int64_t at = i * b.size, size = n - at < b.size ? n - at : b.size;
+    divided(x + at, size, scale[i], held + at);
+  }
+  values(p, held, words, n, held, false);
+  const bool whole = stream && b.size % 16 == 0;
+  for (int64_t i = 0; i < count; i++) {
+    const int64_t at = i * b.size, size = n - at < b.size ? n - at : b.size;
+    multiplied(held + at, size, scale[i], out + at, whole);
+  }
+  return true;
 }
 
 static void philox(uint64_t seed, uint64_t counter, int64_t counters, uint32_t *out) {
@@ -323,7 +396,7 @@ static uint32_t decode(const void *codes, int width, int64_t n, const float *tab
 extern const RoundKernels round_kernels;
 #define AB_TEXT(x) #x
 #define AB_NAME(x) AB_TEXT(x)
-const RoundKernels round_kernels = {AB_NAME(ANYBIT_ISA), largest, range, values, codes, philox, narrow, decode};
+const RoundKernels round_kernels = {AB_NAME(ANYBIT_ISA), largest, range, values, codes, blocks, philox, narrow, decode};
 
 }  // namespace ANYBIT_ISA
 }  // namespace anybit

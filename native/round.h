@@ -54,6 +54,18 @@ struct RoundPlan {
   int32_t zero_code, minus_zero_code;
 };
 
+// Blocks of `size` numbers along a row, one scale each: target = amax / most, or the power of two at or below amax / 2^emax; the scale is the target
+// over `outer`, held in [smallest, biggest] and rounded to nearest even on a grid of `mantissa` bits from the binade `first` on; times `factor`.
+struct BlockPlan {
+  int64_t size;
+  bool power_of_two;
+  int top;  // frexp's exponent of the element's largest value
+  double most, outer, smallest, biggest, first;
+  int mantissa;
+  float factor;
+  double limit;  // no scale may be larger
+};
+
 struct RoundKernels {
   const char *isa;
   uint32_t (*largest)(const float *x, int64_t n);                      // bits of the largest magnitude: 0x7f800000 and more are not finite
@@ -61,6 +73,9 @@ struct RoundKernels {
   // `words`: one for each value, for stochastic plans. `stream`: past the caches; out is then 64-byte aligned.
   void (*values)(const RoundPlan &p, const float *x, const uint32_t *words, int64_t n, float *out, bool stream);
   void (*codes)(const RoundPlan &p, const float *x, const uint32_t *words, int64_t n, int32_t *out);
+  // Numbers of whole blocks (the last may be short) to their values times their scales. At most kRoundBlock numbers, or one block without words.
+  // False: some scale is too large, or some number is not finite.
+  bool (*blocks)(const RoundPlan &p, const BlockPlan &b, const float *x, const uint32_t *words, int64_t n, float *out, bool stream);
   void (*philox)(uint64_t seed, uint64_t counter, int64_t counters, uint32_t *out);  // 4 words a counter; in eights of counters
   void (*narrow)(const int32_t *codes, int64_t n, int width, void *out);              // to 1 or 2 bytes
   uint32_t (*decode)(const void *codes, int width, int64_t n, const float *table, float *out);  // returns all codes or-ed together

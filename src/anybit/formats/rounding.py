@@ -105,7 +105,8 @@ def switch_point(a: float, b: float, code_a: int, code_b: int, mode: str) -> flo
 class Switches:
     """One element under one rounding and one overflow policy: float32 or float64 in, codes out.
 
-    `points[i]` is the smallest float64 of rank i + 1 (`points32[i]` the smallest float32); rank 0 is below the range, rank r in 1..n the r-th finite value, rank n + 1 above it.
+    `points[i]` is the smallest float64 of rank i + 1, `points32[i]` the smallest float32; rank 0 is below the range, rank r in 1..n the r-th
+    finite value, rank n + 1 above it.
     Large float32 arrays go through a table over the upper 16 bits; only the few values whose bucket holds a switch point are searched.
     """
 
@@ -154,8 +155,6 @@ class Switches:
             points = self.points32
             rank_low, rank_high = np.searchsorted(points, low, side="right"), np.searchsorted(points, high, side="right")
             sure = (rank_low == rank_high) & np.isfinite(low) & np.isfinite(high)
-            if self.over == "error":
-                sure &= (rank_low > 0) & (rank_low < len(self.codes) - 1)
             table = np.full(1 << 16, 0xFFFF, dtype=np.uint16)
             codes = self.codes[rank_low].astype(np.uint16)
             if self.minus_zero is not None:
@@ -166,8 +165,8 @@ class Switches:
 
     def encode(self, x: np.ndarray) -> np.ndarray:
         """The same as search, faster for large float32 arrays of elements of at most 8 bits."""
-        if x.dtype != np.float32 or x.size < _TABLE_FROM or self.codes.dtype != np.uint8:
-            return self.search(x)
+        if x.dtype != np.float32 or x.size < _TABLE_FROM or self.codes.dtype != np.uint8 or self.over == "error":
+            return self.search(x)  # an error names places in x: nothing may be looked up apart
         flat = np.ascontiguousarray(x).reshape(-1)
         out = np.empty(flat.shape, dtype=np.uint8)
         table = self._bucket_table()

@@ -97,4 +97,4 @@ def stochastic_integral(x: np.ndarray, bits: int, word: np.ndarray) -> np.ndarra
 def check_round(name: str) -> None:
     """Raises FormatError for an unknown rounding mode."""
     if stochastic_bits(name) is None:
-        check_choice("round", name, (*ROUNDS, "sr24"))
+        check_choice("round", name, (*ROUNDS, "sr1 .. sr32"))

@@ -43,6 +43,13 @@ class Rounding:
         """The same for codes: out is [n] of the element's code type."""
         return self._native.codes(x, out, int(seed), int(start))
 
+    def blocks(self, fields: dict[str, Any], x: np.ndarray, out: np.ndarray, seed: int = 0) -> bool:
+        """Writes the values of float32[rows, k] x in blocks with scales into out; `fields` as native/round.h's BlockPlan says.
+
+        Returns: False where some scale would be too large or some number is not finite: out is then undefined.
+        """
+        return bool(self._native.blocks(fields, x, out, int(seed)))
+
     def decode(self, codes: np.ndarray, out: np.ndarray) -> bool:
         """Writes the float32 values of codes [n]; False where some are no codes of the element."""
         return not self._native.decode(codes, out)
@@ -113,6 +120,11 @@ def _ends(element: Element, round: str) -> tuple[float, float]:
     low = switch_point(element.beyond[0], float(values[0]), int(codes[0]) ^ 1, int(codes[0]), round)
     high = switch_point(float(values[-1]), element.beyond[1], int(codes[-1]), int(codes[-1]) ^ 1, round)
     return _up32(low), _up32(high)
+
+
+def largest_magnitude(x: np.ndarray) -> float:
+    """The largest magnitude of a contiguous float32[n]; NaN or infinity if there is one (which of them is not said)."""
+    return float(np.uint32(native.largest_magnitude(x)).view(np.float32))
 
 
 def _up32(x: float) -> float:

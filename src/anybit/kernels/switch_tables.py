@@ -58,7 +58,10 @@ def _buckets(points: np.ndarray) -> dict[str, np.ndarray] | None:
         for shift in range(23, -1, -1):
             if count + (1 << (23 - shift)) > _MOST_BUCKETS:
                 return None
-            cut = _cut(points, top, shift) if top & 255 != 255 else (np.full(1, np.inf, np.float32), np.zeros(1, np.int64))
+            if top & 255 == 255:  # infinities (a ratio may be one): beyond all points, where the last rank is repeated
+                cut = np.full(1, np.inf, np.float32), np.full(1, 0 if top >> 8 else len(points))
+            else:
+                cut = _cut(points, top, shift)
             if cut is not None:
                 break
         else:

@@ -9,6 +9,7 @@ import numpy as np
 from anybit.formats import Block, Box, Element, Format, Policy, Spec
 from anybit.formats.rounding import round_integral, stochastic_bits
 from anybit.formats.stochastic import stochastic_integral
+from anybit.kernels.rounding import codes as native_codes
 from anybit.methods.chain import Chain, Shape
 from anybit.methods.scales import Range, Rule
 
@@ -26,8 +27,8 @@ def codes_of(element: Element, x: np.ndarray, policy: Policy, word: np.ndarray |
     """Codes of finite float32 or float64 values under a checked policy; stochastic rounding without words is to nearest."""
     bits = stochastic_bits(policy.round)
     if bits is None:
-        return element._codes(x, policy.round, policy.over)
-    return element._codes(x, "nearest-even", policy.over) if word is None else element._stochastic(x, bits, policy.over, word)
+        return native_codes(element, x, policy.round, policy.over)
+    return native_codes(element, x, "nearest-even", policy.over) if word is None else element._stochastic(x, bits, policy.over, word)
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Grids:
                 whole = round_integral(ratio, policy.round)
             else:
                 whole = np.rint(ratio) if word is None else stochastic_integral(ratio, bits, word)
-            return element._codes(whole + box.spread(self.zero), "nearest-even", policy.over)
+            return native_codes(element, whole + box.spread(self.zero), "nearest-even", policy.over)
 
     def decode(self, codes: np.ndarray, box: Box, element: Element) -> np.ndarray:
         """float32 values of one box of codes."""

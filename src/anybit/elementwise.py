@@ -161,8 +161,8 @@ def _check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype) -> None:
 
 
 def _flat32(x: np.ndarray) -> np.ndarray | None:
-    """x as a contiguous float32 array of one axis, its own memory where that is one already; None: it has more precision than that."""
-    if x.dtype.itemsize > 4 or x.dtype.kind in "iub":
+    """x as a contiguous float32 array of one axis, its own memory where that is one already; None: it is wider, or no floats."""
+    if x.dtype.itemsize > 4 or not (x.dtype.kind == "f" or x.dtype.name.startswith(("bfloat16", "float8", "float6", "float4"))):
         return None
     return np.require(x, np.float32, ["C_CONTIGUOUS", "ALIGNED"]).reshape(-1)
 

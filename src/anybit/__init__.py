@@ -30,8 +30,8 @@ _HOME = {
 }
 
 __all__ = [
-    "AnybitError", "Element", "Format", "Linear", "Model", "Policy", "QTensor", "Spec", "decode", "encode", "fake_quantize", "load", "quantize",
-    "round",
+    "AnybitError", "Element", "Format", "Linear", "Model", "Policy", "QTensor", "Spec", "decode", "encode", "fake_quantize", "load",
+    "quantize", "round",
 ]  # fmt: skip
 
 if TYPE_CHECKING:

@@ -1,6 +1,7 @@
 """Rounding, encoding and decoding torch tensors where they lie, by torch's own operations: the same results as on the CPU, bit for bit.
 
-A number's rank among the switch points is a binary search on the device; stochastic rounding computes the same Philox words in 64-bit integers.
+A number's rank among the switch points is a binary search on the device; stochastic rounding computes the same Philox words in
+64-bit integers.
 """
 
 from __future__ import annotations

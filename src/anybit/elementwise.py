@@ -1,7 +1,7 @@
 """round, encode and decode of whole arrays: NumPy, torch and JAX arrays in, the same kind out.
 
-NumPy arrays and torch tensors on the CPU run natively and in place where `out` is given; torch tensors on another device stay there; JAX arrays go
-through host memory and back to their device. Numbers of any precision are rounded once, from their own precision.
+NumPy arrays and torch tensors on the CPU run natively, without copies where they are contiguous float32; torch tensors on another device
+stay there; JAX arrays go through host memory and back to their device. Numbers are rounded once, from their own precision.
 """
 
 from __future__ import annotations

@@ -217,8 +217,8 @@ def quantize(w: Any, fmt: Format | Spec | str, method: str = "rtn", name: str = 
 def fake_quantize(x: Any, fmt: Format | Spec | str, method: str = "rtn", out: Any = None) -> Any:
     """float32 values of x on the format's grid: quantized and dequantized, x's shape.
 
-    Args: x, real array or torch tensor on the CPU; out, float32 array (or tensor) of x's shape to write to, which may be x. After an error its
-        content is not defined.
+    Args: x, real array, JAX array, or torch tensor on the CPU; out, float32 array (or tensor) of x's shape to write to, which may be x.
+        After an error its content is not defined.
     Raises: as `quantize`; ShapeError: out does not fit, a tensor that is not on the CPU.
 
     >>> fake_quantize([0.1, 0.4, 1.0], "fp4_e2m1@32:fp32").tolist()[-1]
@@ -228,7 +228,9 @@ def fake_quantize(x: Any, fmt: Format | Spec | str, method: str = "rtn", out: An
     if is_torch(x):
         source = torch_view(x.float() if str(x.dtype) == "torch.bfloat16" else x, "x")
         return torch_from(_fake_quantize(source, spec, method, None if out is None else torch_view(out, "out")), out)
-    return jax_like(_fake_quantize(np.asarray(x), spec, method, None), x, out) if is_jax(x) else _fake_quantize(np.asarray(x), spec, method, out)
+    if is_jax(x):
+        return jax_like(_fake_quantize(np.asarray(x), spec, method, None), x, out)
+    return _fake_quantize(np.asarray(x), spec, method, out)
 
 
 def _fake_quantize(array: np.ndarray, spec: Spec, method: str, out: Any) -> np.ndarray:
@@ -236,21 +238,22 @@ def _fake_quantize(array: np.ndarray, spec: Spec, method: str, out: Any) -> np.n
     from anybit.methods.round_trip import round_trip
     from anybit.methods.rtn import dequantize_parts
 
-    if out is not None and not (isinstance(out, np.ndarray) and out.shape == array.shape and out.dtype == np.float32 and out.flags.writeable):
+    fits = isinstance(out, np.ndarray) and out.shape == array.shape and out.dtype == np.float32 and out.flags.writeable
+    if out is not None and not fits:
         given = f"{out.dtype}{list(out.shape)}" if isinstance(out, np.ndarray) else type(out).__name__
         raise ShapeError(f"out must be float32{list(array.shape)} and writable, not {given}")
     choose = METHODS[method]
     if method == "rtn" and array.ndim and array.size:
         spec.check()
-        direct = out is not None and out.flags.c_contiguous and out.flags.aligned and out.dtype.isnative and not np.may_share_memory(out, array)
-        values = out if direct else np.empty(array.shape, np.float32)
-        if round_trip(as_real(array), spec, values):
-            if out is None or direct:
-                return values
-            out[...] = values
-            return out
+        own = out is None or not (out.flags.c_contiguous and out.flags.aligned and out.dtype.isnative) or np.may_share_memory(out, array)
+        target: np.ndarray = np.empty(array.shape, np.float32) if own else out
+        if round_trip(as_real(array), spec, target):
+            if out is None or not own:
+                return target
+            out[...] = target
+            return np.asarray(out)
     values = dequantize_parts(choose(array, spec), spec.format, array.shape)
     if out is None:
         return values
     out[...] = values
-    return out
+    return np.asarray(out)

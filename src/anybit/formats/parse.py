@@ -143,7 +143,7 @@ def _read_options(reader: _Reader, with_policy: bool) -> tuple[dict[str, tuple[E
             value, at = reader.word(f"a name for {key}")
             if key == "seed" and not value.isdecimal():
                 reader.fail(f"'{value[:80]}' is no seed (an integer from 0 to 2^64 - 1)", at)
-            setting = int(value[:30]) if key == "seed" else value
+            setting: Any = int(value[:30]) if key == "seed" else value
             try:
                 Policy(**{key: setting})
             except FormatError as reason:

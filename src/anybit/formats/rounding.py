@@ -105,8 +105,8 @@ def switch_point(a: float, b: float, code_a: int, code_b: int, mode: str) -> flo
 class Switches:
     """One element under one rounding and one overflow policy: float32 or float64 in, codes out.
 
-    `points[i]` is the smallest float64 of rank i + 1, `points32[i]` the smallest float32; rank 0 is below the range, rank r in 1..n the r-th
-    finite value, rank n + 1 above it.
+    `points[i]` is the smallest float64 of rank i + 1, `points32[i]` the smallest float32; rank 0 is below the range, rank r in 1..n the
+    r-th finite value, rank n + 1 above it.
     Large float32 arrays go through a table over the upper 16 bits; only the few values whose bucket holds a switch point are searched.
     """
 

@@ -185,7 +185,7 @@ def _grid(element: Element, prefix: bool) -> dict[str, Any] | None:
 
 
 def _steps_of(side: np.ndarray) -> tuple[int, int, Callable[[int], float]] | None:
-    """Mantissa bits, float32's exponent field of the first binade, and the rule of magnitudes, if equal steps double from binade to binade."""
+    """Mantissa bits, float32's exponent field of the first binade, the rule of magnitudes; None: no equal steps that double by binades."""
     step = float(side[1])
     if np.frexp(step)[0] != 0.5:
         return None
@@ -227,7 +227,7 @@ def _search(element: Element, path: str, round: str, over: str) -> dict[str, Any
 
 
 def _agrees(found: Rounding, round: str, over: str) -> bool:
-    """Whether a path gives the element's codes at its values, its switch points and their neighbours (a sample of those of wide elements)."""
+    """Whether a path gives the element's codes at its values, its switch points and their neighbours (of wide elements: a sample)."""
     if stochastic_bits(round) is not None:
         return True  # its tables are those of the other modes, which agree, and its arithmetic is exact
     element = found.element
@@ -236,7 +236,7 @@ def _agrees(found: Rounding, round: str, over: str) -> bool:
         chain = chain[np.unique(np.r_[:128, np.random.default_rng(0).integers(0, len(chain), 512), -128:0] % len(chain))]
     with np.errstate(over="ignore", under="ignore"):
         points = np.r_[chain, chain[:-1] / 2 + chain[1:] / 2, 0.0].astype(np.float32)
-        x = np.concatenate([points, np.nextafter(points, np.float32(np.inf)), np.nextafter(points, np.float32(-np.inf)), [np.float32(-0.0)]])
+        x = np.concatenate([points, *(np.nextafter(points, np.float32(end)) for end in (np.inf, -np.inf)), [np.float32(-0.0)]])
     x = x[np.isfinite(x)]
     if over == "error":
         first, last = _ends(element, round)

@@ -54,6 +54,7 @@ def _buckets(points: np.ndarray) -> dict[str, np.ndarray] | None:
     thresholds: list[np.ndarray] = []
     ranks: list[np.ndarray] = []
     count = 0
+    cut: tuple[np.ndarray, np.ndarray] | None
     for top in range(512):
         for shift in range(23, -1, -1):
             if count + (1 << (23 - shift)) > _MOST_BUCKETS:

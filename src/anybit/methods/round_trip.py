@@ -19,7 +19,8 @@ _LARGEST = float(np.finfo(np.float32).max)
 def round_trip(x: np.ndarray, spec: Spec, out: np.ndarray) -> bool:
     """Writes float32 x's values in the spec's format into contiguous float32 out, which does not share memory with x.
 
-    Returns False, with out undefined, where quantize_parts and dequantize_parts have to do it (another kind of block, scale or rule, NaN, infinity).
+    Returns False, with out undefined, where quantize_parts and dequantize_parts have to do it: another kind of block, scale or rule, NaN,
+    infinity.
     """
     fmt, policy = spec.format, spec.policy
     fields = _fields(spec) if x.size and x.dtype == np.float32 else None

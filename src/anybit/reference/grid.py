@@ -144,7 +144,7 @@ class Grid:
         return self._coded(x, at, over)
 
     def stochastic(self, x: np.ndarray, bits: int, words: np.ndarray, over: str = "saturate") -> np.ndarray:
-        """int64 codes of finite float64 values by stochastic rounding with the upper `bits` bits of one uint32 word each; -1 as in `encode`.
+        """int64 codes of finite float64 values by stochastic rounding with `bits` upper bits of a uint32 word each; -1 as in `encode`.
 
         A value between two points a < b is moved by counting on from the one on zero's side: the lower one, for negative values the upper.
         """

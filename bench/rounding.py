@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import NormalDist
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
@@ -27,8 +28,11 @@ from anybit.kernels import cpu
 HERE = Path(__file__).resolve().parent
 ROW = 4096
 IRREGULAR = "codebook_" + "_".join(f"{v:.5f}" for v in np.sort(np.random.default_rng(1).permutation(4000)[:256] / 1024 - 2))
+# 256 values that no rule makes: as fine as a posit near 1, and at random, where neighbours may be close together.
+QUANTILES = "codebook_" + "_".join(f"{NormalDist().inv_cdf((i + 0.5) / 256):.6f}" for i in range(256))
 ELEMENTS = {
-    "e4m3": "fp8_e4m3fn", "e2m1": "fp4_e2m1", "bf16": "bf16", "int8": "int8", "nf4": "nf4", "256 irregular values": IRREGULAR
+    "e4m3": "fp8_e4m3fn", "e2m1": "fp4_e2m1", "bf16": "bf16", "int8": "int8", "nf4": "nf4", "256 quantiles": QUANTILES,
+    "256 random values": IRREGULAR,
 }  # fmt: skip
 BLOCKS = ("mxfp4", "nvfp4", "mxfp8")
 Job = Callable[[], float]

@@ -55,7 +55,7 @@ struct PyRound {
   std::vector<float> decoded;
   uint32_t code_mask = 0xff;
   std::vector<Node> nodes;
-  std::vector<Bucket> buckets;
+  std::vector<Bucket> buckets, halves;
   std::vector<float> points, values;
   std::vector<int32_t> codes;
   std::vector<double> chain;
@@ -140,6 +140,13 @@ void make_round(PyRound *self, nb::dict d) {
         r.buckets.push_back({threshold[i], rank[i]});
       }
       p.nodes = r.nodes.data(), p.buckets = r.buckets.data();
+      if (std::all_of(shift.begin(), shift.end(), [](uint32_t s) { return s >= 16; })) {
+        for (uint32_t half = 0; half < 65536; half++) {
+          const Node node = r.nodes[half >> 7];
+          r.halves.push_back(r.buckets[node.base + ((half & 0x7f) >> (node.shift - 16))]);
+        }
+        p.halves = r.halves.data();
+      }
     }
   }
 }

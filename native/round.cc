@@ -220,7 +220,14 @@ static void ranks(const RoundPlan &p, const float *x, const uint32_t *words, int
 template <class T> static void picked(const RoundPlan &p, const float *x, const uint32_t *words, int64_t n, T *out, const T *table) {
   if (p.kind == RoundKind::Buckets && p.mode != RoundMode::Stochastic) {
     const Node *nodes = p.nodes;
-    const Bucket *buckets = p.buckets;
+    const Bucket *buckets = p.buckets, *halves = p.halves;
+    if (halves) {
+      for (int64_t i = 0; i < n; i++) {
+        const Bucket b = halves[float_bits(x[i]) >> 16];
+        out[i] = table[b.rank + (x[i] >= b.threshold)];
+      }
+      return;
+    }
     for (int64_t i = 0; i < n; i++) {
       const uint32_t bits = float_bits(x[i]);
       const Node node = nodes[bits >> 23];

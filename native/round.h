@@ -45,6 +45,7 @@ struct RoundPlan {
   // Buckets and Bisect: by rank; those of negative numbers, which keep the sign of a zero, come `negative_ranks` later.
   const Node *nodes;
   const Bucket *buckets;
+  const Bucket *halves;  // the bucket of each upper half of a float32, where that is fine enough; otherwise nullptr
   const float *points;
   int64_t point_count;
   const float *rank_values;

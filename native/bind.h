@@ -41,5 +41,6 @@ struct PyWeight {
 
 void bind_pack(nanobind::module_ &m);  // bind_pack.cc: packing, lossless codes
 void bind_ops(nanobind::module_ &m);   // bind_ops.cc: block operators, sampling, evaluation statistics
+void bind_round(nanobind::module_ &m);  // bind_round.cc: rounding arrays to values and codes
 
 }  // namespace anybit

@@ -91,6 +91,19 @@ AB_INLINE I i_and(I a, I b) { return {_mm512_and_si512(a.v, b.v)}; }
 AB_INLINE I i_or(I a, I b) { return {_mm512_or_si512(a.v, b.v)}; }
 AB_INLINE I i_xor(I a, I b) { return {_mm512_xor_si512(a.v, b.v)}; }
 AB_INLINE I i_max(I a, I b) { return {_mm512_max_epi32(a.v, b.v)}; }
+AB_INLINE I i_min(I a, I b) { return {_mm512_min_epi32(a.v, b.v)}; }
+AB_INLINE I i_shlv(I a, I n) { return {_mm512_sllv_epi32(a.v, n.v)}; }  // 0 where n, unsigned, is 32 or more
+AB_INLINE I i_shrv(I a, I n) { return {_mm512_srlv_epi32(a.v, n.v)}; }
+AB_INLINE bool i_any(Mask m) { return m.v != 0; }
+AB_INLINE __m128i max_across(__m128i a) {  // the largest of four, in every lane
+  a = _mm_max_epi32(a, _mm_shuffle_epi32(a, 0x4e));
+  return _mm_max_epi32(a, _mm_shuffle_epi32(a, 0xb1));
+}
+AB_INLINE int32_t i_fold_max(I a) {
+  const __m256i b = _mm256_max_epi32(_mm512_castsi512_si256(a.v), _mm512_extracti64x4_epi64(a.v, 1));
+  return _mm_cvtsi128_si32(max_across(_mm_max_epi32(_mm256_castsi256_si128(b), _mm256_extracti128_si256(b, 1))));
+}
+AB_INLINE I i_select(Mask m, I yes, I no) { return {_mm512_mask_blend_epi32(m.v, no.v, yes.v)}; }
 AB_INLINE I i_shl(I a, int n) { return {_mm512_sll_epi32(a.v, _mm_cvtsi32_si128(n))}; }
 AB_INLINE I i_shr(I a, int n) { return {_mm512_srl_epi32(a.v, _mm_cvtsi32_si128(n))}; }
 AB_INLINE I i_sar(I a, int n) { return {_mm512_sra_epi32(a.v, _mm_cvtsi32_si128(n))}; }
@@ -99,6 +112,12 @@ AB_INLINE I i_load_u16(const uint8_t *p) { return {_mm512_cvtepu16_epi32(_mm256_
 AB_INLINE F f_load_half(const uint8_t *p) { return {_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p))}; }
 AB_INLINE void i_store_i8(int8_t *p, I a) { _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(a.v)); }
 AB_INLINE F f_gather(const float *t, I at) { return {_mm512_i32gather_ps(at.v, t, 4)}; }
+#if ANYBIT_SIMDE
+AB_INLINE void f_stream(float *p, F a) { f_store(p, a); }
+#else
+AB_INLINE void f_stream(float *p, F a) { _mm512_stream_ps(p, a.v); }  // past the caches; p is 64-byte aligned
+#endif
+AB_INLINE F f_lookup8(const float *t, I at) { return {_mm512_permutexvar_ps(at.v, _mm512_loadu_ps(t))}; }  // t: 16 floats; at: 0..7
 AB_INLINE F f_lookup16(const float *t, I at) { return {_mm512_permutexvar_ps(at.v, _mm512_loadu_ps(t))}; }
 
 AB_INLINE B b_load(const uint8_t *p) { return {_mm512_loadu_si512(p)}; }
@@ -221,6 +240,19 @@ AB_INLINE I i_and(I a, I b) { return AB_BOTH(I, _mm256_and_si256); }
 AB_INLINE I i_or(I a, I b) { return AB_BOTH(I, _mm256_or_si256); }
 AB_INLINE I i_xor(I a, I b) { return AB_BOTH(I, _mm256_xor_si256); }
 AB_INLINE I i_max(I a, I b) { return AB_BOTH(I, _mm256_max_epi32); }
+AB_INLINE I i_min(I a, I b) { return AB_BOTH(I, _mm256_min_epi32); }
+AB_INLINE I i_shlv(I a, I n) { return {_mm256_sllv_epi32(a.a, n.a), _mm256_sllv_epi32(a.b, n.b)}; }  // 0 where n, unsigned, is 32 or more
+AB_INLINE I i_shrv(I a, I n) { return {_mm256_srlv_epi32(a.a, n.a), _mm256_srlv_epi32(a.b, n.b)}; }
+AB_INLINE int32_t i_fold_max(I a) {
+  const __m256i b = _mm256_max_epi32(a.a, a.b);
+  __m128i c = _mm_max_epi32(_mm256_castsi256_si128(b), _mm256_extracti128_si256(b, 1));
+  c = _mm_max_epi32(c, _mm_shuffle_epi32(c, 0x4e));
+  return _mm_cvtsi128_si32(_mm_max_epi32(c, _mm_shuffle_epi32(c, 0xb1)));
+}
+AB_INLINE bool i_any(Mask m) { return _mm256_movemask_ps(_mm256_or_ps(m.a, m.b)) != 0; }
+AB_INLINE I i_select(Mask m, I yes, I no) {
+  return {_mm256_blendv_epi8(no.a, yes.a, _mm256_castps_si256(m.a)), _mm256_blendv_epi8(no.b, yes.b, _mm256_castps_si256(m.b))};
+}
 AB_INLINE I i_shl(I a, int n) { __m128i c = _mm_cvtsi32_si128(n); return {_mm256_sll_epi32(a.a, c), _mm256_sll_epi32(a.b, c)}; }
 AB_INLINE I i_shr(I a, int n) { __m128i c = _mm_cvtsi32_si128(n); return {_mm256_srl_epi32(a.a, c), _mm256_srl_epi32(a.b, c)}; }
 AB_INLINE I i_sar(I a, int n) { __m128i c = _mm_cvtsi32_si128(n); return {_mm256_sra_epi32(a.a, c), _mm256_sra_epi32(a.b, c)}; }
@@ -238,6 +270,11 @@ AB_INLINE void i_store_i8(int8_t *p, I a) {
   _mm_storeu_si128((__m128i *)p, _mm_packs_epi16(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1)));
 }
 AB_INLINE F f_gather(const float *t, I at) { return {_mm256_i32gather_ps(t, at.a, 4), _mm256_i32gather_ps(t, at.b, 4)}; }
+AB_INLINE void f_stream(float *p, F a) { _mm256_stream_ps(p, a.a); _mm256_stream_ps(p + 8, a.b); }  // past the caches; p is 32-byte aligned
+AB_INLINE F f_lookup8(const float *t, I at) {  // t: 16 floats; at: 0..7
+  const __m256 table = _mm256_loadu_ps(t);
+  return {_mm256_permutevar8x32_ps(table, at.a), _mm256_permutevar8x32_ps(table, at.b)};
+}
 AB_INLINE __m256 permute16(__m256 low, __m256 high, __m256i at) {
   return _mm256_blendv_ps(_mm256_permutevar8x32_ps(low, at), _mm256_permutevar8x32_ps(high, at), _mm256_castsi256_ps(_mm256_slli_epi32(at, 28)));
 }
@@ -375,6 +412,16 @@ AB_INLINE I i_and(I a, I b) { AB_LANES(I, a.v[j] & b.v[j]); }
 AB_INLINE I i_or(I a, I b) { AB_LANES(I, a.v[j] | b.v[j]); }
 AB_INLINE I i_xor(I a, I b) { AB_LANES(I, a.v[j] ^ b.v[j]); }
 AB_INLINE I i_max(I a, I b) { AB_LANES(I, a.v[j] > b.v[j] ? a.v[j] : b.v[j]); }
+AB_INLINE I i_min(I a, I b) { AB_LANES(I, a.v[j] < b.v[j] ? a.v[j] : b.v[j]); }
+AB_INLINE I i_shlv(I a, I n) { AB_LANES(I, (uint32_t)n.v[j] < 32 ? (int32_t)((uint32_t)a.v[j] << n.v[j]) : 0); }  // 0 where n, unsigned, is 32 or more
+AB_INLINE I i_shrv(I a, I n) { AB_LANES(I, (uint32_t)n.v[j] < 32 ? (int32_t)((uint32_t)a.v[j] >> n.v[j]) : 0); }
+AB_INLINE int32_t i_fold_max(I a) {
+  int32_t best = a.v[0];
+  for (int j = 1; j < 16; j++) best = a.v[j] > best ? a.v[j] : best;
+  return best;
+}
+AB_INLINE bool i_any(Mask m) { for (int j = 0; j < 16; j++) if (m.v[j]) return true; return false; }
+AB_INLINE I i_select(Mask m, I yes, I no) { AB_LANES(I, m.v[j] ? yes.v[j] : no.v[j]); }
 AB_INLINE I i_shl(I a, int n) { AB_LANES(I, (int32_t)((uint32_t)a.v[j] << n)); }
 AB_INLINE I i_shr(I a, int n) { AB_LANES(I, (int32_t)((uint32_t)a.v[j] >> n)); }
 AB_INLINE I i_sar(I a, int n) { AB_LANES(I, a.v[j] >> n); }
@@ -383,6 +430,8 @@ AB_INLINE I i_load_u16(const uint8_t *p) { AB_LANES(I, p[2 * j] | p[2 * j + 1] <
 AB_INLINE F f_load_half(const uint8_t *p) { AB_LANES(F, half_float((uint32_t)(p[2 * j] | p[2 * j + 1] << 8))); }
 AB_INLINE void i_store_i8(int8_t *p, I a) { for (int j = 0; j < 16; j++) p[j] = (int8_t)a.v[j]; }
 AB_INLINE F f_gather(const float *t, I at) { AB_LANES(F, t[at.v[j]]); }
+AB_INLINE void f_stream(float *p, F a) { f_store(p, a); }
+AB_INLINE F f_lookup8(const float *t, I at) { AB_LANES(F, t[at.v[j] & 7]); }
 AB_INLINE F f_lookup16(const float *t, I at) { AB_LANES(F, t[at.v[j] & 15]); }
 
 AB_INLINE B b_load(const uint8_t *p) { B r; memcpy(r.v, p, 64); return r; }

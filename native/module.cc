@@ -212,4 +212,5 @@ NB_MODULE(_native, m) {
   m.def("usable_cores", &usable_cores);
   bind_ops(m);
   bind_pack(m);
+  bind_round(m);
 }

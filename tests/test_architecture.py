@@ -14,11 +14,14 @@ BASE = {"errors", "registry"}
 ALLOWED: dict[str, set[str]] = {
     "formats": set(),
     "layouts": {"formats", "native"},
-    "methods": {"formats"},
+    "methods": {"formats", "kernels"},
     "reference": set(),
     "native": set(),
     "kernels": {"formats", "layouts", "native"},
-    "tensor": {"formats", "layouts", "methods", "kernels", "linear"},
+    "arrays": set(),
+    "device": {"formats"},
+    "elementwise": {"arrays", "device", "formats", "kernels", "tensor"},
+    "tensor": {"arrays", "formats", "layouts", "methods", "kernels", "linear"},
     "linear": {"formats", "tensor", "kernels"},
     "models": set(),
     "io": {"formats", "layouts", "tensor"},  # but for io/packed.py and io/gguf: files alone

@@ -21,14 +21,21 @@ _HOME = {
     "QTensor": "anybit.tensor",
     "quantize": "anybit.tensor",
     "fake_quantize": "anybit.tensor",
+    "round": "anybit.elementwise",
+    "encode": "anybit.elementwise",
+    "decode": "anybit.elementwise",
     "Linear": "anybit.linear",
     "Model": "anybit.model",
     "load": "anybit.model",
 }
 
-__all__ = ["AnybitError", "Element", "Format", "Linear", "Model", "Policy", "QTensor", "Spec", "fake_quantize", "load", "quantize"]
+__all__ = [
+    "AnybitError", "Element", "Format", "Linear", "Model", "Policy", "QTensor", "Spec", "decode", "encode", "fake_quantize", "load",
+    "quantize", "round",
+]  # fmt: skip
 
 if TYPE_CHECKING:
+    from anybit.elementwise import decode, encode, round
     from anybit.errors import AnybitError
     from anybit.formats import Element, Format, Policy, Spec
     from anybit.linear import Linear

@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from anybit.arrays import is_jax, is_torch, jax_like, torch_from, torch_view
 from anybit.errors import FormatError, ShapeError, UsageError
 from anybit.formats import Format, Spec, bound
+from anybit.formats.element import as_real
 from anybit.layouts import ANY, LAYOUTS, default_layout, geometry
 from anybit.layouts.tile import Tile16x1
 
@@ -247,15 +249,46 @@ def quantize(w: Any, fmt: Format | Spec | str, method: str = "rtn", name: str = 
     return QTensor.pack(spec.format, array.shape, chosen(array, spec, name=name, **more))
 
 
-def fake_quantize(x: Any, fmt: Format | Spec | str, method: str = "rtn") -> np.ndarray:
+def fake_quantize(x: Any, fmt: Format | Spec | str, method: str = "rtn", out: Any = None) -> Any:
     """float32 values of x on the format's grid: quantized and dequantized, x's shape.
+
+    Args: x, real array, JAX array, or torch tensor on the CPU; out, float32 array (or tensor) of x's shape to write to, which may be x.
+        After an error its content is not defined.
+    Raises: as `quantize`; ShapeError: out does not fit, a tensor that is not on the CPU.
 
     >>> fake_quantize([0.1, 0.4, 1.0], "fp4_e2m1@32:fp32").tolist()[-1]
     1.0
     """
+    spec = Spec.parse(fmt)
+    if is_torch(x):
+        source = torch_view(x.float() if str(x.dtype) == "torch.bfloat16" else x, "x")
+        return torch_from(_fake_quantize(source, spec, method, None if out is None else torch_view(out, "out")), out)
+    if is_jax(x):
+        return jax_like(_fake_quantize(np.asarray(x), spec, method, None), x, out)
+    return _fake_quantize(np.asarray(x), spec, method, out)
+
+
+def _fake_quantize(array: np.ndarray, spec: Spec, method: str, out: Any) -> np.ndarray:
     from anybit.methods import METHODS
+    from anybit.methods.round_trip import round_trip
     from anybit.methods.rtn import dequantize_parts
 
-    spec = Spec.parse(fmt)
-    array = np.asarray(x)
-    return dequantize_parts(METHODS[method](array, spec), spec.format, array.shape)
+    fits = isinstance(out, np.ndarray) and out.shape == array.shape and out.dtype == np.float32 and out.flags.writeable
+    if out is not None and not fits:
+        given = f"{out.dtype}{list(out.shape)}" if isinstance(out, np.ndarray) else type(out).__name__
+        raise ShapeError(f"out must be float32{list(array.shape)} and writable, not {given}")
+    choose = METHODS[method]
+    if method == "rtn" and array.ndim and array.size:
+        spec.check()
+        own = out is None or not (out.flags.c_contiguous and out.flags.aligned and out.dtype.isnative) or np.may_share_memory(out, array)
+        target: np.ndarray = np.empty(array.shape, np.float32) if own else out
+        if round_trip(as_real(array), spec, target):
+            if out is None or not own:
+                return target
+            out[...] = target
+            return np.asarray(out)
+    values = dequantize_parts(choose(array, spec), spec.format, array.shape)
+    if out is None:
+        return values
+    out[...] = values
+    return np.asarray(out)

@@ -242,7 +242,8 @@ def test_specs() -> None:
     assert Spec.parse("mxfp4").scale_rule == "floor" and Spec.parse("mxfp4+scale=absmax").scale_rule == "absmax"
     assert Spec.parse("nvfp4").scale_rule == "absmax"
     for text, message in [
-        ("mxfp4+round=sr24", "round=sr24: stochastic rounding is not available in this version"),
+        ("mxfp4+round=sr33", "round=sr33: use one of nearest-even, nearest-away, nearest-zero, zero, up, down, odd, sr1 .. sr32"),
+        ("mxfp4+round=sr+seed=x", "'x' is no seed (an integer from 0 to 2^64 - 1) at position 20"),
         ("mxfp4+round=even", "round=even: use one of nearest-even"),
         ("mxfp4+scale", "'=' expected after scale"),
         ("mxfp4+scale=", "a name for scale expected"),

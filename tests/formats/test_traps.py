@@ -12,7 +12,8 @@ from anybit.errors import FormatError, NonFiniteError
 from anybit.formats import ROUNDS, Element, Format, named_formats, parse_element
 from anybit.methods import dequantize_parts, quantize_parts
 
-LISTED = [n.name for n in named_formats() if not n.blocked and parse_element(n.name).bits <= 16 and parse_element(n.name).dim == 1]
+ELEMENTS = [parse_element(n.name) for n in named_formats() if not n.blocked]
+LISTED = [element.name for element in ELEMENTS if element.bits <= 16 and element.dim == 1 and not element.learned]
 FLOATS = ["fp8_e4m3fn", "fp8_e5m2", "fp8_e4m3", "fp8_e4m3fnuz", "fp6_e3m2", "fp6_e2m3", "fp4_e2m1", "fp16", "bf16"]
 
 

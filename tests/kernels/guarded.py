@@ -9,7 +9,10 @@ import sys
 import numpy as np
 from cases import CODED, DENSE, Case, spread
 
+from anybit.formats import Spec, parse_element
 from anybit.kernels import cpu
+from anybit.kernels.rounding import rounding
+from anybit.methods.round_trip import round_trip
 from anybit.reference import linear
 from anybit.tensor import QTensor
 
@@ -70,9 +73,32 @@ def pack_between_pages() -> None:
             _KEPT.clear()
 
 
+def check_rounding(n: int, at_end: bool) -> None:
+    """Round trips, codes and blocks of n numbers, every path, to nearest and stochastic."""
+    x = guarded(np.linspace(-3, 3, n, dtype=np.float32), at_end)
+    out = guarded(np.zeros(n, np.float32), at_end)
+    for name in ("fp8_e4m3fn", "bf16", "nf4", "e8m0", "int16"):
+        element = parse_element(name)
+        codes = guarded(np.zeros(n, element.code_dtype), at_end)
+        for mode in ("nearest-even", "zero", "sr24"):
+            plan = rounding(element, mode, "saturate", "error")
+            if plan is None:
+                raise AssertionError(name)
+            plan.values(x, out)
+            plan.codes(x, codes)
+            plan.decode(codes, out)
+    for text in ("mxfp4", "nvfp4+round=sr24", "int4@7:fp16", "int8@channel"):
+        if not round_trip(x, Spec.parse(text), out):
+            raise AssertionError(text)
+
+
 def main() -> None:
     for isa in cpu.native.supported_isas():
         cpu.use_isa(isa)
+        for n in (1, 2, 7, 15, 16, 17, 31, 33, 65, 1000, 2049):
+            for at_end in (True, False):
+                check_rounding(n, at_end)
+                _KEPT.clear()
         for expression in (*CODED, *DENSE):
             for case in spread(expression, 2):
                 for at_end in (True, False):

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from anybit.errors import FormatError, NonFiniteError, ShapeError
-from anybit.formats.rounding import NONFINITES, OVERS, ROUNDS, Switches, check_choice
+from anybit.formats.rounding import NONFINITES, OVERS, Switches, check_choice, stochastic_bits
+from anybit.formats.stochastic import check_round, check_seed, stochastic_codes, words
 from anybit.formats.table import Table, derive
 
 
@@ -168,16 +169,20 @@ class Element(ABC):
         """What kernels compute with."""
         return derive(self)
 
-    def encode(self, x: Any, round: str = "nearest-even", over: str = "saturate", nonfinite: str = "error") -> np.ndarray:
+    def encode(
+        self, x: Any, round: str = "nearest-even", over: str = "saturate", nonfinite: str = "error", seed: int = 0
+    ) -> np.ndarray:
         """Codes of x, exactly rounded from its own precision (float64 is not narrowed first).
 
         Args:
             x: any array of float16, bfloat16, float32, float64 or integers, any shape and strides.
-            round: nearest-even (ties to the even code), nearest-away, nearest-zero, zero, up, down, odd.
+            round: nearest-even (ties to the even code), nearest-away, nearest-zero, zero, up, down, odd; srN, 1 to 32: stochastic with N
+                random bits a value (`sr` is sr24), see `formats/stochastic.py`.
             over: a value that rounds beyond the last one becomes the last (saturate), infinity (inf), NaN (nan), or an error; or every
                 rounded number keeps its lowest bits (wrap: integers and fixed point).
             nonfinite: NaN and infinities in x are an error, kept (propagate: an infinity becomes NaN where the format has no infinity), or
                 become the largest values and, for NaN, zero (saturate).
+            seed: of stochastic rounding, 0 to 2^64 - 1; a value's random bits depend on the seed and on its place in x (C order).
 
         Returns: unsigned integers (uint8, uint16 or uint32 by `bits`), x's shape. A negative value that rounds to zero keeps its sign where
             the format has -0.
@@ -191,14 +196,18 @@ class Element(ABC):
         """
         array = as_real(x)
         if array.ndim == 0:
-            return self.encode(array.reshape(1), round, over, nonfinite).reshape(())
+            return self.encode(array.reshape(1), round, over, nonfinite, seed).reshape(())
         self.check_policy(round, over, nonfinite)
+        check_seed(seed)
+        bits = stochastic_bits(round)
+        word = None if bits is None else words(seed, 0, array.size).reshape(array.shape)
         bad = ~np.isfinite(array)
         if not bad.any():
-            return self._codes(array, round, over)
+            return self._codes(array, round, over) if word is None else self._stochastic(array, int(bits or 0), over, word)
         if nonfinite == "error":
             raise_non_finite(bad, array, "array")
-        codes = self._codes(np.where(bad, array.dtype.type(0), array), round, "saturate" if over == "error" else over)
+        good = np.where(bad, array.dtype.type(0 if self.has_zero else self.min), array)  # never out of range: over=error sees the rest
+        codes = self._codes(good, round, over) if word is None else self._stochastic(good, int(bits or 0), over, word)
         return np.where(bad, self._non_finite_codes(array, nonfinite), codes)
 
     def _non_finite_codes(self, x: np.ndarray, nonfinite: str) -> np.ndarray:
@@ -214,7 +223,7 @@ class Element(ABC):
 
     def check_policy(self, round: str, over: str, nonfinite: str) -> None:
         """Raises FormatError for an unknown policy or one that needs a special value which this format lacks."""
-        check_choice("round", round, ROUNDS)
+        check_round(round)
         check_choice("over", over, OVERS)
         check_choice("nonfinite", nonfinite, NONFINITES)
         lacks = {"inf": None if self.has_inf else "has no infinity", "nan": None if self.has_nan else "has no NaN",
@@ -228,6 +237,10 @@ class Element(ABC):
     def _codes(self, x: np.ndarray, round: str, over: str) -> np.ndarray:
         """Codes of a float32 or float64 array without NaN; an infinity counts as a value out of range. Policies are checked already."""
         return switches(self, round, over).encode(x)
+
+    def _stochastic(self, x: np.ndarray, bits: int, over: str, word: np.ndarray) -> np.ndarray:
+        """Codes of a float32 or float64 array without NaN, by one random word a value."""
+        return stochastic_codes(self, x, bits, over, word)
 
     def _checked(self, codes: Any) -> np.ndarray:
         """Codes as int64. FormatError: not integers, or out of range."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from anybit.errors import FormatError, near_misses
 from anybit.formats.block import KINDS, Block
@@ -20,7 +20,7 @@ _SIZES = re.compile(r"(all|[1-9][0-9]{0,11})(x(all|[1-9][0-9]{0,11}))*")
 _WIDTH = re.compile(r"[1-9][0-9]?")
 _WIDTHS = re.compile(r"[1-9][0-9]?(\.[1-9][0-9]?)*")
 _FORMAT_KEYS = ("zp", "off", "nest", "open", "pack")
-_POLICY_KEYS = ("scale", "round", "over", "nonfinite")
+_POLICY_KEYS = ("scale", "round", "over", "nonfinite", "seed")
 LONGEST = 1 << 20
 """Longest expression in characters: a codebook of 65,536 entries fits."""
 
@@ -119,10 +119,10 @@ def _read_body(reader: _Reader) -> Format:
     return Format.of(element, block, tuple(levels))
 
 
-def _read_options(reader: _Reader, with_policy: bool) -> tuple[dict[str, tuple[Element | str | None, int]], dict[str, str]]:
+def _read_options(reader: _Reader, with_policy: bool) -> tuple[dict[str, tuple[Element | str | None, int]], dict[str, Any]]:
     """{ "+" name [ "=" value ] }: format options with their positions, and policies."""
     options: dict[str, tuple[Element | str | None, int]] = {}
-    policy: dict[str, str] = {}
+    policy: dict[str, Any] = {}
     while reader.take("+"):
         key, start = reader.word("an option")
         if key in options or key in policy:
@@ -150,11 +150,14 @@ def _read_options(reader: _Reader, with_policy: bool) -> tuple[dict[str, tuple[E
             if not reader.take("="):
                 reader.fail(f"'=' expected after {key}", reader.at)
             value, at = reader.word(f"a name for {key}")
+            if key == "seed" and not value.isdecimal():
+                reader.fail(f"'{value[:80]}' is no seed (an integer from 0 to 2^64 - 1)", at)
+            setting: Any = int(value[:30]) if key == "seed" else value
             try:
-                Policy(**{key: value})
+                Policy(**{key: setting})
             except FormatError as reason:
                 reader.fail(str(reason), at)
-            policy[key] = value
+            policy[key] = setting
         else:
             keys = [*_FORMAT_KEYS, *(_POLICY_KEYS if with_policy else ())]
             reader.fail(f"no option named '{key[:80]}'", start, near_misses(key[:80], keys) or f"; there is {', '.join(keys)}")

@@ -6,7 +6,8 @@ from dataclasses import dataclass, fields
 
 from anybit.errors import FormatError
 from anybit.formats.format import Format
-from anybit.formats.rounding import NONFINITES, OVERS, ROUNDS, check_choice
+from anybit.formats.rounding import NONFINITES, OVERS, check_choice
+from anybit.formats.stochastic import check_round, check_seed
 
 AUTO = "auto"
 
@@ -18,16 +19,24 @@ class Policy:
     scale: the name of a scale rule (absmax, floor, mse, lp2.4 ...: docs/expressions.md); "auto" is floor for E8M0 scales, mse for
         elements of at most two bits (absmax would spend their few values on the extremes) and for those of several weights a code (whose
         outermost values are few), and absmax for all others.
-    round, over, nonfinite: as in Element.encode. FormatError: an unknown name.
+    round, over, nonfinite, seed: as in Element.encode; the seed is of stochastic rounding alone, and a value's place in its array is what
+        else decides (so two arrays of one seed see the same bits). FormatError: an unknown name, a seed of more than 64 bits.
+
+    >>> str(Policy(round="sr", seed=7))
+    '+round=sr24+seed=7'
     """
 
     scale: str = AUTO
     round: str = "nearest-even"
     over: str = "saturate"
     nonfinite: str = "error"
+    seed: int = 0
 
     def __post_init__(self) -> None:
-        check_choice("round", self.round, ROUNDS)
+        check_round(self.round)
+        check_seed(self.seed)
+        if self.round == "sr":
+            object.__setattr__(self, "round", "sr24")
         check_choice("over", self.over, OVERS)
         check_choice("nonfinite", self.nonfinite, NONFINITES)
 

@@ -7,6 +7,7 @@ Where the nearest modes have their tie is the element's word (`Element.ties`); o
 
 from __future__ import annotations
 
+import re
 from fractions import Fraction
 from typing import TYPE_CHECKING, NoReturn
 
@@ -23,13 +24,24 @@ NONFINITES = ("error", "propagate", "saturate")
 # Large enough for the indices that numpy makes of a chunk, small enough for the second-level cache.
 CHUNK = 1 << 17
 _TABLE_FROM = 1 << 13
+_STOCHASTIC = re.compile(r"sr([1-9]|[12][0-9]|3[0-2])?")
+
+
+def stochastic_bits(mode: str) -> int | None:
+    """The number of random bits of a stochastic mode, `sr1` to `sr32` (`sr` is sr24); None for any other name.
+
+    >>> stochastic_bits("sr8"), stochastic_bits("sr"), stochastic_bits("zero")
+    (8, 24, None)
+    """
+    found = _STOCHASTIC.fullmatch(mode) if isinstance(mode, str) else None
+    if found is None:
+        return None
+    return int(found[1] or 24)
 
 
 def check_choice(what: str, name: str, allowed: tuple[str, ...]) -> None:
     """Raises FormatError with the allowed names if `name` is none of them."""
     if name not in allowed:
-        if what == "round" and (name.startswith("sr") or name == "stochastic"):
-            raise FormatError(f"round={name}: stochastic rounding is not available in this version; use one of {', '.join(allowed)}")
         raise FormatError(f"{what}={name}: use one of {', '.join(allowed)}{near_misses(name, allowed)}")
 
 
@@ -98,7 +110,8 @@ def switch_point(a: float, b: float, code_a: int, code_b: int, mode: str, tie: F
 class Switches:
     """One element under one rounding and one overflow policy: float32 or float64 in, codes out.
 
-    `points[i]` is the smallest float64 of rank i + 1; rank 0 is below the range, rank r in 1..n the r-th finite value, rank n + 1 above it.
+    `points[i]` is the smallest float64 of rank i + 1, `points32[i]` the smallest float32; rank 0 is below the range, rank r in 1..n the
+    r-th finite value, rank n + 1 above it.
     Large float32 arrays go through a table over the upper 16 bits; only the few values whose bucket holds a switch point are searched.
     """
 
@@ -124,11 +137,11 @@ class Switches:
         self._table: np.ndarray | None = None
         with np.errstate(over="ignore", under="ignore"):
             as32 = self.points.astype(np.float32)
-        self._points32 = np.where(as32.astype(np.float64) < self.points, np.nextafter(as32, np.float32(np.inf)), as32)
+        self.points32 = np.where(as32.astype(np.float64) < self.points, np.nextafter(as32, np.float32(np.inf)), as32)
 
     def search(self, x: np.ndarray) -> np.ndarray:
         """Codes of any float32 or float64 array; an infinity counts as a value out of range."""
-        rank = np.searchsorted(self._points32 if x.dtype == np.float32 else self.points, x, side="right")
+        rank = np.searchsorted(self.points32 if x.dtype == np.float32 else self.points, x, side="right")
         if self.over == "error":
             outside = (rank == 0) | (rank == len(self.codes) - 1)
             if outside.any():
@@ -144,11 +157,9 @@ class Switches:
             first = np.arange(1 << 16, dtype=np.uint32) << 16
             last = first | np.uint32(0xFFFF)
             low, high = first.view(np.float32), last.view(np.float32)
-            points = self._points32
+            points = self.points32
             rank_low, rank_high = np.searchsorted(points, low, side="right"), np.searchsorted(points, high, side="right")
             sure = (rank_low == rank_high) & np.isfinite(low) & np.isfinite(high)
-            if self.over == "error":
-                sure &= (rank_low > 0) & (rank_low < len(self.codes) - 1)
             table = np.full(1 << 16, 0xFFFF, dtype=np.uint16)
             codes = self.codes[rank_low].astype(np.uint16)
             if self.minus_zero is not None:
@@ -159,8 +170,8 @@ class Switches:
 
     def encode(self, x: np.ndarray) -> np.ndarray:
         """The same as search, faster for large float32 arrays of elements of at most 8 bits."""
-        if x.dtype != np.float32 or x.size < _TABLE_FROM or self.codes.dtype != np.uint8:
-            return self.search(x)
+        if x.dtype != np.float32 or x.size < _TABLE_FROM or self.codes.dtype != np.uint8 or self.over == "error":
+            return self.search(x)  # an error names places in x: nothing may be looked up apart
         flat = np.ascontiguousarray(x).reshape(-1)
         out = np.empty(flat.shape, dtype=np.uint8)
         table = self._bucket_table()

@@ -74,7 +74,9 @@ class Vector(Element):
     def specials(self) -> dict[str, int]:
         return {}
 
-    def encode(self, x: Any, round: str = "nearest-even", over: str = "saturate", nonfinite: str = "error") -> np.ndarray:
+    def encode(
+        self, x: Any, round: str = "nearest-even", over: str = "saturate", nonfinite: str = "error", seed: int = 0
+    ) -> np.ndarray:
         """Codes [..., k / dim] of x [..., k]: of each group of `dim` numbers the nearest vector. Arguments and errors as `Element.encode`.
 
         ShapeError too: k is no multiple of dim. nonfinite=saturate: NaN counts as 0, an infinity as very large.

@@ -121,6 +121,10 @@ class Chain:
         """float64: the product of levels 1 and up for each first-level block in some rows."""
         return self._local(self._outer, rows) if self.deep else self._outer
 
+    def factor(self, rows: slice) -> np.ndarray:
+        """float32: the stored second level for each first-level block in some rows. For two levels."""
+        return self._local(self._factors[0], rows)
+
     def product(self, first: np.ndarray, rows: slice) -> np.ndarray:
         """float32 meaning of first-level codes in some rows: fl(fl(s0 * s1) * s2) ..."""
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):

@@ -7,14 +7,24 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from anybit.formats import Box, Element, Spec
-from anybit.formats.rounding import round_integral
+from anybit.formats import Box, Element, Policy, Spec
+from anybit.formats.rounding import round_integral, stochastic_bits
+from anybit.formats.stochastic import stochastic_integral
+from anybit.kernels.rounding import codes as native_codes
 from anybit.methods.chain import Chain, Shape
 from anybit.methods.scales import Range, Rule
 from anybit.methods.values import Values, values_of
 
 LIMIT = 1 << 18
 _LARGEST = float(np.finfo(np.float32).max)
+
+
+def codes_of(element: Element, x: np.ndarray, policy: Policy, word: np.ndarray | None) -> np.ndarray:
+    """Codes of finite float32 or float64 values under a checked policy; stochastic rounding without words is to nearest."""
+    bits = stochastic_bits(policy.round)
+    if bits is None:
+        return native_codes(element, x, policy.round, policy.over)
+    return native_codes(element, x, "nearest-even", policy.over) if word is None else element._stochastic(x, bits, policy.over, word)
 
 
 @dataclass(frozen=True)
@@ -33,8 +43,8 @@ class Grids:
         """The scale, but infinity where a product of tiny scales has vanished: such blocks become zero."""
         return np.where(self.scale == 0, np.float32(np.inf), self.scale)
 
-    def encode(self, values: np.ndarray, box: Box, spec: Spec) -> np.ndarray:
-        """Codes of one box of finite values."""
+    def encode(self, values: np.ndarray, box: Box, spec: Spec, word: np.ndarray | None = None) -> np.ndarray:
+        """Codes of one box of finite values. `word`: a random word for each, for stochastic rounding; without, that is to nearest."""
         element, policy = spec.format.element, spec.policy
         with np.errstate(over="ignore", under="ignore"):
             if self.offset is not None:
@@ -43,10 +53,15 @@ class Grids:
             if self.symmetric is not None:
                 ratio = np.clip(ratio, -self.symmetric, self.symmetric)
             if self.zero is None:
-                return element._codes(ratio, policy.round, policy.over)
+                return codes_of(element, ratio, policy, word)
             if not spec.format.whole_zero:
-                return element._codes(ratio + box.spread(self.zero), policy.round, policy.over)
-            return element._codes(round_integral(ratio, policy.round) + box.spread(self.zero), "nearest-even", policy.over)
+                return codes_of(element, ratio + box.spread(self.zero), policy, word)
+            bits = stochastic_bits(policy.round)
+            if bits is None:
+                whole = round_integral(ratio, policy.round)
+            else:
+                whole = np.rint(ratio) if word is None else stochastic_integral(ratio, bits, word)
+            return native_codes(element, whole + box.spread(self.zero), "nearest-even", policy.over)
 
     def decode(self, codes: np.ndarray, box: Box, element: Element) -> np.ndarray:
         """float32 values of one box of codes."""
@@ -155,7 +170,10 @@ class Chooser:
         return Grids({"scale.0": codes, "zero": stored, **parts}, scale, zero.decode(stored).astype(np.float32), offset)
 
     def _loss(self, grids: Grids, values: Values) -> np.ndarray:
-        """float64: what coding would cost in each block, by the rule's own loss; non-finite values count as clipped."""
+        """float64: what coding would cost in each block, by the rule's own loss; non-finite values count as clipped.
+
+        Under stochastic rounding that of rounding to nearest: a scale is not chosen by chance.
+        """
         loss = np.zeros(values.low.shape)
         # A power of an error may leave float64, that of its share of the block does not.
         unit = np.maximum(np.maximum(values.high, -values.low), 2.0**-149)

@@ -20,9 +20,10 @@ import numpy as np
 from anybit.errors import FormatError, NonFiniteError, ShapeError
 from anybit.formats import Block, Format, Spec, bound, codes_shape
 from anybit.formats.element import as_real
-from anybit.formats.rounding import OutOfRangeError
+from anybit.formats.rounding import OutOfRangeError, stochastic_bits
+from anybit.formats.stochastic import words
 from anybit.methods.chain import Chain, ScaleRangeError, Shape
-from anybit.methods.grids import LIMIT, Chooser, Grids
+from anybit.methods.grids import LIMIT, Chooser, Grids, codes_of
 from anybit.methods.method import METHODS, Parts
 from anybit.methods.scales import SCALES, Rule
 from anybit.methods.values import Values, tame, values_of
@@ -179,19 +180,24 @@ def _quantize(x: np.ndarray, weights: np.ndarray | None, spec: Spec, chooser: Ch
         for part, codes in grids.parts.items():
             parts[part][rows] = codes
         held = parts["codes"][_coded_rows(take, fmt, x.shape)]
-        _encode(x[take], spec, grids, None if values.finite else (values.low, values.high), held)
+        first = take.start * prod(x.shape[1:])
+        _encode(x[take], spec, grids, None if values.finite else (values.low, values.high), held, first)
     for chain, name in ((chooser.scales, "scale"), (chooser.offsets, "offset")):
         for i, codes in enumerate(chain.higher if chain is not None else [], start=1):
             parts[f"{name}.{i}"][...] = codes
 
 
-def _encode(x: np.ndarray, spec: Spec, grids: Grids, limits: tuple[np.ndarray, np.ndarray] | None, out: np.ndarray) -> None:
-    """Codes of a slab; `limits` are the extremes of its finite values where some are not finite."""
+def _encode(
+    x: np.ndarray, spec: Spec, grids: Grids, limits: tuple[np.ndarray, np.ndarray] | None, out: np.ndarray, first: int
+) -> None:
+    """Codes of a slab; `limits` are the extremes of its finite values where some are not finite, `first` its place in the array."""
     block = spec.format.blocks[0]
+    stochastic = stochastic_bits(spec.policy.round) is not None
+    word = words(spec.policy.seed, first, x.size).reshape(x.shape) if stochastic else None
     for box in block.boxes(x.shape, LIMIT):
         part = x[box.take].reshape(box.split)
         values = part if limits is None else tame(part, box, *limits)
-        codes = grids.encode(values, box, spec)
+        codes = grids.encode(values, box, spec, None if word is None else word[box.take].reshape(box.split))
         if limits is not None and spec.policy.nonfinite == "propagate":
             bad = ~np.isfinite(part)
             codes = np.where(bad, spec.format.element.encode(np.where(bad, part, 0), nonfinite="propagate"), codes)
@@ -224,15 +230,21 @@ def _extremes(x: np.ndarray, spec: Spec) -> tuple[np.ndarray, np.ndarray, bool]:
 def _encode_plain(x: np.ndarray, spec: Spec, out: np.ndarray) -> None:
     """Codes of a flat array without scales."""
     element, policy = spec.format.element, spec.policy
-    step = LIMIT // element.dim
+    stochastic, dim = stochastic_bits(policy.round) is not None, element.dim
     for start in range(0, x.size, LIMIT):
-        part, at = x[start : start + LIMIT], start // element.dim
-        if np.isfinite(part).all():
-            out[at : at + step] = element._codes(part, policy.round, policy.over)
+        part, held = x[start : start + LIMIT], out[start // dim : (start + LIMIT) // dim]
+        word = words(policy.seed, start, part.size) if stochastic else None
+        good = np.isfinite(part)
+        if good.all():
+            held[...] = codes_of(element, part, policy, word)
         elif policy.nonfinite == "error":
             raise _NonFiniteFound
+        elif dim > 1:
+            held[...] = element.encode(part, policy.round, policy.over, policy.nonfinite)
         else:
-            out[at : at + step] = element.encode(part, policy.round, policy.over, policy.nonfinite)
+            special = element.encode(np.where(good, 0, part).astype(part.dtype), over="saturate", nonfinite=policy.nonfinite)
+            within = np.where(good, part, part.dtype.type(0 if element.has_zero else element.min))
+            held[...] = np.where(good, codes_of(element, within, policy, word), special)
 
 
 def _raise_non_finite(x: np.ndarray, name: str) -> None:

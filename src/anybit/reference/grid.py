@@ -173,7 +173,26 @@ class Grid:
                 tie = np.where(abs(a) == abs(b), even_up, (abs(b) > abs(a)) == (mode == "nearest-away"))
             step = np.where(side == 0, tie, side > 0)
         at = np.where((index >= 0) & (index < last) & (side != 2), inside + step, index)
-        at = np.clip(at, 0, last)
+        return self._coded(x, at, over)
+
+    def stochastic(self, x: np.ndarray, bits: int, words: np.ndarray, over: str = "saturate") -> np.ndarray:
+        """int64 codes of finite float64 values by stochastic rounding with `bits` upper bits of a uint32 word each; -1 as in `encode`.
+
+        A value between two points a < b is moved by counting on from the one on zero's side: the lower one, for negative values the upper.
+        """
+        index, side = self.place(x)
+        last = len(self.chain) - 1
+        inside = np.clip(index, 0, last - 1)
+        a, b = self.chain[inside], self.chain[inside + 1]
+        negative = np.signbit(x)
+        share = np.where(negative, b - x, x - a) * 2.0**bits
+        leaves = (words // 2 ** (32 - bits)).astype(np.float64) * (b - a) < share
+        between = (index >= 0) & (index < last) & (side != 2)
+        return self._coded(x, np.where(between, inside + (leaves != negative), index), over)
+
+    def _coded(self, x: np.ndarray, at: np.ndarray, over: str) -> np.ndarray:
+        """Codes of points of the chain (an index before or after it is the end's)."""
+        at = np.clip(at, 0, len(self.chain) - 1)
         below, above = self.codes[0], self.codes[-1]
         if over == "inf":
             below, above = (self.minus_inf[0] if self.minus_inf.size else below), self.inf[0]

@@ -141,6 +141,31 @@ class Rational:
         assert isinstance(code, int)
         return self.code_of["-0"] if negative and self.values[code] == 0 and "-0" in self.code_of else code
 
+    def stochastic(self, x: float, bits: int, word: int, over: str = "saturate") -> int | None:
+        """The code of a finite float by stochastic rounding with the upper `bits` bits of a 32-bit word; None as in `encode`.
+
+        Differences and product are rounded to float64 before they are compared, as the definition says.
+        """
+        exact, negative = Fraction(x), str(x).startswith("-")
+        sign = -1 if negative else 1
+        # Seen from below: a negative value's neighbours are those of its negative on the mirrored grid.
+        chain = sorted(sign * v for v in [self.below, *self.finite, self.above])
+        at = bisect_right(chain, sign * exact) - 1
+        if at >= 0 and chain[at] != sign * exact and at + 1 < len(chain):
+            r, gap = word >> (32 - bits), Fraction(float(chain[at + 1] - chain[at]))
+            at += Fraction(float(r * gap)) < Fraction(float(sign * exact - chain[at])) * 2**bits
+        value = sign * chain[max(at, 0)]
+        if value in (self.below, self.above):
+            if over == "error":
+                return None
+            if over == "nan":
+                return self.nan
+            inf = "-inf" if value == self.below else "inf"
+            if over == "inf" and inf in self.code_of:
+                return self.code_of[inf]
+            value = self.finite[0] if value == self.below else self.finite[-1]
+        return self.code_of["-0"] if negative and value == 0 and "-0" in self.code_of else self.code_of[value]
+
     def _code(self, x: Fraction, mode: str) -> int | str:
         if x in self.code_of:
             return self.code_of[x]

@@ -14,6 +14,7 @@ from anybit.errors import FormatError
 from anybit.formats.element import Element
 from anybit.formats.family import FAMILIES, Family
 from anybit.formats.rounding import raise_out_of_range
+from anybit.formats.stochastic import goes_far
 
 _FORM = re.compile(r"(u?)fp([0-9]{1,2})_e([0-9]{1,2})m([0-9]{1,2})(ieee|fnuz|fn|none)?(?:_b(-?[0-9]{1,3}))?(_ns)?")
 _NAMED = {"fp32": "fp32_e8m23", "fp16": "fp16_e5m10", "bf16": "fp16_e8m7", "tf32": "fp19_e8m10"}
@@ -120,6 +121,11 @@ class Minifloat(Element):
         magnitude = self._fast(x) if round == "nearest-even" and x.dtype == np.float32 else None
         return self._finish(x, self._round(x, round) if magnitude is None else magnitude, over)
 
+    def _stochastic(self, x: np.ndarray, bits: int, over: str, word: np.ndarray) -> np.ndarray:
+        if self.bits <= 16:
+            return super()._stochastic(x, bits, over, word)
+        return self._finish(x, self._round(x, "stochastic", bits, word), over)
+
     def _fast(self, x: np.ndarray) -> np.ndarray | None:
         """Magnitude codes of float32 by integer arithmetic where the format has float32's exponents, by the hardware for fp16."""
         if self.name == "fp16":
@@ -134,8 +140,11 @@ class Minifloat(Element):
             pattern >>= np.uint32(shift)
         return pattern
 
-    def _round(self, x: np.ndarray, mode: str) -> np.ndarray:
-        """Magnitude codes of float64 values, past the top code where they are out of range. Exact: every scaling is by a power of two."""
+    def _round(self, x: np.ndarray, mode: str, bits: int = 0, word: np.ndarray | None = None) -> np.ndarray:
+        """Magnitude codes of float64 values, past the top code where they are out of range. Exact: every scaling is by a power of two.
+
+        `bits`, `word`: of stochastic rounding.
+        """
         with np.errstate(under="ignore"):
             a, negative = np.minimum(np.abs(x, dtype=np.float64), 4 * self.max), np.signbit(x)
             least = (1 if self.subnormals else 0) - self.bias
@@ -145,6 +154,9 @@ class Minifloat(Element):
         whole = np.floor(scaled)
         rest = scaled - whole
         low = whole.astype(np.int64) + ((e.astype(np.int64) - least - (not self.subnormals)) << self.mantissa)
+        if word is not None:
+            gap = a < self.smallest
+            return np.where(gap, 0, low) + goes_far(word, bits, np.where(gap, a, rest), np.where(gap, self.smallest, 1.0))
         if not self.subnormals:
             gap, half = a < self.smallest, self.smallest / 2
             low = np.where(gap, 0, low)

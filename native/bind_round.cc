@@ -1,0 +1,351 @@
+// Bindings of rounding: plans, and arrays cut into tasks for the pool. All checks are here.
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <stdexcept>
+#include <vector>
+
+#include "bind.h"
+#include "pool.h"
+#include "round.h"
+
+using namespace nanobind::literals;
+
+namespace anybit {
+
+AB_KERNELS(RoundKernels, round_kernels)
+
+namespace {
+
+const RoundKernels &round_kernels_now() { return *round_kernels_of[static_cast<int>(isa())]; }
+
+constexpr int64_t kTask = 32 * kRoundBlock;
+constexpr int64_t kStreamBytes = 8 << 20;  // results larger than this go past the caches: they would not stay there
+constexpr uint32_t kInfinity = 0x7f800000u;
+
+using Floats = Array<float, 1>;
+using Doubles = Array<double, 1>;
+using Codes32 = Array<int32_t, 1>;
+using FloatsOut = nb::ndarray<float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using AnyOut = nb::ndarray<nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using AnyIn = nb::ndarray<nb::ro, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+struct PyRound {
+  RoundPlan plan;
+  bool keep_specials = false;  // NaN and infinities are replaced, not refused
+  float fill = 0;              // what stands for them until then: never out of range
+  float special_values[3] = {};  // of NaN, +inf, -inf
+  int32_t special_codes[3] = {};
+  bool refuse_outside = false;
+  float first = 0, last = 0;  // values below `first`, or from `last` on, are out of range
+  int width = 1;              // bytes of a code
+  std::vector<float> decoded;
+  uint32_t code_mask = 0xff;
+  std::vector<Node> nodes;
+  std::vector<Bucket> buckets, halves;
+  std::vector<float> points, values;
+  std::vector<int32_t> codes;
+  std::vector<double> chain;
+};
+
+template <class T> std::vector<T> listed(const nb::dict &d, const char *name) {
+  const auto a = nb::cast<Array<T, 1>>(d[name]);
+  return std::vector<T>(a.data(), a.data() + a.shape(0));
+}
+template <class T, class U> void pair(const nb::dict &d, const char *name, U *out) {
+  const auto v = listed<T>(d, name);
+  require(v.size() == 2, name);
+  out[0] = static_cast<U>(v[0]), out[1] = static_cast<U>(v[1]);
+}
+template <class T> T one(const nb::dict &d, const char *name) { return nb::cast<T>(d[name]); }
+
+void make_round(PyRound *self, nb::dict d) {
+  new (self) PyRound();
+  PyRound &r = *self;
+  RoundPlan &p = r.plan;
+  memset(&p, 0, sizeof p);
+  const int kind = one<int>(d, "kind"), mode = one<int>(d, "mode");
+  require(kind >= 0 && kind <= static_cast<int>(RoundKind::Bisect), "kind");
+  require(mode >= 0 && mode <= static_cast<int>(RoundMode::Stochastic), "mode");
+  p.kind = static_cast<RoundKind>(kind), p.mode = static_cast<RoundMode>(mode);
+  p.random_bits = one<int>(d, "random_bits");
+  require(p.mode != RoundMode::Stochastic || (p.random_bits >= 1 && p.random_bits <= 32), "random_bits");
+  p.word_mask = p.random_bits ? ~0u << (32 - p.random_bits) : 0;
+  r.width = one<int>(d, "width");
+  require(r.width == 1 || r.width == 2, "width");
+  r.decoded = listed<float>(d, "decoded");
+  require(r.decoded.size() == (r.width == 1 ? 256u : 65536u), "decoded values fill the code's type");
+  r.code_mask = one<uint32_t>(d, "codes");
+  r.keep_specials = one<bool>(d, "keep_specials"), r.refuse_outside = one<bool>(d, "refuse_outside");
+  r.fill = one<float>(d, "fill"), r.first = one<float>(d, "first"), r.last = one<float>(d, "last");
+  const auto special_values = listed<float>(d, "special_values");
+  const auto special_codes = listed<int32_t>(d, "special_codes");
+  require(special_values.size() == 3 && special_codes.size() == 3, "specials");
+  std::copy(special_values.begin(), special_values.end(), r.special_values);
+  std::copy(special_codes.begin(), special_codes.end(), r.special_codes);
+  p.minus_zero = one<bool>(d, "minus_zero");
+  p.zero_code = one<int>(d, "zero_code"), p.minus_zero_code = one<int>(d, "minus_zero_code");
+  if (p.kind <= RoundKind::Prefix) {
+    p.mantissa = one<int>(d, "mantissa"), p.least = one<int>(d, "least");
+    require(p.mantissa >= 0 && p.mantissa <= 22 && p.least >= 1 && p.least <= 254, "mantissa and first binade");
+    require(p.kind == RoundKind::Prefix || p.least > p.mantissa + 1, "steps below float32's range");
+    pair<int32_t>(d, "top", p.top), pair<float>(d, "largest", p.largest);
+    pair<float>(d, "out_value", p.out_value), pair<int32_t>(d, "out_code", p.out_code);
+    p.cap = one<float>(d, "cap");
+    require(p.kind == RoundKind::Prefix || (p.cap > 0 && p.cap <= 0x1p100f), "cap");
+    p.symmetric = one<bool>(d, "symmetric"), p.clips = one<bool>(d, "clips"), p.two_complement = one<bool>(d, "two_complement");
+    p.sign_bit = one<int>(d, "sign_bit"), p.code_mask = static_cast<int32_t>(r.code_mask);
+    require(p.sign_bit >= -1 && p.sign_bit < 16, "sign bit");
+  } else if (p.kind == RoundKind::Search) {
+    const auto tree = listed<float>(d, "tree");
+    const auto values = listed<float>(d, "values");
+    const auto codes = listed<int32_t>(d, "search_codes");
+    require(tree.size() == 64 && values.size() == 16 && codes.size() == 16, "search tables");
+    require(p.mode != RoundMode::Stochastic, "a search is not stochastic");
+    memcpy(p.tree, tree.data(), sizeof p.tree);
+    memcpy(p.values16, values.data(), sizeof p.values16);
+    memcpy(p.codes16, codes.data(), sizeof p.codes16);
+  } else {
+    r.values = listed<float>(d, "rank_values"), r.codes = listed<int32_t>(d, "rank_codes");
+    r.points = listed<float>(d, "points"), r.chain = listed<double>(d, "chain");
+    p.rank_values = r.values.data(), p.rank_codes = r.codes.data(), p.chain = r.chain.data();
+    p.points = r.points.data(), p.point_count = static_cast<int64_t>(r.points.size());
+    const size_t half = r.points.size() + 2, ranks = 2 * half;  // one more than there are: stochastic rounding may step past the last
+    p.negative_ranks = static_cast<uint32_t>(half);
+    require(r.values.size() == ranks && r.codes.size() == ranks && r.chain.size() == ranks, "tables by rank");
+    if (p.kind == RoundKind::Buckets) {
+      const auto base = listed<uint32_t>(d, "bases"), shift = listed<uint32_t>(d, "shifts"), rank = listed<uint32_t>(d, "ranks");
+      const auto threshold = listed<float>(d, "thresholds");
+      require(base.size() == 512 && shift.size() == 512 && rank.size() == threshold.size(), "buckets");
+      for (size_t i = 0; i < 512; i++) {
+        require(shift[i] <= 23 && base[i] + (size_t{1} << (23 - shift[i])) <= rank.size(), "bucket out of range");
+        r.nodes.push_back({base[i], shift[i]});
+      }
+      for (size_t i = 0; i < rank.size(); i++) {
+        const bool more = std::isfinite(threshold[i]);  // some numbers of the bucket have the next rank
+        require(size_t{rank[i]} + more + (p.mode == RoundMode::Stochastic) < ranks, "rank");
+        r.buckets.push_back({threshold[i], rank[i]});
+      }
+      p.nodes = r.nodes.data(), p.buckets = r.buckets.data();
+      if (std::all_of(shift.begin(), shift.end(), [](uint32_t s) { return s >= 16; })) {
+        for (uint32_t half = 0; half < 65536; half++) {
+          const Node node = r.nodes[half >> 7];
+          r.halves.push_back(r.buckets[node.base + ((half & 0x7f) >> (node.shift - 16))]);
+        }
+        p.halves = r.halves.data();
+      }
+    }
+  }
+}
+
+struct Found {  // values that are refused: how many, and the first one's place
+  int64_t count = 0, first = -1;
+  void add(int64_t at) {
+    if (first < 0 || at < first) first = at;
+    count++;
+  }
+  void add(const Found &o) {
+    if (o.count == 0) return;
+    if (first < 0 || o.first < first) first = o.first;
+    count += o.count;
+  }
+};
+
+bool special(float v) {
+  uint32_t bits;
+  memcpy(&bits, &v, 4);
+  return (bits & 0x7fffffffu) >= kInfinity;
+}
+
+// One task: numbers [from, to) in blocks. `write(at, source, words, count)` stores a block of finite numbers, `patch(at, which, value)` a special one (-1: one out of range).
+template <class Write, class Patch>
+void run_blocks(const PyRound &r, const RoundKernels &k, const float *x, int64_t from, int64_t to, uint64_t seed, int64_t start, Found *bad, Found *outside,
+                Write write, Patch patch) {
+  alignas(64) uint32_t words[kRoundBlock + 128];
+  alignas(64) float held[kRoundBlock];
+  int32_t marks[kRoundBlock];
+  std::vector<std::pair<int64_t, float>> refused;
+  for (int64_t at = from; at < to; at += kRoundBlock) {
+    const int64_t count = std::min(kRoundBlock, to - at);
+    const float *source = x + at;
+    int64_t specials = 0;
+    if (k.largest(source, count) >= kInfinity) {
+      for (int64_t i = 0; i < count; i++) {
+        held[i] = source[i];
+        if (!special(source[i])) continue;
+        if (!r.keep_specials) bad->add(at + i);
+        marks[specials++] = static_cast<int32_t>(i << 2 | (std::isnan(source[i]) ? 0 : source[i] > 0 ? 1 : 2));
+        held[i] = r.fill;
+      }
+      source = held;
+    }
+    refused.clear();
+    if (r.refuse_outside) {
+      float low, high;
+      k.range(source, count, &low, &high);
+      if (low < r.first || high >= r.last)
+        for (int64_t i = 0; i < count; i++)
+          if (source[i] < r.first || source[i] >= r.last) outside->add(at + i), refused.push_back({at + i, source[i]});
+    }
+    const uint32_t *word = nullptr;
+    if (r.plan.mode == RoundMode::Stochastic) {
+      const uint64_t place = static_cast<uint64_t>(start + at), counter = place / 4;
+      const int64_t skip = static_cast<int64_t>(place % 4);
+      k.philox(seed, counter, (skip + count + 3) / 4, words);
+      word = words + skip;
+    }
+    write(at, source, word, count);
+    for (int64_t i = 0; i < specials; i++) patch(at + (marks[i] >> 2), marks[i] & 3, 0.0f);
+    for (const auto &value : refused) patch(value.first, -1, value.second);
+  }
+}
+
+// Cuts n numbers into tasks; the first is longer by `head`.
+template <class Body> nb::tuple in_tasks(int64_t n, int64_t head, Body body) {
+  const int64_t tasks = std::max<int64_t>(1, (n - head + kTask - 1) / kTask);
+  std::vector<Found> bad(static_cast<size_t>(tasks)), outside(static_cast<size_t>(tasks));
+  {
+    nb::gil_scoped_release release;
+    parallel_for(tasks, [&](int64_t t) {
+      const int64_t from = t == 0 ? 0 : head + t * kTask, to = std::min(n, head + (t + 1) * kTask);
+      if (head > 0 && t == 0) body(0, std::min(head, n), &bad[0], &outside[0]);  // up to where the result is aligned
+      body(t == 0 ? std::min(head, n) : from, to, &bad[static_cast<size_t>(t)], &outside[static_cast<size_t>(t)]);
+    });
+  }
+  Found all_bad, all_outside;
+  for (const Found &f : bad) all_bad.add(f);
+  for (const Found &f : outside) all_outside.add(f);
+  return nb::make_tuple(all_bad.count, all_bad.first, all_outside.count, all_outside.first);
+}
+
+nb::tuple round_values(const PyRound &r, Floats x, FloatsOut out, uint64_t seed, int64_t start) {
+  const int64_t n = static_cast<int64_t>(x.shape(0));
+  require(static_cast<int64_t>(out.shape(0)) == n, "out: length differs from x");
+  require(start >= 0, "start");
+  const RoundKernels &k = round_kernels_now();
+  float *y = out.data();
+  const float *source = x.data();
+  const size_t address = reinterpret_cast<size_t>(y);
+  const bool stream = n * 4 >= kStreamBytes && address % 4 == 0;
+  const int64_t head = stream ? static_cast<int64_t>((64 - address % 64) % 64 / 4) : 0;
+  return in_tasks(n, head, [&](int64_t from, int64_t to, Found *bad, Found *outside) {
+    run_blocks(
+        r, k, source, from, to, seed, start, bad, outside,
+        [&](int64_t at, const float *s, const uint32_t *words, int64_t count) {
+          k.values(r.plan, s, words, count, y + at, stream && at >= head);
+        },
+        [&](int64_t at, int which, float value) { y[at] = which < 0 ? value : r.special_values[which]; });  // what is refused stays
+  });
+}
+
+nb::tuple round_codes(const PyRound &r, Floats x, AnyOut out, uint64_t seed, int64_t start) {
+  const int64_t n = static_cast<int64_t>(x.shape(0));
+  require(static_cast<int64_t>(out.shape(0)) == n, "out: length differs from x");
+  require(start >= 0, "start");
+  require(out.dtype().code == static_cast<uint8_t>(nb::dlpack::dtype_code::UInt) && out.dtype().bits == 8 * r.width, "out: not the codes' type");
+  const RoundKernels &k = round_kernels_now();
+  uint8_t *y = static_cast<uint8_t *>(out.data());
+  const float *source = x.data();
+  return in_tasks(n, 0, [&](int64_t from, int64_t to, Found *bad, Found *outside) {
+    run_blocks(
+        r, k, source, from, to, seed, start, bad, outside,
+        [&](int64_t at, const float *s, const uint32_t *words, int64_t count) {
+          alignas(64) int32_t wide[kRoundBlock];
+          k.codes(r.plan, s, words, count, wide);
+          k.narrow(wide, count, r.width, y + at * r.width);
+        },
+        [&](int64_t at, int which, float) {
+          if (which < 0) return;
+          const uint16_t code = static_cast<uint16_t>(r.special_codes[which]);
+          memcpy(y + at * r.width, &code, static_cast<size_t>(r.width));  // little-endian, as everywhere in this module
+        });
+  });
+}
+
+// Rows of k numbers in blocks with scales. False: some scale is too large or some number not finite; what out holds is then not defined.
+bool round_blocks(const PyRound &r, nb::dict d, Matrix x, nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu> out, uint64_t seed) {
+  BlockPlan b;
+  b.size = one<int64_t>(d, "size"), b.power_of_two = one<bool>(d, "power_of_two"), b.top = one<int>(d, "top");
+  b.most = one<double>(d, "most"), b.outer = one<double>(d, "outer"), b.smallest = one<double>(d, "smallest"), b.biggest = one<double>(d, "biggest");
+  b.end = one<double>(d, "end");
+  b.first = one<double>(d, "first"), b.mantissa = one<int>(d, "mantissa"), b.factor = one<float>(d, "factor"), b.limit = one<double>(d, "limit");
+  const int64_t rows = static_cast<int64_t>(x.shape(0)), k = static_cast<int64_t>(x.shape(1));
+  require(static_cast<int64_t>(out.shape(0)) == rows && static_cast<int64_t>(out.shape(1)) == k, "out: shape differs from x");
+  require(b.size >= 1 && b.size <= k && b.mantissa >= 0 && b.mantissa <= 23, "block");
+  require(!r.keep_specials && !r.refuse_outside, "blocks refuse NaN and clip");
+  const bool random = r.plan.mode == RoundMode::Stochastic;
+  require(!random || b.size <= kRoundBlock, "stochastic blocks have at most 2048 numbers");
+  const RoundKernels &kernels = round_kernels_now();
+  const float *source = x.data();
+  float *y = out.data();
+  const int64_t step = b.size >= kRoundBlock ? b.size : kRoundBlock / b.size * b.size;  // numbers of whole blocks that are handled together
+  const int64_t pieces = (k + step - 1) / step, total = rows * pieces, each = std::max<int64_t>(1, kTask / step);
+  const bool stream = rows * k * 4 >= kStreamBytes;
+  const int64_t tasks = (total + each - 1) / each;
+  std::vector<uint8_t> good(static_cast<size_t>(tasks), 1);
+  {
+    nb::gil_scoped_release release;
+    parallel_for(tasks, [&](int64_t t) {
+      alignas(64) uint32_t words[kRoundBlock + 128];
+      for (int64_t piece = t * each; piece < std::min(total, (t + 1) * each); piece++) {
+        const int64_t from = piece % pieces * step, at = piece / pieces * k + from, count = std::min(step, k - from);
+        if (random) kernels.philox(seed, static_cast<uint64_t>(at) / 4, (at % 4 + count + 3) / 4, words);
+        const bool aligned = reinterpret_cast<size_t>(y + at) % 64 == 0;
+        if (!kernels.blocks(r.plan, b, source + at, random ? words + at % 4 : nullptr, count, y + at, stream && aligned)) good[static_cast<size_t>(t)] = 0;
+      }
+    });
+  }
+  return std::all_of(good.begin(), good.end(), [](uint8_t g) { return g != 0; });
+}
+
+// Values of codes; the number of bits that do not belong to any code, or 0.
+uint32_t decode_codes(const PyRound &r, AnyIn codes, FloatsOut out) {
+  const int64_t n = static_cast<int64_t>(codes.shape(0));
+  require(static_cast<int64_t>(out.shape(0)) == n, "out: length differs from the codes");
+  require(codes.dtype().code == static_cast<uint8_t>(nb::dlpack::dtype_code::UInt) && codes.dtype().bits == 8 * r.width, "codes: not the codes' type");
+  const RoundKernels &k = round_kernels_now();
+  const uint8_t *source = static_cast<const uint8_t *>(codes.data());
+  float *y = out.data();
+  const int64_t tasks = (n + kTask - 1) / kTask;
+  std::vector<uint32_t> all(static_cast<size_t>(tasks), 0);
+  {
+    nb::gil_scoped_release release;
+    parallel_for(tasks, [&](int64_t t) {
+      const int64_t from = t * kTask, to = std::min(n, from + kTask);
+      all[static_cast<size_t>(t)] = k.decode(source + from * r.width, r.width, to - from, r.decoded.data(), y + from);
+    });
+  }
+  uint32_t any = 0;
+  for (const uint32_t a : all) any |= a;
+  return any & ~r.code_mask;
+}
+
+// Bits of the largest magnitude: 0x7f800000 and more are not finite.
+uint32_t largest_magnitude(Floats x) {
+  const RoundKernels &k = round_kernels_now();
+  const int64_t n = static_cast<int64_t>(x.shape(0)), tasks = (n + kTask - 1) / kTask;
+  std::vector<uint32_t> most(static_cast<size_t>(tasks), 0);
+  const float *source = x.data();
+  {
+    nb::gil_scoped_release release;
+    parallel_for(tasks, [&](int64_t t) { most[static_cast<size_t>(t)] = k.largest(source + t * kTask, std::min(kTask, n - t * kTask)); });
+  }
+  return tasks == 0 ? 0 : *std::max_element(most.begin(), most.end());
+}
+
+}  // namespace
+
+void bind_round(nb::module_ &m) {
+  nb::class_<PyRound>(m, "Round")
+      .def("__init__", &make_round, "fields"_a)
+      .def("values", &round_values, "x"_a, "out"_a, "seed"_a, "start"_a)
+      .def("codes", &round_codes, "x"_a, "out"_a, "seed"_a, "start"_a)
+      .def("blocks", &round_blocks, "fields"_a, "x"_a, "out"_a, "seed"_a)
+      .def("decode", &decode_codes, "codes"_a, "out"_a);
+  m.def("largest_magnitude", &largest_magnitude, "x"_a);
+}
+
+}  // namespace anybit

@@ -1,0 +1,87 @@
+// Rounding float32 arrays to an element's values and codes: what a plan holds, and the functions that round.cc gives for one ISA.
+// Plans are derived from an element's values and switch points by src/anybit/kernels/rounding.py.
+#pragma once
+#include <stddef.h>
+#include <stdint.h>
+
+namespace anybit {
+
+enum class RoundKind : int {
+  Steps,    // equal steps in each binade of the magnitude, as minifloats, integers and fixed point have
+  Prefix,   // the upper bits of a float32, as bf16 has
+  Search,   // at most 16 values
+  Buckets,  // any values: one switch point for each bucket of leading bits
+  Bisect,   // any values
+};
+enum class RoundMode : int { NearestEven, NearestAway, NearestZero, Zero, Up, Down, Odd, Stochastic };
+
+struct Node {  // of one sign and exponent: entry base + (fraction >> shift)
+  uint32_t base, shift;
+};
+struct Bucket {
+  float threshold;
+  uint32_t rank;  // of the values below the threshold; those from it on have the next
+};
+
+struct RoundPlan {
+  RoundKind kind;
+  RoundMode mode;
+  int random_bits;
+  uint32_t word_mask;   // of a random word, its upper random_bits
+  // Steps and Prefix. A magnitude's code is its rank; tops and outs: [0] for positive, [1] for negative values.
+  int mantissa, least;  // bits; float32's exponent field of the first binade whose step is its lowest's
+  int32_t top[2];
+  float largest[2];     // the value of each top
+  float cap;            // magnitudes from here on are out of range in every mode, and small enough to compute with
+  float out_value[2];   // what a value out of range becomes
+  int32_t out_code[2];
+  bool symmetric, clips, minus_zero, two_complement;  // clips: out of range is the largest
+  int sign_bit;         // of the code; -1: none
+  int32_t code_mask;
+  // Search: thresholds in the order of a binary tree (1, 2, 4, 8 of them, each set padded to 16), values and codes in order.
+  alignas(64) float tree[4][16];
+  alignas(64) float values16[16];
+  alignas(64) int32_t codes16[16];
+  // Buckets and Bisect: by rank; those of negative numbers, which keep the sign of a zero, come `negative_ranks` later.
+  const Node *nodes;
+  const Bucket *buckets;
+  const Bucket *halves;  // the bucket of each upper half of a float32, where that is fine enough; otherwise nullptr
+  const float *points;
+  int64_t point_count;
+  const float *rank_values;
+  const int32_t *rank_codes;
+  uint32_t negative_ranks;
+  const double *chain;  // stochastic: the value of each rank (twice), virtual neighbours included
+  int32_t zero_code, minus_zero_code;
+};
+
+// Blocks of `size` numbers along a row, one scale each: target = amax / most, or the power of two at or below amax / 2^emax; the scale is the target
+// over `outer`, held in [smallest, biggest] and rounded to nearest even on a grid of `mantissa` bits from the binade `first` on; times `factor`.
+struct BlockPlan {
+  int64_t size;
+  bool power_of_two;
+  int top;  // frexp's exponent of the element's largest value
+  double most, outer, smallest, biggest, end, first;  // end: targets from there on are not for this pass
+  int mantissa;
+  float factor;
+  double limit;  // no scale may be larger
+};
+
+struct RoundKernels {
+  const char *isa;
+  uint32_t (*largest)(const float *x, int64_t n);                      // bits of the largest magnitude: 0x7f800000 and more are not finite
+  void (*range)(const float *x, int64_t n, float *low, float *high);   // of finite numbers
+  // `words`: one for each value, for stochastic plans. `stream`: past the caches; out is then 64-byte aligned.
+  void (*values)(const RoundPlan &p, const float *x, const uint32_t *words, int64_t n, float *out, bool stream);
+  void (*codes)(const RoundPlan &p, const float *x, const uint32_t *words, int64_t n, int32_t *out);
+  // Numbers of whole blocks (the last may be short) to their values times their scales. At most kRoundBlock numbers, or one block without words.
+  // False: some scale is too large, or some number is not finite.
+  bool (*blocks)(const RoundPlan &p, const BlockPlan &b, const float *x, const uint32_t *words, int64_t n, float *out, bool stream);
+  void (*philox)(uint64_t seed, uint64_t counter, int64_t counters, uint32_t *out);  // 4 words a counter; in eights of counters
+  void (*narrow)(const int32_t *codes, int64_t n, int width, void *out);              // to 1 or 2 bytes
+  uint32_t (*decode)(const void *codes, int width, int64_t n, const float *table, float *out);  // returns all codes or-ed together
+};
+
+constexpr int64_t kRoundBlock = 2048;  // numbers that are handled together: they stay in the first-level cache
+
+}  // namespace anybit

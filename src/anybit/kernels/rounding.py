@@ -1,0 +1,247 @@
+"""Native rounding of float32 arrays to an element's values and codes: which path serves an element, and its tables.
+
+A path is chosen by what an element's values are (equal steps in each binade, the leading bits of a float32, few values, anything), never by
+a name, and is taken only if it gives the element's own codes at and around its switch points.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from anybit.formats import Element
+from anybit.formats.element import switches
+from anybit.formats.rounding import ROUNDS, stochastic_bits, switch_point
+from anybit.kernels.cpu import native  # which sets instruction set and threads from the environment
+from anybit.kernels.switch_tables import by_rank, search_tree
+
+KINDS = {"steps": 0, "prefix": 1, "search": 2, "buckets": 3, "bisect": 4}
+STOCHASTIC = 7
+"""The native module's number of stochastic rounding; the other modes have their places in ROUNDS."""
+_OVERS = ("saturate", "inf", "nan", "error")
+_DETERMINISTIC = ("nearest-even", "nearest-away", "nearest-zero", "zero", "up", "down", "odd")
+
+
+class Rounding:
+    """One element under one policy, ready to run. `path` names what serves it."""
+
+    def __init__(self, path: str, native_round: Any, element: Element) -> None:
+        self.path, self._native, self.element = path, native_round, element
+
+    def values(self, x: np.ndarray, out: np.ndarray, seed: int = 0, start: int = 0) -> tuple[int, int, int, int]:
+        """Writes the values of float32[n] x into float32[n] out, which may be x. `start`: the place of x[0], for stochastic rounding.
+
+        Returns: how many numbers are not finite and may not be, and the first one's index; how many are out of range under over=error,
+        and the first. If any are, what out holds is not defined.
+        """
+        return self._native.values(x, out, int(seed), int(start))
+
+    def codes(self, x: np.ndarray, out: np.ndarray, seed: int = 0, start: int = 0) -> tuple[int, int, int, int]:
+        """The same for codes: out is [n] of the element's code type."""
+        return self._native.codes(x, out, int(seed), int(start))
+
+    def blocks(self, fields: dict[str, Any], x: np.ndarray, out: np.ndarray, seed: int = 0) -> bool:
+        """Writes the values of float32[rows, k] x in blocks with scales into out; `fields` as native/round.h's BlockPlan says.
+
+        Returns: False where some scale would be too large or some number is not finite: out is then undefined.
+        """
+        return bool(self._native.blocks(fields, x, out, int(seed)))
+
+    def decode(self, codes: np.ndarray, out: np.ndarray) -> bool:
+        """Writes the float32 values of codes [n]; False where some are no codes of the element."""
+        return not self._native.decode(codes, out)
+
+
+@lru_cache(maxsize=256)
+def rounding(element: Element, round: str, over: str, nonfinite: str) -> Rounding | None:
+    """The native path of an element of at most 16 bits under a checked policy; None: there is none."""
+    random = stochastic_bits(round)
+    if element.bits > 16 or element.dim != 1 or over not in _OVERS or (random is not None and over == "error"):
+        return None
+    if random is None and round not in _DETERMINISTIC:
+        return None
+    common = _common(element, round, over, nonfinite)
+    steps = _steps(element)
+    for path, tables in (("steps", steps), ("prefix", steps), ("search", _search), ("buckets", by_rank), ("bisect", by_rank)):
+        fields = tables(element, path, round, over)
+        if fields is None:
+            continue
+        found = Rounding(path, native.Round(common | fields | {"kind": KINDS[path]}), element)
+        if _agrees(found, round, over):
+            return found
+    return None
+
+
+def codes(element: Element, x: np.ndarray, round: str, over: str) -> np.ndarray:
+    """element._codes of finite numbers, natively where that is possible: the same codes, the same errors."""
+    if x.dtype != np.float32 or x.size < _LEAST or not x.dtype.isnative:
+        return element._codes(x, round, over)
+    plan = rounding(element, round, over, "saturate")
+    if plan is None:
+        return element._codes(x, round, over)
+    flat = np.ascontiguousarray(x).reshape(-1)
+    out = np.empty(flat.shape, element.code_dtype)
+    if plan.codes(flat, out)[2]:
+        return element._codes(x, round, over)  # which says what is out of range
+    return out.reshape(x.shape)
+
+
+_LEAST = 1 << 9
+"""Numbers from which the native call is worth its way."""
+
+
+def _common(element: Element, round: str, over: str, nonfinite: str) -> dict[str, Any]:
+    """What every path needs: the policy, the values of all codes, what stands for NaN and infinities."""
+    random = stochastic_bits(round)
+    width = element.code_dtype.itemsize
+    decoded = np.resize(element.values.astype(np.float32), 1 << 8 * width)
+    special, special_values = np.zeros(3, np.uint32), np.array([np.nan, np.inf, -np.inf], np.float32)  # what is refused stays
+    if nonfinite != "error":
+        special = element._non_finite_codes(special_values.astype(np.float64), nonfinite)
+        special_values = decoded[special]
+    first, last = _ends(element, round) if over == "error" else (0.0, 0.0)
+    minus_zero = element.specials.get("-0")
+    plus_zero = int(element.finite_codes[np.searchsorted(element.finite, 0.0)]) if element.has_zero else -1
+    return {
+        "mode": STOCHASTIC if random is not None else _DETERMINISTIC.index(round), "random_bits": random or 0, "width": width,
+        "decoded": decoded, "codes": (1 << element.bits) - 1, "keep_specials": nonfinite != "error", "refuse_outside": over == "error",
+        "fill": 0.0 if element.has_zero else element.min, "first": first, "last": last,
+        "special_codes": special.astype(np.int32), "special_values": special_values,
+        "minus_zero": minus_zero is not None, "minus_zero_code": -1 if minus_zero is None else minus_zero, "zero_code": plus_zero,
+    }  # fmt: skip
+
+
+def _ends(element: Element, round: str) -> tuple[float, float]:
+    """The smallest float32 that is not below the range, and the smallest that is above."""
+    values, codes = element.finite, element.finite_codes
+    ties = element.ties
+    low = switch_point(element.beyond[0], float(values[0]), int(codes[0]) ^ 1, int(codes[0]), round, ties[0])
+    high = switch_point(float(values[-1]), element.beyond[1], int(codes[-1]), int(codes[-1]) ^ 1, round, ties[-1])
+    return _up32(low), _up32(high)
+
+
+def largest_magnitude(x: np.ndarray) -> float:
+    """The largest magnitude of a contiguous float32[n]; NaN or infinity if there is one (which of them is not said)."""
+    return float(np.uint32(native.largest_magnitude(x)).view(np.float32))
+
+
+def _up32(x: float) -> float:
+    """The smallest float32 that is not less than x."""
+    with np.errstate(over="ignore", under="ignore"):
+        near = np.float32(x)
+    return float(near if float(near) >= x else np.nextafter(near, np.float32(np.inf)))
+
+
+Tables = Callable[[Element, str, str, str], "dict[str, Any] | None"]
+
+
+def _steps(element: Element) -> Tables:
+    """The paths that compute, for values of equal steps in each binade."""
+
+    def tables(element: Element, path: str, round: str, over: str) -> dict[str, Any] | None:
+        grid = _grid(element, path == "prefix")
+        if grid is None:
+            return None
+        ends = element._codes(np.array([np.inf, -np.inf], np.float32), "nearest-even", "saturate" if over == "error" else over)
+        return grid | {
+            "out_code": ends.astype(np.int32), "out_value": element.values[ends].astype(np.float32), "clips": over in ("saturate", "error")
+        }  # fmt: skip
+
+    return tables
+
+
+def _grid(element: Element, prefix: bool) -> dict[str, Any] | None:
+    """Mantissa bits, first binade, ends and the form of the codes; None if the values or codes are others."""
+    values, codes = element.finite, element.finite_codes.astype(np.int64)
+    positive, negative = values >= 0, values <= 0
+    up, down = values[positive], -values[negative][::-1]
+    side = up if len(up) >= len(down) else down
+    if not element.has_zero or len(side) < 2 or not np.array_equal(side[: min(len(up), len(down))], (up if side is down else down)):
+        return None
+    tops = np.array([len(up) - 1, len(down) - 1])
+    if not np.array_equal(codes[positive], np.arange(len(up))):
+        return None
+    below = codes[negative][::-1][1:]
+    ranks, half = np.arange(1, len(down)), 1 << (element.bits - 1)
+    two_complement = len(down) > 1 and np.array_equal(below, 2 * half - ranks)
+    if len(down) > 1 and not two_complement and not np.array_equal(below, half | ranks):
+        return None
+    if element.specials.get("-0", half) != half:
+        return None
+    shape = _prefix_of(side) if prefix else _steps_of(side)
+    if shape is None:
+        return None
+    mantissa, least, beyond = shape
+    if element.beyond[1] != beyond(len(up)) or (len(down) > 1 and element.beyond[0] != -beyond(len(down))):
+        return None
+    largest = np.array([up[-1], down[-1]], np.float32)
+    return {
+        "mantissa": mantissa, "least": least, "top": tops.astype(np.int32), "largest": largest,
+        "cap": float(4 * largest.max()) if not prefix else 1.0, "symmetric": len(up) == len(down),
+        "two_complement": bool(two_complement), "sign_bit": element.bits - 1 if len(down) > 1 else -1,
+    }  # fmt: skip
+
+
+def _steps_of(side: np.ndarray) -> tuple[int, int, Callable[[int], float]] | None:
+    """Mantissa bits, float32's exponent field of the first binade, the rule of magnitudes; None: no equal steps that double by binades."""
+    step = float(side[1])
+    if np.frexp(step)[0] != 0.5:
+        return None
+    wider = np.flatnonzero(np.diff(side) != step)
+    run = int(wider[0]) if wider.size else 1 << max(1, (len(side) - 1).bit_length())
+    mantissa = run.bit_length() - 2
+    if run < 2 or run & (run - 1) or mantissa > 22:
+        return None
+
+    def magnitude(rank: Any) -> Any:
+        e = np.maximum(np.asarray(rank) >> mantissa, 1)
+        return np.ldexp((np.asarray(rank) - ((e - 1) << mantissa)).astype(np.float64), e - 1) * step
+
+    least = 127 + int(np.frexp(step)[1]) - 1 + mantissa
+    if not np.array_equal(magnitude(np.arange(len(side))), side) or least < 64 or side[-1] > 2.0**90:
+        return None
+    return mantissa, least, magnitude
+
+
+def _prefix_of(side: np.ndarray) -> tuple[int, int, Callable[[int], float]] | None:
+    """The same where a magnitude's code is the upper bits of its float32."""
+    bits = side.astype(np.float32).view(np.uint32).astype(np.int64)
+    mantissa = 24 - int(bits[1]).bit_length()
+    if not 0 <= mantissa <= 22 or not np.array_equal(bits, np.arange(len(side)) << (23 - mantissa)):
+        return None
+
+    def magnitude(rank: int) -> float:
+        pattern = rank << (23 - mantissa)
+        return 2.0**128 if pattern == 0x7F800000 else float(np.uint32(pattern).view(np.float32))
+
+    return mantissa, 1, magnitude
+
+
+def _search(element: Element, path: str, round: str, over: str) -> dict[str, Any] | None:
+    """Tables for at most 16 values; the ends clip."""
+    if len(element.finite) > 16 or over not in ("saturate", "error") or round not in ROUNDS:
+        return None
+    return search_tree(element, switches(element, round, "saturate").points32[1:-1])
+
+
+def _agrees(found: Rounding, round: str, over: str) -> bool:
+    """Whether a path gives the element's codes at its values, its switch points and their neighbours (of wide elements: a sample)."""
+    if stochastic_bits(round) is not None:
+        return True  # its tables are those of the other modes, which agree, and its arithmetic is exact
+    element = found.element
+    chain = np.r_[element.beyond[0], element.finite, element.beyond[1]]
+    if len(chain) > 1024:
+        chain = chain[np.unique(np.r_[:128, np.random.default_rng(0).integers(0, len(chain), 512), -128:0] % len(chain))]
+    with np.errstate(over="ignore", under="ignore"):
+        points = np.r_[chain, chain[:-1] / 2 + chain[1:] / 2, 0.0].astype(np.float32)
+        x = np.concatenate([points, *(np.nextafter(points, np.float32(end)) for end in (np.inf, -np.inf)), [np.float32(-0.0)]])
+    x = x[np.isfinite(x)]
+    if over == "error":
+        first, last = _ends(element, round)
+        x = x[(x >= first) & (x < last)]
+    got = np.empty(x.shape, element.code_dtype)
+    found.codes(x, got)
+    return bool(np.array_equal(got, element._codes(x, round, over)))

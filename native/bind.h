@@ -38,6 +38,17 @@ struct PyWeight {
   std::optional<Bytes> keep_codes, keep_scale, keep_offset, keep_zero;
 };
 
+// A product rule together with its tables.
+struct PyProduct {
+  Product product;
+  std::vector<float> term_tables;
+  std::vector<int32_t> table;
+  std::vector<uint8_t> rows[2];
+  // ValueError: it cannot run on this weight with these activations.
+  void check(const Weight &w, Act act) const;
+};
+
+void bind_products(nanobind::module_ &m);  // bind_product.cc
 void bind_ops(nanobind::module_ &m);  // bind_ops.cc: block operators, sampling, evaluation statistics
 
 }  // namespace anybit

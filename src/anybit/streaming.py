@@ -32,14 +32,14 @@ from anybit.tensor import QTensor
 
 def quantize_file(
     path: str | Path, out: str | Path, fmt: Format | Spec | str, keep: str | None = KEEP, act: str | None = None, method: str = "rtn",
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Callable[[int, int, str], None] | None = None, product: str | None = None,
 ) -> int:  # fmt: skip
     """Quantizes a stored model into a new checkpoint, tensor by tensor. Gives its safetensors bytes.
 
     Arguments and errors as `Model.quantize` and `load`; OutputError: `out` exists or cannot be written (nothing is left half written).
     Cost: the float32 values and the codes of the largest matrix; the source's pages are given back as soon as they are read.
     """
-    spec, act_spec = check_request(fmt, act, method)
+    spec, act_spec = check_request(fmt, act, method, product)
     source = open_model(resolve(path))
     where = source.path
     if source.quantization is not None:
@@ -52,7 +52,7 @@ def quantize_file(
     chosen = set(chosen_names(matrices, keep))
     act_name = act_spec.kernel_name if act_spec else None
     entries = [
-        _entry(source, tensor, spec if name in chosen else None, act_name if name in chosen else None, method)
+        _entry(source, tensor, spec if name in chosen else None, act_name if name in chosen else None, method, product)
         for name, tensor in matrices.items()
     ]
     plain = []
@@ -72,11 +72,13 @@ def quantize_file(
     return save_checkpoint(out, source.config, entries, plain, source.sidecars, policy=str(spec.policy) or None, on_written=on_written)
 
 
-def _entry(source: Source, tensor: TensorSpec, spec: Spec | None, act: str | None, method: str) -> tuple[str, QuantizedEntry]:
+def _entry(
+    source: Source, tensor: TensorSpec, spec: Spec | None, act: str | None, method: str, product: str | None
+) -> tuple[str, QuantizedEntry]:
     """A matrix of the new checkpoint, made when its turn comes. spec None: it stays dense."""
     name, where = tensor.name, source.path
     fmt = spec.format if spec else Format(DENSE_FORMATS[source.tensors[name].dtype])
-    stored = describe_layer(fmt, tensor.shape, default_layout(fmt, tensor.shape), act)
+    stored = describe_layer(fmt, tensor.shape, default_layout(fmt, tensor.shape), act, product if spec else None)
 
     def produce() -> dict[str, np.ndarray]:
         array, dtype = source.get(name)

@@ -19,6 +19,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 threads_option = click.option("--threads", type=click.IntRange(1, 256), default=None, help="Worker threads; all cores by default.")
 seed_option = click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of the random numbers.")
 progress_option = click.option("--no-progress", is_flag=True, help="No progress on stderr.")
+product_option = click.option("--product", metavar="RULE", default=None, help="What takes multiplication's place: lmul, shift, table=...")
 model_argument = click.argument("model")
 
 

@@ -23,7 +23,7 @@ try:
 except ImportError as error:  # the one place that can say what is wrong with the build
     raise MissingDependencyError(f"the native module does not load ({error}); build it with 'pip install .' or 'make native'") from error
 
-ACTS = {None: 0, "int8": 1}
+ACTS = {None: 0, "int8": 1, "int4": 2}
 DENSE_KINDS = {"fp32": 1, "fp16": 2, "bf16": 3}
 _NO_TABLE = np.empty(0, np.float32)
 
@@ -72,6 +72,8 @@ def _accept_coded(spec: OpSpec) -> str | None:
         return f"it reads tile16x4, not {spec.layout}"
     if spec.act is not None and spec.table == "f32":
         return "the element fits no integer table: use float activations"
+    if spec.act not in (None, "int8"):
+        return f"it takes float or int8 activations, not {spec.act}"
     return None
 
 
@@ -97,11 +99,11 @@ for _name, _priority, _accepts, _about in (
     KERNELS.add(_name, Kernel(_name, _priority, _accepts, isa, _about))
 
 
-def op_spec(fmt: Format, layout: str, act: str | None) -> OpSpec:
+def op_spec(fmt: Format, layout: str, act: str | None, product: str | None = None) -> OpSpec:
     """The properties of a linear operator that dispatch looks at."""
     levels = len(fmt.levels)
     second = "" if levels < 2 else "tensor" if levels == 2 and _whole(fmt) else "blocks"
-    return OpSpec("linear", layout, fmt.element.bits, fmt.block is None, fmt.element.table.kind, levels, second, act)
+    return OpSpec("linear", layout, fmt.element.bits, fmt.block is None, fmt.element.table.kind, levels, second, act, product=product)
 
 
 # ------------------------------------------------------------------------------------------------ native weights

@@ -39,6 +39,17 @@ struct PyWeight {
   std::optional<Array<uint8_t, 2>> keep_index;
 };
 
+// A product rule together with its tables.
+struct PyProduct {
+  Product product;
+  std::vector<float> term_tables;
+  std::vector<int32_t> table;
+  std::vector<uint8_t> rows[2];
+  // ValueError: it cannot run on this weight with these activations.
+  void check(const Weight &w, Act act) const;
+};
+
+void bind_products(nanobind::module_ &m);  // bind_product.cc
 void bind_pack(nanobind::module_ &m);  // bind_pack.cc: packing, lossless codes
 void bind_ops(nanobind::module_ &m);   // bind_ops.cc: block operators, sampling, evaluation statistics
 void bind_round(nanobind::module_ &m);  // bind_round.cc: rounding arrays to values and codes

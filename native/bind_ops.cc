@@ -36,11 +36,16 @@ Cache &idle(PyCache &c) {
 struct Use {
   nb::object keep;
   LinearUse use;
-  Use(nb::object weight, nb::object bias, int act) : keep(nb::make_tuple(weight, bias)) {
+  Use(nb::object weight, nb::object bias, int act, nb::object product) : keep(nb::make_tuple(weight, bias, product)) {
     use.weight = &nb::cast<PyWeight &>(weight).weight;
-    require(act == 0 || act == 1, "act");
+    require(act == 0 || act == 1 || (act == 2 && !product.is_none()), "act");
     require(act == 0 || use.weight->segment_count > 0, "this weight has no integer path");
     use.act = static_cast<Act>(act);
+    if (!product.is_none()) {
+      const PyProduct &rule = nb::cast<const PyProduct &>(product);
+      rule.check(*use.weight, use.act);
+      use.product = &rule.product;
+    }
     if (bias.is_none()) return;
     const Vector v = nb::cast<Vector>(bias);
     require(static_cast<int64_t>(v.shape(0)) == use.weight->n, "bias: length differs from n");
@@ -68,8 +73,15 @@ struct PyDecoder {
   }
 };
 
-void make_decoder(PyDecoder *self, nb::object embedding, nb::object norm, float eps, nb::object head) {
+const Pattern *pattern_of(nb::handle product) {
+  const Product &rule = nb::cast<const PyProduct &>(product).product;
+  require(!rule.lookup && rule.terms == 0, "attention takes a rule of patterns");
+  return &rule.pattern;
+}
+
+void make_decoder(PyDecoder *self, nb::object embedding, nb::object norm, float eps, nb::object head, nb::object attention) {
   new (self) PyDecoder();
+  if (!attention.is_none()) self->d.attention = pattern_of(attention), self->keep.push_back(attention);
   const LinearUse &table = nb::cast<const Use &>(embedding).use;
   self->d.vocab = table.weight->n, self->d.width = table.weight->k, self->d.eps = eps;
   self->d.embedding = self->linear(embedding, self->d.vocab, self->d.width).weight;
@@ -269,7 +281,8 @@ nb::object op_rotate(Matrix x, Matrix cos, Matrix sin) {
 }
 
 // q [heads, t, d] of tokens at `positions`, k and v [kv_heads, length, d] from position 0.
-nb::object op_attention(Cube q, Cube k, Cube v, Positions positions, int64_t window) {
+nb::object op_attention(Cube q, Cube k, Cube v, Positions positions, int64_t window, nb::object product) {
+  const Pattern *pattern = product.is_none() ? nullptr : pattern_of(product);
   const int64_t heads = static_cast<int64_t>(q.shape(0)), t = static_cast<int64_t>(q.shape(1)), dim = static_cast<int64_t>(q.shape(2));
   const int64_t kv_heads = static_cast<int64_t>(k.shape(0)), length = static_cast<int64_t>(k.shape(1));
   require(kv_heads >= 1 && heads % kv_heads == 0 && static_cast<int64_t>(k.shape(2)) == dim && static_cast<int64_t>(positions.shape(0)) == t, "q, k: shapes");
@@ -303,7 +316,7 @@ nb::object op_attention(Cube q, Cube k, Cube v, Positions positions, int64_t win
     }
     for (int64_t tile = 0; tile < tiles; tile += kSpanTiles)
       kernels.attend({key_tiles.data(), value_tiles.data(), tile, std::min(tiles, tile + kSpanTiles), dim, padded, 1.0f / std::sqrt(static_cast<float>(dim)),
-                      queries.data(), count, buffer.data()});
+                      queries.data(), count, buffer.data(), pattern});
     for (int64_t i = 0; i < count; i++) kernels.finish(states.data() + i * size, dim, out + ((head * group + i % group) * t + i / group) * dim);
   }
   return result;
@@ -334,9 +347,9 @@ void bind_ops(nb::module_ &m) {
         idle(c).truncate(length);
       }, "length"_a)
       .def("fork", [](PyCache &c) { return PyCache{idle(c)}; });
-  nb::class_<Use>(m, "Use").def(nb::init<nb::object, nb::object, int>(), "weight"_a, "bias"_a.none(), "act"_a);
+  nb::class_<Use>(m, "Use").def(nb::init<nb::object, nb::object, int, nb::object>(), "weight"_a, "bias"_a.none(), "act"_a, "product"_a.none() = nb::none());
   nb::class_<PyDecoder>(m, "Decoder")
-      .def("__init__", &make_decoder, "embedding"_a, "norm"_a, "eps"_a, "head"_a)
+      .def("__init__", &make_decoder, "embedding"_a, "norm"_a, "eps"_a, "head"_a, "attention"_a.none() = nb::none())
       .def("add_rope", &add_rope, "inverse"_a, "inverse_long"_a, "scale"_a)
       .def("add_layer", &add_layer, "heads"_a, "kv_heads"_a, "dim"_a, "window"_a, "rope"_a, "eps"_a, "residual"_a, "linears"_a, "mixer_norm"_a,
            "mlp_norm"_a, "q_norm"_a.none(), "k_norm"_a.none())
@@ -353,7 +366,7 @@ void bind_ops(nb::module_ &m) {
   m.def("op_swiglu", &op_swiglu, "gate"_a, "up"_a);
   m.def("op_rope_table", &op_rope_table, "positions"_a, "inverse"_a, "factor"_a);
   m.def("op_rotate", &op_rotate, "x"_a, "cos"_a, "sin"_a);
-  m.def("op_attention", &op_attention, "q"_a, "k"_a, "v"_a, "positions"_a, "window"_a);
+  m.def("op_attention", &op_attention, "q"_a, "k"_a, "v"_a, "positions"_a, "window"_a, "product"_a.none() = nb::none());
   m.def("op_philox", &op_philox, "counter"_a, "key"_a);
 }
 

@@ -81,10 +81,13 @@ struct Decoder::Run {
     Input input;
     for (int i = 0; i < count; i++) {
       const Weight &w = *uses[i]->weight;
-      if (i == 0 || !same_input(*uses[i - 1]->weight, uses[i - 1]->act, w, uses[i]->act)) {
+      const auto shares = [&](int a, int b) {
+        return uses[a]->product == uses[b]->product && same_input(*uses[a]->weight, uses[a]->act, *uses[b]->weight, uses[b]->act);
+      };
+      if (i == 0 || !shares(i - 1, i)) {
         bool wide = false;
-        for (int j = i; j < count && same_input(w, uses[i]->act, *uses[j]->weight, uses[j]->act); j++) wide = wide || uses[j]->weight->kind == Kind::Wide16;
-        if (fail(layer, prepare(w, uses[i]->act, wide, in, w.k, rows, d.inputs_, &input), what)) return false;
+        for (int j = i; j < count && shares(i, j); j++) wide = wide || uses[j]->weight->kind == Kind::Wide16;
+        if (fail(layer, prepare(w, uses[i]->act, wide, in, w.k, rows, d.inputs_, &input, uses[i]->product), what)) return false;
       }
       multiply(w, input, uses[i]->bias, outs[i], w.n);
     }
@@ -190,7 +193,7 @@ struct Decoder::Run {
     const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(layer.dim));
     for (int64_t tile = tile0; tile < tile1;) {
       const int64_t end = std::min(tile1, (tile / kSpanTiles + 1) * kSpanTiles);
-      ops.attend({keys, values, tile, end, layer.dim, place.padded, scale, queries, count, buffer});
+      ops.attend({keys, values, tile, end, layer.dim, place.padded, scale, queries, count, buffer, d.attention});
       tile = end;
     }
     if (out)

@@ -46,6 +46,7 @@ struct LinearUse {
   const Weight *weight = nullptr;
   const float *bias = nullptr;
   Act act = Act::Float;
+  const Product *product = nullptr;  // nullptr: multiplication
 };
 
 struct RopePlan {
@@ -80,6 +81,7 @@ class Decoder {
   const Weight *embedding = nullptr;
   const float *norm = nullptr;
   LinearUse head;
+  const Pattern *attention = nullptr;  // takes the place of multiplication in q k^T and p v; nullptr: multiplication
   std::vector<RopePlan> ropes;
   std::vector<LayerPlan> layers;
   std::shared_ptr<CacheShape> cache_shape = std::make_shared<CacheShape>();

@@ -53,9 +53,9 @@ inline __m512 emulated_cvtph_ps(__m256i a) {
   for (int j = 0; j < 2; j++) r.v[j] = _mm256_cvtph_ps(x.v[j]);
   return r.pack();
 }
-inline __m512 emulated_gather(__m512i at, const float *t) {
+template <class T, class V> inline V emulated_gather(__m512i at, const T *t) {
   Lanes<int32_t, __m512i> x(at);
-  Lanes<float, __m512> r;
+  Lanes<T, V> r;
   for (int j = 0; j < 16; j++) r.v[j] = t[x.v[j]];
   return r.pack();
 }
@@ -75,7 +75,8 @@ inline __m512i emulated_sra_epi32(__m512i a, __m128i n) {
 #define _mm512_cvtepu8_epi32 (emulated_widen<uint8_t>)
 #define _mm512_cvtepu16_epi32 (emulated_widen<uint16_t>)
 #define _mm512_cvtph_ps emulated_cvtph_ps
-#define _mm512_i32gather_ps(at, table, scale) emulated_gather(at, table)
+#define _mm512_i32gather_ps(at, table, scale) (emulated_gather<float, __m512>(at, table))
+#define _mm512_i32gather_epi32(at, table, scale) (emulated_gather<int32_t, __m512i>(at, table))
 #define _mm512_sra_epi32 emulated_sra_epi32
 #undef _mm512_madd_epi16  // SIMDe 0.7.4 gives this alias the masked form's arguments
 #define _mm512_madd_epi16(a, b) simde_mm512_madd_epi16(a, b)

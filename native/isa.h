@@ -104,6 +104,9 @@ AB_INLINE int32_t i_fold_max(I a) {
   return _mm_cvtsi128_si32(max_across(_mm_max_epi32(_mm256_castsi256_si128(b), _mm256_extracti128_si256(b, 1))));
 }
 AB_INLINE I i_select(Mask m, I yes, I no) { return {_mm512_mask_blend_epi32(m.v, no.v, yes.v)}; }
+AB_INLINE Mask i_nonzero(I a) { return {_mm512_test_epi32_mask(a.v, a.v)}; }
+AB_INLINE F f_add_where(Mask m, F a, F b) { return {_mm512_mask_add_ps(a.v, m.v, a.v, b.v)}; }  // a where not; a is not -0
+AB_INLINE I i_gather(const int32_t *t, I at) { return {_mm512_i32gather_epi32(at.v, t, 4)}; }
 AB_INLINE I i_shl(I a, int n) { return {_mm512_sll_epi32(a.v, _mm_cvtsi32_si128(n))}; }
 AB_INLINE I i_shr(I a, int n) { return {_mm512_srl_epi32(a.v, _mm_cvtsi32_si128(n))}; }
 AB_INLINE I i_sar(I a, int n) { return {_mm512_sra_epi32(a.v, _mm_cvtsi32_si128(n))}; }
@@ -134,7 +137,7 @@ template <int n> AB_INLINE B b_shr(B a) { return {_mm512_srli_epi16(a.v, n)}; } 
 template <int n> AB_INLINE B b_shl(B a) { return {_mm512_slli_epi16(a.v, n)}; }
 AB_INLINE B b_sign(B a) { return {_mm512_movm_epi8(_mm512_movepi8_mask(a.v))}; }  // 0xff where the top bit is set
 AB_INLINE B b_table(const uint8_t *t) { return {_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)t))}; }
-AB_INLINE B b_lookup(B table, B at) { return {_mm512_shuffle_epi8(table.v, at.v)}; }  // at: 0..15, or bit 7 set for zero
+AB_INLINE B b_lookup(B table, B at) { return {_mm512_shuffle_epi8(table.v, at.v)}; }  // at: 0..15, or bit 7 set for zero; a table for each 16 bytes
 AB_INLINE B b_pick(B top_clear, B top_set, B by) { return {_mm512_mask_blend_epi8(_mm512_movepi8_mask(by.v), top_clear.v, top_set.v)}; }
 AB_INLINE B b_negate(B a, B by) { return {_mm512_mask_sub_epi8(a.v, _mm512_movepi8_mask(by.v), _mm512_setzero_si512(), a.v)}; }  // -a where by < 0
 AB_INLINE I b_dwords(B a) { return {a.v}; }
@@ -147,6 +150,32 @@ AB_INLINE B b_lookup128(const uint8_t *t, B at) {  // the low 7 bits of `at` cou
 #else
 constexpr bool kByteTables = false;
 #endif
+
+// Sixteen outputs x four k: from byte 4 * output + k to byte 16 * k + output.
+AB_INLINE B b_by_k(B a) {
+  const __m512i within = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+  const __m512i across = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  return {_mm512_permutexvar_epi32(across, _mm512_shuffle_epi8(a.v, within))};
+}
+AB_INLINE B b_four(const uint8_t *a, const uint8_t *b, const uint8_t *c, const uint8_t *d) {  // 16 bytes from each
+  __m512i v = _mm512_castsi128_si512(_mm_loadu_si128((const __m128i *)a));
+  v = _mm512_inserti32x4(v, _mm_loadu_si128((const __m128i *)b), 1);
+  v = _mm512_inserti32x4(v, _mm_loadu_si128((const __m128i *)c), 2);
+  return {_mm512_inserti32x4(v, _mm_loadu_si128((const __m128i *)d), 3)};
+}
+// Sums of bytes in 16 bits, those at even and at odd places apart.
+struct H { __m512i v; };
+AB_INLINE H h_zero() { return {_mm512_setzero_si512()}; }
+AB_INLINE H h_even(H s, B a) { return {_mm512_add_epi16(s.v, _mm512_and_si512(a.v, _mm512_set1_epi16(255)))}; }
+AB_INLINE H h_odd(H s, B a) { return {_mm512_add_epi16(s.v, _mm512_srli_epi16(a.v, 8))}; }
+AB_INLINE __m256i h_fold(H s) {  // of the four k of one output: at most 65,535
+  const __m256i t = _mm256_add_epi16(_mm512_castsi512_si256(s.v), _mm512_extracti64x4_epi64(s.v, 1));
+  return _mm256_add_epi32(_mm256_cvtepu16_epi32(_mm256_castsi256_si128(t)), _mm256_cvtepu16_epi32(_mm256_extracti128_si256(t, 1)));
+}
+AB_INLINE I h_end(H even, H odd) {  // sixteen outputs
+  const __m256i e = h_fold(even), o = h_fold(odd), low = _mm256_unpacklo_epi32(e, o), high = _mm256_unpackhi_epi32(e, o);
+  return {_mm512_inserti64x4(_mm512_castsi256_si512(_mm256_permute2x128_si256(low, high, 0x20)), _mm256_permute2x128_si256(low, high, 0x31), 1)};
+}
 
 AB_INLINE C c_zero() { return {_mm512_setzero_si512()}; }
 AB_INLINE B q_four(const int8_t *q) { int32_t x; memcpy(&x, q, 4); return {_mm512_set1_epi32(x)}; }
@@ -253,6 +282,14 @@ AB_INLINE bool i_any(Mask m) { return _mm256_movemask_ps(_mm256_or_ps(m.a, m.b))
 AB_INLINE I i_select(Mask m, I yes, I no) {
   return {_mm256_blendv_epi8(no.a, yes.a, _mm256_castps_si256(m.a)), _mm256_blendv_epi8(no.b, yes.b, _mm256_castps_si256(m.b))};
 }
+AB_INLINE Mask i_nonzero(I a) {
+  const __m256i zero = _mm256_setzero_si256(), ones = _mm256_set1_epi32(-1);
+  return {_mm256_castsi256_ps(_mm256_xor_si256(_mm256_cmpeq_epi32(a.a, zero), ones)), _mm256_castsi256_ps(_mm256_xor_si256(_mm256_cmpeq_epi32(a.b, zero), ones))};
+}
+AB_INLINE F f_add_where(Mask m, F a, F b) {  // a where not; a is not -0
+  return {_mm256_add_ps(a.a, _mm256_and_ps(b.a, m.a)), _mm256_add_ps(a.b, _mm256_and_ps(b.b, m.b))};
+}
+AB_INLINE I i_gather(const int32_t *t, I at) { return {_mm256_i32gather_epi32(t, at.a, 4), _mm256_i32gather_epi32(t, at.b, 4)}; }
 AB_INLINE I i_shl(I a, int n) { __m128i c = _mm_cvtsi32_si128(n); return {_mm256_sll_epi32(a.a, c), _mm256_sll_epi32(a.b, c)}; }
 AB_INLINE I i_shr(I a, int n) { __m128i c = _mm_cvtsi32_si128(n); return {_mm256_srl_epi32(a.a, c), _mm256_srl_epi32(a.b, c)}; }
 AB_INLINE I i_sar(I a, int n) { __m128i c = _mm_cvtsi32_si128(n); return {_mm256_sra_epi32(a.a, c), _mm256_sra_epi32(a.b, c)}; }
@@ -302,7 +339,7 @@ template <int n> AB_INLINE B b_shr(B a) { return {_mm256_srli_epi16(a.a, n), _mm
 template <int n> AB_INLINE B b_shl(B a) { return {_mm256_slli_epi16(a.a, n), _mm256_slli_epi16(a.b, n)}; }
 AB_INLINE B b_sign(B a) { __m256i z = _mm256_setzero_si256(); return {_mm256_cmpgt_epi8(z, a.a), _mm256_cmpgt_epi8(z, a.b)}; }  // 0xff where the top bit is set
 AB_INLINE B b_table(const uint8_t *t) { __m256i v = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)t)); return {v, v}; }
-AB_INLINE B b_lookup(B table, B at) { return {_mm256_shuffle_epi8(table.a, at.a), _mm256_shuffle_epi8(table.a, at.b)}; }
+AB_INLINE B b_lookup(B table, B at) { return {_mm256_shuffle_epi8(table.a, at.a), _mm256_shuffle_epi8(table.b, at.b)}; }
 AB_INLINE B b_pick(B top_clear, B top_set, B by) {
   return {_mm256_blendv_epi8(top_clear.a, top_set.a, by.a), _mm256_blendv_epi8(top_clear.b, top_set.b, by.b)};
 }
@@ -310,6 +347,36 @@ AB_INLINE B b_negate(B a, B by) {  // -a where by < 0
   return {_mm256_sign_epi8(a.a, _mm256_or_si256(by.a, _mm256_set1_epi8(1))), _mm256_sign_epi8(a.b, _mm256_or_si256(by.b, _mm256_set1_epi8(1)))};
 }
 AB_INLINE I b_dwords(B a) { return {a.a, a.b}; }
+
+// Sixteen outputs x four k: from byte 4 * output + k to byte 16 * k + output.
+AB_INLINE __m256i two_by_k(__m256i a) {  // eight outputs: their bytes of k 0, 2, 1, 3
+  const __m256i within = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+  return _mm256_permutevar8x32_epi32(_mm256_shuffle_epi8(a, within), _mm256_setr_epi32(0, 4, 2, 6, 1, 5, 3, 7));
+}
+AB_INLINE B b_by_k(B a) {
+  const __m256i x = two_by_k(a.a), y = two_by_k(a.b);
+  return {_mm256_unpacklo_epi64(x, y), _mm256_unpackhi_epi64(x, y)};
+}
+AB_INLINE B b_four(const uint8_t *a, const uint8_t *b, const uint8_t *c, const uint8_t *d) {  // 16 bytes from each
+  return {_mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)a)), _mm_loadu_si128((const __m128i *)b), 1),
+          _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)c)), _mm_loadu_si128((const __m128i *)d), 1)};
+}
+// Sums of bytes in 16 bits, those at even and at odd places apart.
+struct H { __m256i a, b; };
+AB_INLINE H h_zero() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+AB_INLINE H h_even(H s, B x) {
+  const __m256i byte = _mm256_set1_epi16(255);
+  return {_mm256_add_epi16(s.a, _mm256_and_si256(x.a, byte)), _mm256_add_epi16(s.b, _mm256_and_si256(x.b, byte))};
+}
+AB_INLINE H h_odd(H s, B x) { return {_mm256_add_epi16(s.a, _mm256_srli_epi16(x.a, 8)), _mm256_add_epi16(s.b, _mm256_srli_epi16(x.b, 8))}; }
+AB_INLINE __m256i h_fold(H s) {  // of the four k of one output: at most 65,535
+  const __m256i t = _mm256_add_epi16(s.a, s.b);
+  return _mm256_add_epi32(_mm256_cvtepu16_epi32(_mm256_castsi256_si128(t)), _mm256_cvtepu16_epi32(_mm256_extracti128_si256(t, 1)));
+}
+AB_INLINE I h_end(H even, H odd) {  // sixteen outputs
+  const __m256i e = h_fold(even), o = h_fold(odd), low = _mm256_unpacklo_epi32(e, o), high = _mm256_unpackhi_epi32(e, o);
+  return {_mm256_permute2x128_si256(low, high, 0x20), _mm256_permute2x128_si256(low, high, 0x31)};
+}
 
 AB_INLINE C c_zero() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
 AB_INLINE B q_four(const int8_t *q) { int32_t x; memcpy(&x, q, 4); __m256i v = _mm256_set1_epi32(x); return {v, v}; }
@@ -422,6 +489,9 @@ AB_INLINE int32_t i_fold_max(I a) {
 }
 AB_INLINE bool i_any(Mask m) { for (int j = 0; j < 16; j++) if (m.v[j]) return true; return false; }
 AB_INLINE I i_select(Mask m, I yes, I no) { AB_LANES(I, m.v[j] ? yes.v[j] : no.v[j]); }
+AB_INLINE Mask i_nonzero(I a) { AB_LANES(Mask, a.v[j] != 0); }
+AB_INLINE F f_add_where(Mask m, F a, F b) { AB_LANES(F, m.v[j] ? a.v[j] + b.v[j] : a.v[j]); }  // a is not -0
+AB_INLINE I i_gather(const int32_t *t, I at) { AB_LANES(I, t[at.v[j]]); }
 AB_INLINE I i_shl(I a, int n) { AB_LANES(I, (int32_t)((uint32_t)a.v[j] << n)); }
 AB_INLINE I i_shr(I a, int n) { AB_LANES(I, (int32_t)((uint32_t)a.v[j] >> n)); }
 AB_INLINE I i_sar(I a, int n) { AB_LANES(I, a.v[j] >> n); }
@@ -458,10 +528,31 @@ template <int n> AB_INLINE B b_shr(B a) { AB_BYTES(a.v[j] >> n); }  // callers m
 template <int n> AB_INLINE B b_shl(B a) { AB_BYTES(a.v[j] << n); }
 AB_INLINE B b_sign(B a) { AB_BYTES(a.v[j] & 128 ? 255 : 0); }
 AB_INLINE B b_table(const uint8_t *t) { AB_BYTES(t[j & 15]); }
-AB_INLINE B b_lookup(B table, B at) { AB_BYTES(at.v[j] & 128 ? 0 : table.v[at.v[j] & 15]); }
+AB_INLINE B b_lookup(B table, B at) { AB_BYTES(at.v[j] & 128 ? 0 : table.v[(j & 48) | (at.v[j] & 15)]); }
 AB_INLINE B b_pick(B top_clear, B top_set, B by) { AB_BYTES(by.v[j] & 128 ? top_set.v[j] : top_clear.v[j]); }
 AB_INLINE B b_negate(B a, B by) { AB_BYTES(by.v[j] & 128 ? -a.v[j] : a.v[j]); }
 AB_INLINE I b_dwords(B a) { I r; memcpy(r.v, a.v, 64); return r; }
+
+// Sixteen outputs x four k: from byte 4 * output + k to byte 16 * k + output.
+AB_INLINE B b_by_k(B a) { AB_BYTES(a.v[4 * (j & 15) + (j >> 4)]); }
+AB_INLINE B b_four(const uint8_t *a, const uint8_t *b, const uint8_t *c, const uint8_t *d) {  // 16 bytes from each
+  B r;
+  memcpy(r.v, a, 16), memcpy(r.v + 16, b, 16), memcpy(r.v + 32, c, 16), memcpy(r.v + 48, d, 16);
+  return r;
+}
+// Sums of bytes in 16 bits, those at even and at odd places apart.
+struct H { uint16_t v[32]; };
+AB_INLINE H h_zero() { H r; memset(&r, 0, sizeof r); return r; }
+AB_INLINE H h_even(H s, B a) { for (int j = 0; j < 32; j++) s.v[j] = (uint16_t)(s.v[j] + a.v[2 * j]); return s; }
+AB_INLINE H h_odd(H s, B a) { for (int j = 0; j < 32; j++) s.v[j] = (uint16_t)(s.v[j] + a.v[2 * j + 1]); return s; }
+AB_INLINE I h_end(H even, H odd) {  // sixteen outputs, each the sum of its four k
+  I r;
+  for (int j = 0; j < 16; j++) {
+    const uint16_t *p = (j & 1 ? odd.v : even.v) + j / 2;
+    r.v[j] = p[0] + p[8] + p[16] + p[24];
+  }
+  return r;
+}
 
 AB_INLINE C c_zero() { C r; memset(&r, 0, sizeof r); return r; }
 AB_INLINE B q_four(const int8_t *q) { AB_BYTES((uint8_t)q[j & 3]); }

@@ -511,9 +511,9 @@ static void multiply(const Weight &w, const Input &in, const float *bias, int64_
   }
 }
 
-static int64_t quantize(const Weight &w, const float *x, int64_t stride, int64_t m0, int64_t m1, int8_t *q, int16_t *q16, float *scale, int32_t *total) {
+static int64_t quantize(const Weight &w, float most_code, const float *x, int64_t stride, int64_t m0, int64_t m1, int8_t *q, int16_t *q16, float *scale, int32_t *total) {
   const int64_t count = w.segment_count;
-  const float inverse = 1.0f / 127.0f;
+  const float inverse = 1.0f / most_code;
   for (int64_t m = m0; m < m1; m++) {
     int8_t *row = q + m * w.codes_length;
     for (int64_t s = 0; s < count; s++) {
@@ -531,12 +531,12 @@ static int64_t quantize(const Weight &w, const float *x, int64_t stride, int64_t
       const float amax = bits_float((uint32_t)most);
       int8_t *out = row + seg.at;
       memset(out, 0, (size_t)(4 * (seg.g1 - seg.g0)));
-      if (amax < 0x1p-120f) {  // 127 / amax would overflow: counts as zero
+      if (amax < 0x1p-120f) {  // most_code / amax would overflow: counts as zero
         scale[m * count + s] = 0.0f, total[m * count + s] = 0;
         continue;
       }
       out += seg.k0 - 4 * seg.g0;
-      const F r = f_set(127.0f / amax);
+      const F r = f_set(most_code / amax);
       I sum = i_zero();
       for (int64_t i = 0; i < whole; i += 16) {
         const I v = f_to_i(f_mul(f_load(p + i), r));
@@ -587,6 +587,32 @@ static int64_t row_sums(const Weight &w, const float *x, int64_t stride, int64_t
   return -1;
 }
 
+// ------------------------------------------------------------------------------------------------ for product.cc
+template <int bits> static void panel_codes(const uint8_t *p, int64_t chunks, uint8_t *out) {
+  for (int64_t c = 0; c < chunks; c++, p += 64 * bits, out += 512) {
+    B g[8];
+    codes_of<bits>(p, g);
+    for (int i = 0; i < 8; i++) b_store(out + 64 * i, g[i]);
+  }
+}
+using PanelCodes = void (*)(const uint8_t *, int64_t, uint8_t *);
+const PanelCodes kPanelCodes[9] = AB_BITS(panel_codes);
+
+static void codes(const Weight &w, int64_t tile, int64_t c0, int64_t c1, uint8_t *out) {
+  kPanelCodes[w.bits](w.codes + (tile * w.chunks + c0) * 64 * w.bits, c1 - c0, out);
+}
+
+static void sides(const Weight &w, int64_t tile, int64_t b0, int64_t b1, float step, float *scales, float *offsets, float *zeros) {
+  if (w.dense != Dense::None) {
+    f_store(scales, f_set(1.0f));
+    return;
+  }
+  scale_rows(w.scale, tile, b0, b1, w.n, step, scales);
+  if (w.has_offset && offsets) scale_rows(w.offset, tile, b0, b1, w.n, 1.0f, offsets);
+  if (w.zero && zeros)
+    for (int64_t b = b0; b < b1; b++) f_store(zeros + 16 * (b - b0), i_to_f(zero_row(w, tile, b)));
+}
+
 static void dequantize(const Weight &w, int64_t tile, int64_t only, float *out, int64_t stride, void *scratch) {
   float *buffer = (float *)scratch;
   const int64_t first = only >= 0 ? only - tile * 16 : 0, count = only >= 0 ? 1 : w.n - tile * 16 < 16 ? w.n - tile * 16 : 16;
@@ -622,6 +648,8 @@ static int64_t rows_read(int64_t m) { return m == 0 ? 0 : (m - 1) / kRowBlock * 
 }  // namespace
 
 extern const LinearKernels linear_kernels;
+extern const PanelKernels panel_kernels;
+const PanelKernels panel_kernels = {float_panel, codes, sides, finish_tile};
 #define AB_TEXT(x) #x
 #define AB_NAME(x) AB_TEXT(x)
 const LinearKernels linear_kernels = {AB_NAME(ANYBIT_ISA), rows_read, kWideDot, quantize, row_sums, multiply, scratch_bytes, dequantize};

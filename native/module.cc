@@ -127,11 +127,12 @@ std::unique_ptr<PyWeight> make_weight(int64_t n, int64_t k, int bits, int dense,
 
 namespace {
 
-nb::object matmul(const PyWeight &p, Matrix x, int act, std::optional<Vector> bias) {
+nb::object matmul(const PyWeight &p, Matrix x, int act, std::optional<Vector> bias, const PyProduct *product) {
   const Weight &w = p.weight;
   require(static_cast<int64_t>(x.shape(1)) == w.k, "x: columns differ from k");
-  require(act == 0 || act == 1, "act");
+  require(act == 0 || act == 1 || (act == 2 && product), "act");
   require(act == 0 || w.segment_count > 0, "this weight has no integer path");
+  if (product) product->check(w, static_cast<Act>(act));
   require(!bias || static_cast<int64_t>(bias->shape(0)) == w.n, "bias: length differs from n");
   const int64_t m = static_cast<int64_t>(x.shape(0));
   const size_t shape[2] = {static_cast<size_t>(m), static_cast<size_t>(w.n)};
@@ -142,7 +143,7 @@ nb::object matmul(const PyWeight &p, Matrix x, int act, std::optional<Vector> bi
     nb::gil_scoped_release release;
     Workspace workspace;
     Input input;
-    bad = prepare(w, static_cast<Act>(act), w.kind == Kind::Wide16, x.data(), w.k, m, workspace, &input);
+    bad = prepare(w, static_cast<Act>(act), w.kind == Kind::Wide16, x.data(), w.k, m, workspace, &input, product ? &product->product : nullptr);
     if (bad < 0) multiply(w, input, bias ? bias->data() : nullptr, y, w.n);
   }
   if (bad >= 0) throw nb::value_error(("non-finite value in row " + std::to_string(bad) + " of the input").c_str());
@@ -181,12 +182,13 @@ const char *kind_name(const Weight &w) {
 NB_MODULE(_native, m) {
   using namespace anybit;
   m.doc() = "Native kernels of anybit; anybit.native is the only importer.";
+  bind_products(m);
   nb::class_<PyScale>(m, "Scale")
       .def_static("make", &make_scale, "kind"_a, "data"_a, "rows"_a, "columns"_a, "second"_a, "bits"_a, "mantissa"_a, "factor"_a, "has_sign"_a, "table"_a);
   nb::class_<PyWeight>(m, "Weight")
       .def_static("make", &make_weight, "n"_a, "k"_a, "bits"_a, "dense"_a, "codes"_a, "block"_a, "scale"_a.none(), "offset"_a.none(), "zero"_a.none(),
                   "zero_flip"_a, "integers"_a.none(), "step"_a, "table"_a, "float_step"_a, "values"_a, "trits"_a = false, "index"_a.none() = nb::none())
-      .def("matmul", &matmul, "x"_a, "act"_a, "bias"_a.none() = nb::none())
+      .def("matmul", &matmul, "x"_a, "act"_a, "bias"_a.none() = nb::none(), "product"_a.none() = nb::none())
       .def("rows", &rows, "ids"_a.none() = nb::none())
       .def_prop_ro("isa", [](const PyWeight &p) { return p.weight.kernels->isa; })
       .def_prop_ro("kind", [](const PyWeight &p) { return kind_name(p.weight); })

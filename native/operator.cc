@@ -12,6 +12,7 @@
 namespace anybit {
 
 AB_KERNELS(LinearKernels, linear_kernels)
+AB_KERNELS(ProductKernels, product_kernels)
 
 namespace {
 
@@ -22,6 +23,7 @@ int64_t activation_block(int64_t block) { return block <= 512 ? block : 128; }
 
 void OwnedWeight::finish(const int32_t *integers) {
   kernels = linear_kernels_of[static_cast<int>(isa())];
+  products = product_kernels_of[static_cast<int>(isa())];
   tiles = (n + 15) / 16;
   chunks = (k + 31) / 32;
   if (block == 0 || block > k) block = k;
@@ -121,12 +123,27 @@ void Workspace::reset() {
 
 bool same_input(const Weight &a, Act act_a, const Weight &b, Act act_b) {
   if (a.k != b.k || act_a != act_b) return false;
-  if (act_a == Act::Int8) return a.segment_count > 0 && b.segment_count > 0 && a.block == b.block;
+  if (act_a != Act::Float) return a.segment_count > 0 && b.segment_count > 0 && a.block == b.block;
   return a.has_offset == b.has_offset && (!a.has_offset || a.block == b.block);
 }
 
-int64_t prepare(const Weight &w, Act act, bool wide, const float *x, int64_t stride, int64_t m, Workspace &workspace, Input *input) {
+// Places of the codes that no k has read the row of the table that no activation has, which is zero.
+static void mask_padding(const Weight &w, int bits, int64_t m, int8_t *q) {
+  const int8_t none = static_cast<int8_t>(-(1 << (bits - 1)));
+  for (int64_t s = 0; s < w.segment_count; s++) {
+    const Segment &seg = w.segments[s];
+    for (int64_t k = 4 * seg.g0; k < 4 * seg.g1; k++) {
+      if (k == seg.k0) k = seg.k1;
+      if (k >= 4 * seg.g1) break;
+      for (int64_t r = 0; r < m; r++) q[r * w.codes_length + seg.at + k - 4 * seg.g0] = none;
+    }
+  }
+}
+
+int64_t prepare(const Weight &w, Act act, bool wide, const float *x, int64_t stride, int64_t m, Workspace &workspace, Input *input,
+                const Product *product) {
   *input = Input();
+  input->product = product;
   input->m = m;
   input->x = x;
   input->stride = stride;
@@ -137,7 +154,8 @@ int64_t prepare(const Weight &w, Act act, bool wide, const float *x, int64_t str
     while (row >= 0 && row < seen && !bad.compare_exchange_weak(seen, row)) {
     }
   };
-  if (act == Act::Int8) {
+  if (act != Act::Float) {
+    const float most = act == Act::Int8 ? 127.0f : 7.0f;
     const int64_t all = w.kernels->rows(m);
     const size_t codes = static_cast<size_t>(all * w.codes_length), count = static_cast<size_t>(all * w.segment_count);
     int8_t *q = static_cast<int8_t *>(workspace.take(codes));
@@ -147,19 +165,32 @@ int64_t prepare(const Weight &w, Act act, bool wide, const float *x, int64_t str
     memset(q + m * w.codes_length, 0, static_cast<size_t>((all - m) * w.codes_length));
     memset(scale + m * w.segment_count, 0, sizeof(float) * static_cast<size_t>((all - m) * w.segment_count));
     memset(total + m * w.segment_count, 0, sizeof(int32_t) * static_cast<size_t>((all - m) * w.segment_count));
-    parallel_for(units, [&](int64_t u) { note(w.kernels->quantize(w, x, stride, u * per, std::min(m, (u + 1) * per), q, q16, scale, total)); });
+    parallel_for(units, [&](int64_t u) { note(w.kernels->quantize(w, most, x, stride, u * per, std::min(m, (u + 1) * per), q, q16, scale, total)); });
     input->integer = true;
     input->q = q, input->q16 = q16, input->scale = scale, input->total = total;
+    if (product && product->lookup) mask_padding(w, product->act_bits, m, q);
   } else {
     float *sums = w.has_offset ? static_cast<float *>(workspace.take(static_cast<size_t>(4 * m * w.blocks))) : nullptr;
     parallel_for(units, [&](int64_t u) { note(w.kernels->row_sums(w, x, stride, u * per, std::min(m, (u + 1) * per), sums)); });
     input->sums = sums;
+    if (product && bad.load() == INT64_MAX) {
+      const Pattern &pattern = product->pattern;
+      const int64_t panels = (w.k + kPatternPanel - 1) / kPatternPanel;
+      uint8_t *outside = static_cast<uint8_t *>(workspace.take(static_cast<size_t>(m * panels)));
+      float *rounded = pattern.mantissa < 23 ? static_cast<float *>(workspace.take(static_cast<size_t>(4 * m * w.k))) : nullptr;
+      parallel_for(units, [&](int64_t u) {
+        for (int64_t r = u * per; r < std::min(m, (u + 1) * per); r++)
+          w.products->patterns(pattern, x + r * stride, w.k, rounded ? rounded + r * w.k : nullptr, outside + r * panels);
+      });
+      input->wide = outside;
+      if (rounded) input->x = rounded, input->stride = w.k;
+    }
   }
   return bad.load() == INT64_MAX ? -1 : bad.load();
 }
 
 void multiply(const Weight &w, const Input &input, const float *bias, float *y, int64_t stride) {
-  const size_t bytes = w.kernels->scratch_bytes(w, input);
+  const size_t bytes = input.product ? w.products->scratch_bytes(w, input) : w.kernels->scratch_bytes(w, input);
   // A unit is some rows of tiles: enough work to pay for taking it (about 64k products), few enough that threads end together.
   const int64_t work = std::max<int64_t>(1, w.k * 16 * input.m);
   int64_t per = std::max<int64_t>((65536 + work - 1) / work, w.tiles / (8 * threads()));
@@ -172,7 +203,8 @@ void multiply(const Weight &w, const Input &input, const float *bias, float *y, 
       failed.store(true);
       return;
     }
-    w.kernels->multiply(w, input, bias, u * per, std::min(w.tiles, (u + 1) * per), y, stride, memory);
+    const auto run = input.product ? w.products->multiply : w.kernels->multiply;
+    run(w, input, bias, u * per, std::min(w.tiles, (u + 1) * per), y, stride, memory);
   });
   if (failed.load()) throw std::bad_alloc();
 }

@@ -4,6 +4,8 @@
 
 #include "isa.h"
 
+#include "pattern.h"
+
 namespace anybit {
 namespace ANYBIT_ISA {
 namespace {
@@ -178,6 +180,16 @@ constexpr int kQueries = 4, kGroups = 1;
 
 template <int R, int G> struct Sums { F v[R][G]; };
 
+// Another product, then a sum: two roundings where Fused has one.
+struct Fused {
+  AB_LAMBDA F next(F a, F b, F sum) const { return f_fma(a, b, sum); }
+};
+struct Patterned {
+  const Pattern &pattern;
+  AB_LAMBDA F operand(F x) const { return pattern.mantissa < 23 ? round_pattern(x, pattern) : x; }
+  AB_LAMBDA F next(F a, F b, F sum) const { return f_add(sum, pattern_product(operand(a), operand(b), pattern)); }
+};
+
 // The fold of the lanes first, first + step, ... below 16: lane `first` of the definition is one chain here, because keys lie in lanes.
 // `steps` is dim / 16 where it is known when compiling, else 0. A chain begins with a product: a fused multiply-add onto +0 would differ only in
 // the sign of a zero, which no score's exponential shows.
@@ -215,8 +227,30 @@ template <int R, int G, int steps> static void scores(const float *const *q, con
     for (int g = 0; g < G; g++) f_store(s + r * kTileKeys + 16 * g, f_mul(sum.v[r][g], f_set(scale)));
 }
 
+template <int R, int G> static void all_scores(const float *const *q, const float *keys, int64_t dim, float scale, float *s, Fused) {
+  if (dim == 32) scores<R, G, 2>(q, keys, dim, scale, s);
+  else if (dim == 64) scores<R, G, 4>(q, keys, dim, scale, s);
+  else if (dim == 128) scores<R, G, 8>(q, keys, dim, scale, s);
+  else scores<R, G, 0>(q, keys, dim, scale, s);
+}
+template <int R, int G> static void all_scores(const float *const *q, const float *keys, int64_t dim, float scale, float *s, Patterned m) {
+  for (int g = 0; g < G; g++, keys += 16 * dim) {
+    F lanes[16][R];
+    for (int j = 0; j < 16; j++)
+      for (int r = 0; r < R; r++) lanes[j][r] = f_zero();
+    for (int64_t d = 0; d < dim; d++) {
+      const F k = f_load(keys + 16 * d);
+      for (int r = 0; r < R; r++) lanes[d & 15][r] = m.next(f_set(q[r][d]), k, lanes[d & 15][r]);
+    }
+    for (int half = 8; half; half >>= 1)
+      for (int j = 0; j < half; j++)
+        for (int r = 0; r < R; r++) lanes[j][r] = f_add(lanes[j][r], lanes[j + half][r]);
+    for (int r = 0; r < R; r++) f_store(s + r * kTileKeys + 16 * g, f_mul(lanes[0][r], f_set(scale)));
+  }
+}
+
 // o[r][0..16G) = o + sum over keys [first, end), ascending, of e[r][key] * values[key].
-template <int R, int G> static void weigh(const float *e, const float *values, int64_t padded, int64_t first, int64_t end, float *o, int64_t o_stride) {
+template <int R, int G, class M> static void weigh(const float *e, const float *values, int64_t padded, int64_t first, int64_t end, float *o, int64_t o_stride, M m) {
   F acc[R][G];
   for (int r = 0; r < R; r++)
     for (int g = 0; g < G; g++) acc[r][g] = f_load(o + r * o_stride + 16 * g);
@@ -225,17 +259,17 @@ template <int R, int G> static void weigh(const float *e, const float *values, i
     for (int g = 0; g < G; g++) v[g] = f_load(values + key * padded + 16 * g);
     for (int r = 0; r < R; r++) {
       const F x = f_set(e[r * kTileKeys + key]);
-      for (int g = 0; g < G; g++) acc[r][g] = f_fma(x, v[g], acc[r][g]);
+      for (int g = 0; g < G; g++) acc[r][g] = m.next(x, v[g], acc[r][g]);
     }
   }
   for (int r = 0; r < R; r++)
     for (int g = 0; g < G; g++) f_store(o + r * o_stride + 16 * g, acc[r][g]);
 }
-template <int R> static void weigh_all(const float *e, const float *values, int64_t padded, int64_t first, int64_t end, float *o, int64_t o_stride) {
+template <int R, class M> static void weigh_all(const float *e, const float *values, int64_t padded, int64_t first, int64_t end, float *o, int64_t o_stride, M m) {
   if (first >= end) return;
   int64_t d = 0;
-  for (; d + 16 * kGroups <= padded; d += 16 * kGroups) weigh<R, kGroups>(e, values + d, padded, first, end, o + d, o_stride);
-  for (; d < padded; d += 16) weigh<R, 1>(e, values + d, padded, first, end, o + d, o_stride);
+  for (; d + 16 * kGroups <= padded; d += 16 * kGroups) weigh<R, kGroups>(e, values + d, padded, first, end, o + d, o_stride, m);
+  for (; d < padded; d += 16) weigh<R, 1>(e, values + d, padded, first, end, o + d, o_stride, m);
 }
 
 // Scores of visible keys become weights exp(s - top), the others +0. Returns the sum; *top is the maximum.
@@ -273,7 +307,7 @@ struct Block {  // the buffers of one register block of queries
 };
 
 // One tile for `R` queries from q0 on: its state is merged into the block's span state.
-template <int R> static void attend_tile(const Attend &a, int64_t q0, int64_t tile, const Block &b) {
+template <int R, class M> static void attend_tile(const Attend &a, int64_t q0, int64_t tile, const Block &b, M m) {
   const float *q[R];
   int64_t first[R], end[R], common_first = 0, common_end = kTileKeys;
   const int64_t start = tile * kTileKeys;
@@ -286,13 +320,7 @@ template <int R> static void attend_tile(const Attend &a, int64_t q0, int64_t ti
     common_first = first[r] > common_first ? first[r] : common_first;
     common_end = end[r] < common_end ? end[r] : common_end;
   }
-  for (int g = 0; g < 4; g += kGroups) {
-    const float *keys = a.keys[tile] + 16 * g * a.dim;
-    if (a.dim == 32) scores<R, kGroups, 2>(q, keys, a.dim, a.scale, b.s + 16 * g);
-    else if (a.dim == 64) scores<R, kGroups, 4>(q, keys, a.dim, a.scale, b.s + 16 * g);
-    else if (a.dim == 128) scores<R, kGroups, 8>(q, keys, a.dim, a.scale, b.s + 16 * g);
-    else scores<R, kGroups, 0>(q, keys, a.dim, a.scale, b.s + 16 * g);
-  }
+  for (int g = 0; g < 4; g += kGroups) all_scores<R, kGroups>(q, a.keys[tile] + 16 * g * a.dim, a.dim, a.scale, b.s + 16 * g, m);
   memset(b.tile, 0, sizeof(float) * (size_t)(R * b.size));
   for (int r = 0; r < R; r++) {
     if (first[r] == end[r]) continue;
@@ -303,16 +331,16 @@ template <int R> static void attend_tile(const Attend &a, int64_t q0, int64_t ti
   // Keys that all queries see run together; those before and after run query by query, so that no key that a query does not see takes part.
   float *o = b.tile + kStateHead;
   if (common_first < common_end) {
-    for (int r = 0; r < R; r++) weigh_all<1>(b.s + r * kTileKeys, a.values[tile], a.padded, first[r], common_first, o + r * b.size, b.size);
-    weigh_all<R>(b.s, a.values[tile], a.padded, common_first, common_end, o, b.size);
-    for (int r = 0; r < R; r++) weigh_all<1>(b.s + r * kTileKeys, a.values[tile], a.padded, common_end, end[r], o + r * b.size, b.size);
+    for (int r = 0; r < R; r++) weigh_all<1>(b.s + r * kTileKeys, a.values[tile], a.padded, first[r], common_first, o + r * b.size, b.size, m);
+    weigh_all<R>(b.s, a.values[tile], a.padded, common_first, common_end, o, b.size, m);
+    for (int r = 0; r < R; r++) weigh_all<1>(b.s + r * kTileKeys, a.values[tile], a.padded, common_end, end[r], o + r * b.size, b.size, m);
   } else {
-    for (int r = 0; r < R; r++) weigh_all<1>(b.s + r * kTileKeys, a.values[tile], a.padded, first[r], end[r], o + r * b.size, b.size);
+    for (int r = 0; r < R; r++) weigh_all<1>(b.s + r * kTileKeys, a.values[tile], a.padded, first[r], end[r], o + r * b.size, b.size, m);
   }
   for (int r = 0; r < R; r++) merge(b.span + r * b.size, b.tile + r * b.size, a.padded);
 }
 
-template <int R> static void attend_block(const Attend &a, int64_t q0, const Block &b) {
+template <int R, class M> static void attend_block(const Attend &a, int64_t q0, const Block &b, M m) {
   for (int r = 0; r < R; r++) b.span[r * b.size + 2] = 0.0f;
   int64_t first = a.queries[q0].first, end = a.queries[q0].end;
   for (int r = 1; r < R; r++) {
@@ -321,18 +349,23 @@ template <int R> static void attend_block(const Attend &a, int64_t q0, const Blo
     end = query.end > end ? query.end : end;
   }
   for (int64_t tile = a.tile0; tile < a.tile1; tile++)
-    if (first < (tile + 1) * kTileKeys && end > tile * kTileKeys) attend_tile<R>(a, q0, tile, b);
+    if (first < (tile + 1) * kTileKeys && end > tile * kTileKeys) attend_tile<R>(a, q0, tile, b, m);
   for (int r = 0; r < R; r++) merge(a.queries[q0 + r].state, b.span + r * b.size, a.padded);
 }
 
 static size_t attend_floats(int64_t padded) { return (size_t)(kQueries * (kTileKeys + 2 * (kStateHead + padded))); }
 
-static void attend(const Attend &a) {
+template <class M> static void attend_with(const Attend &a, M m) {
   const int64_t size = kStateHead + a.padded;
   const Block b = {a.buffer, a.buffer + kQueries * kTileKeys, a.buffer + kQueries * (kTileKeys + size), size};
   int64_t q0 = 0;
-  for (; q0 + kQueries <= a.count; q0 += kQueries) attend_block<kQueries>(a, q0, b);
-  for (; q0 < a.count; q0++) attend_block<1>(a, q0, b);
+  for (; q0 + kQueries <= a.count; q0 += kQueries) attend_block<kQueries>(a, q0, b, m);
+  for (; q0 < a.count; q0++) attend_block<1>(a, q0, b, m);
+}
+
+static void attend(const Attend &a) {
+  if (a.pattern) attend_with(a, Patterned{*a.pattern});
+  else attend_with(a, Fused{});
 }
 
 static void finish(const float *state, int64_t dim, float *out) {

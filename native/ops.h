@@ -4,6 +4,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "weight.h"
+
 namespace anybit {
 
 constexpr int64_t kTileKeys = 64;   // keys whose softmax is taken together; a cache page holds as many
@@ -27,6 +29,7 @@ struct Attend {  // queries that share one key head, over the tiles [tile0, tile
   const Query *queries;
   int64_t count;
   float *buffer;  // attend_floats(padded)
+  const Pattern *pattern;  // sums of patterns in the place of both products; nullptr: multiplication
 };
 
 struct OpsKernels {

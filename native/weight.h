@@ -69,10 +69,32 @@ struct Weight {
   int64_t segment_count = 0, panel_count = 0;
   int64_t codes_length = 0;  // int8 codes of one prepared row; what lies after the last segment is never read
   const struct LinearKernels *kernels = nullptr;  // of the ISA that kind, bias and chain were chosen for
+  const struct ProductKernels *products = nullptr;  // of the same
+};
+
+// What takes the place of multiplication (docs/products.md). Pattern: of float32 bit patterns, |x| + |w| - offset; a magnitude below 2^-126 counts
+// as zero, a larger one than `most` becomes `most`.
+struct Pattern {
+  int mantissa = 23;            // operands are rounded to so many mantissa bits first
+  int32_t offset = 0x3f800000;  // of patterns: the exponent bias, less what the rule adds
+  int32_t most = 0x7f7fffff;
+};
+struct Product {
+  bool lookup = false;  // a table's entries instead of sums of patterns
+  Pattern pattern;
+  int terms = 0;                         // weights as sums of so many terms, each multiplied by itself; 0: as they are
+  const float *term_tables = nullptr;    // [terms][256]
+  int act_bits = 0, weight_bits = 0;     // lookup: widths of the two codes
+  const int32_t *table = nullptr;        // [2^act_bits][2^weight_bits]; the row of the most negative code is never read
+  int planes = 0;                        // bytes of an entry less `least`, if it has at most two and a row at most 16 entries; else 0
+  int32_t least = 0;
+  const uint8_t *rows[2] = {};           // those bytes: [2^act_bits][16]; zero in the row of the most negative code
 };
 
 struct Input {  // m rows prepared for weights of one geometry
   int64_t m = 0;
+  const Product *product = nullptr;
+  const uint8_t *wide = nullptr;  // patterns: [m, panels of kPatternPanel], 1 where sums of patterns may leave the range
   const float *x = nullptr;  // float path: [m, stride]
   int64_t stride = 0;
   const float *sums = nullptr;  // float path with offsets: [m, blocks]
@@ -83,19 +105,39 @@ struct Input {  // m rows prepared for weights of one geometry
   const int32_t *total = nullptr;  // [m, segments]
 };
 
+constexpr int64_t kPatternPanel = 128;  // k of a panel of patterns: a multiple of 32
+
 // The functions that linear.cc gives for one ISA.
 struct LinearKernels {
   const char *isa;
   int64_t (*rows)(int64_t m);  // how many prepared rows a product with m rows may read: zeros follow the last
   bool wide_dot;  // any u8 x s8 product sum is exact (dpbusd); otherwise the unsigned side must stay <= 129
-  // Codes of rows [m0, m1) into the input's arrays. Returns the first row with a non-finite value, or -1.
-  int64_t (*quantize)(const Weight &w, const float *x, int64_t stride, int64_t m0, int64_t m1, int8_t *q, int16_t *q16, float *scale, int32_t *total);
+  // Codes (|q| <= most_code) of rows [m0, m1) into the input's arrays. Returns the first row with a non-finite value, or -1.
+  int64_t (*quantize)(const Weight &w, float most_code, const float *x, int64_t stride, int64_t m0, int64_t m1, int8_t *q, int16_t *q16, float *scale, int32_t *total);
   int64_t (*row_sums)(const Weight &w, const float *x, int64_t stride, int64_t m0, int64_t m1, float *sums);
   // y[m, n0..] = input x weight^T (+ bias) for tiles [t0, t1); scratch holds scratch_bytes(w, input).
   void (*multiply)(const Weight &w, const Input &in, const float *bias, int64_t t0, int64_t t1, float *y, int64_t stride, void *scratch);
   size_t (*scratch_bytes)(const Weight &w, const Input &in);
   // float32 values of tile row t: out[r, k] for its 16 rows, those at or beyond n left out; `only` >= 0: just that row.
   void (*dequantize)(const Weight &w, int64_t tile, int64_t only, float *out, int64_t stride, void *scratch);
+};
+
+// Parts of linear.cc that product.cc shares, for one ISA.
+struct PanelKernels {
+  // Float values [k1 - k0][16] of one tile row by `table` (whole chunks of 32 k), k0 a multiple of 32. May return stored floats instead of `out`.
+  const float *(*floats)(const Weight &w, const float *table, int64_t tile, int64_t k0, int64_t k1, float *out);
+  void (*codes)(const Weight &w, int64_t tile, int64_t c0, int64_t c1, uint8_t *out);  // raw codes of chunks: [c1 - c0][8][64], as stored
+  // [b1 - b0][16] each: scales times `step`, offsets and zero points where the weight has them (nullptr: not wanted).
+  void (*sides)(const Weight &w, int64_t tile, int64_t b0, int64_t b1, float step, float *scales, float *offsets, float *zeros);
+  void (*finish)(const float *sums, int64_t step, int64_t rows, const float *bias, int64_t count, float *y, int64_t stride);
+};
+
+// The functions that product.cc gives for one ISA.
+struct ProductKernels {
+  // Rounds x to the pattern's mantissa (out may be x) and notes in wide[(k + kPatternPanel - 1) / kPatternPanel] where sums may leave the range.
+  void (*patterns)(const Pattern &p, const float *x, int64_t k, float *out, uint8_t *wide);
+  void (*multiply)(const Weight &w, const Input &in, const float *bias, int64_t t0, int64_t t1, float *y, int64_t stride, void *scratch);
+  size_t (*scratch_bytes)(const Weight &w, const Input &in);
 };
 
 }  // namespace anybit

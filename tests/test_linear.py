@@ -57,7 +57,9 @@ def test_act_specs() -> None:
     spec = ActSpec.named("int8")
     assert spec == ActSpec(Format("int8_sym")) and spec is not None and spec.kernel_name == "int8" and spec.dynamic
     assert make().act_name is None and replace(make(), act=spec).act_name == "int8"
-    for name in ("int4", "INT8", "", "fp8"):
+    int4 = ActSpec.named("int4")
+    assert int4 == ActSpec(Format("int4_sym")) and int4 is not None and int4.kernel_name == "int4"
+    for name in ("int5", "INT8", "", "fp8"):
         with pytest.raises(NoKernelError, match="use float or int8") as error:
             ActSpec.named(name)
         assert error.value.exit_code == 6
@@ -71,9 +73,9 @@ def test_what_no_kernel_runs_is_refused() -> None:
     linear = make()
     for other in (
         replace(linear, pre=(Transform("hadamard", block=64),)), replace(linear, post=(Transform("scale"),)),
-        replace(linear, branches=(Branch("low_rank"),)), replace(linear, product="table"),
+        replace(linear, branches=(Branch("low_rank"),)),
     ):  # fmt: skip
-        with pytest.raises(NoKernelError, match="no kernel runs transforms, branches or product rules yet"):
+        with pytest.raises(NoKernelError, match="no kernel runs transforms or branches yet"):
             other(X)
     for fmt in ("bf16", "int12@32", "fp8_e4m3fn"):
         assert make(fmt)(X).shape == (3, 20)
@@ -139,6 +141,7 @@ def test_layers_with_equal_keys_share_an_input() -> None:
     assert len(keys) == 3
     assert replace(make("int4@32"), act=int8).input_key == replace(make("nf4@32"), act=int8).input_key
     assert replace(make(), pre=(Transform("hadamard"),)).input_key != make().input_key
+    assert replace(make(), product="lmul").input_key != make().input_key
 
 
 def test_linear_is_public() -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from anybit.engine.engine import Engine
 from anybit.engine.generate import Piece, generate
 from anybit.engine.sampling import Sampling
-from anybit.errors import FileFormatError, FormatError, NoKernelError
+from anybit.errors import FileFormatError, FormatError, NoKernelError, UsageError
 from anybit.foreign import foreign_weights
 from anybit.formats import Format, Spec
 from anybit.io.checkpoint import QuantizedEntry, save_checkpoint
@@ -23,6 +23,7 @@ from anybit.io.hf import CONFIG, open_model
 from anybit.linear import ActSpec, Linear, check_kernel
 from anybit.methods import METHODS
 from anybit.models import ModelSpec, describe
+from anybit.products import attention_product
 from anybit.stored import (
     BUNDLED,
     KEEP,
@@ -49,7 +50,8 @@ class Model:
     """A described model on its weights.
 
     `weights` holds a `Linear` for every matrix (embedding and head too) and float32 arrays for norms; `plain` the norms and biases as they
-    were stored, (dtype, array), for saving. Everything is read-only; `quantize` and `with_act` give new models that share what is equal.
+    were stored, (dtype, array), for saving. Everything is read-only; `quantize`, `with_act`, `with_product` and `with_attention` give new
+    models that share what is equal. `attention`: the product rule of q k^T and p v, which a checkpoint does not store.
     """
 
     config: Mapping[str, Any]
@@ -59,12 +61,13 @@ class Model:
     sidecars: tuple[Sidecar, ...] = ()
     name: str = "model"
     policy: str | None = None
+    attention: str | None = None
 
     # ---------------------------------------------------------------------------------------------- running
     @cached_property
     def engine(self) -> Engine:
         """The engine, made on first use."""
-        return Engine(self.spec, self.weights)
+        return Engine(self.spec, self.weights, attention=self.attention)
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -174,12 +177,13 @@ class Model:
         """For each matrix the kernel that serves it, its instruction set and integer path, and why no other kernel does."""
         rows = []
         for name, linear in self.linears.items():
-            choice = check_kernel(linear.weight, linear.act_name, native=True)
-            native, weight = linear.native, linear.weight
+            choice = check_kernel(linear.weight, linear.act_name, native=True, rule=linear.rule)
+            native, weight, product = linear.native, linear.weight, linear.native_product
             rows.append({
                 "name": name, "shape": list(weight.shape), "format": weight.format.explicit, "layout": weight.layout,
                 "act": linear.act_name or "float", "kernel": choice.kernel.name, "isa": native.isa,
-                "table": weight.bound.element.table.kind, "dot": native.kind if linear.act_name else "float", "bytes": weight.nbytes,
+                "table": weight.bound.element.table.kind, "dot": product.path if product else native.kind if linear.act_name else "float",
+                "product": linear.product or "multiplication", "bytes": weight.nbytes,
                 "others": choice.others,
             })  # fmt: skip
         return rows
@@ -198,31 +202,55 @@ class Model:
             raise FormatError(f"{self.name} has no nested integers to open at {width}; quantize it to int8@128+nest={width}, for instance")
         return replace(self, weights={**self.weights, **{name: replace(self.linears[name], weight=each) for name, each in opened.items()}})
 
+    def with_product(self, product: str | None, keep: str | None = KEEP) -> Model:
+        """The same weights with another product rule (docs/products.md), None for multiplication, in every matrix that `keep` does not
+        match.
+
+        Raises: UnknownNameError, UsageError: no such rule. NoKernelError: it does not take a weight or its activations.
+        """
+        changed = {name: replace(self.linears[name], product=product) for name in chosen_names(self.linears, keep)}
+        for linear in changed.values():
+            check_kernel(linear.weight, linear.act_name, native=True, rule=linear.rule)
+        return replace(self, weights={**self.weights, **changed})
+
+    def with_attention(self, product: str | None) -> Model:
+        """The same model with a product rule (lmul, lmulM) in q k^T and p v; None: multiplication. UsageError: no such rule."""
+        if product is not None:
+            attention_product(product)
+        return replace(self, attention=product)
+
     def quantize(
         self, fmt: Format | Spec | str, keep: str | None = KEEP, act: str | None = None, method: str = "rtn",
-        progress: Progress | None = None,
+        progress: Progress | None = None, product: str | None = None,
     ) -> Model:  # fmt: skip
         """A model whose matrices are stored in a format.
 
         Args: fmt, a format, spec or the text of one; keep, a regular expression of weight names that stay as they are (None or "": none);
-            act, activations of the quantized matrices, None (float) or "int8"; method, how codes are chosen.
+            act, activations of the quantized matrices, None (float) or "int8"; method, how codes are chosen; product, a rule in
+            the place of multiplication in the quantized matrices, such as "lmul".
         Raises: FormatError, UnknownNameError: the format or method. NonFiniteError: NaN or Inf in a weight (tensor, index, count).
             UsageError: keep is no regular expression, or leaves nothing to quantize.
         """
-        spec, act_spec = check_request(fmt, act, method)
+        spec, act_spec = check_request(fmt, act, method, product)
         chosen = chosen_names(self.linears, keep)
         weights = dict(self.weights)
         for done, name in enumerate(chosen):
             linear = self.linears[name]
             w = linear.weight.dequantize()
             parts = METHODS[method](w, spec, name=f"tensor '{name}'")
-            weights[name] = replace(linear, weight=QTensor.pack(spec.format, w.shape, parts), act=act_spec)
+            weights[name] = replace(linear, weight=QTensor.pack(spec.format, w.shape, parts), act=act_spec, product=product)
             if progress:
                 progress(done + 1, len(chosen), name)
         return replace(self, weights=weights, policy=str(spec.policy) or None)
 
     def save(self, path: str | Path) -> int:
-        """Writes a checkpoint directory, all of it or nothing; gives its safetensors bytes. OutputError: it exists, or the disk fails."""
+        """Writes a checkpoint directory, all of it or nothing; gives its safetensors bytes.
+
+        OutputError: it exists, or the disk fails. UsageError: a product rule that a checkpoint does not store (of attention, or with a
+        table that is a file).
+        """
+        if self.attention is not None:
+            raise UsageError("a checkpoint does not store attention's product rule: save without it and name it when you evaluate")
         entries = [(name, _entry(linear)) for name, linear in self.linears.items()]
         plain = [(name, dtype, array) for name, (dtype, array) in self.plain.items()]
         tables = tables_of(linear.weight.format for linear in self.linears.values())
@@ -234,10 +262,10 @@ class Model:
 
 def _entry(linear: Linear) -> QuantizedEntry:
     """A matrix as a checkpoint stores it."""
-    if linear.pre or linear.post or linear.branches or linear.product:
-        raise NoKernelError("transforms, branches and product rules cannot be saved yet")
+    if linear.pre or linear.post or linear.branches:
+        raise NoKernelError("transforms and branches cannot be saved yet")
     weight = linear.weight
-    stored = describe_layer(weight.format, weight.shape, weight.layout, linear.act_name, weight.parts)
+    stored = describe_layer(weight.format, weight.shape, weight.layout, linear.act_name, weight.parts, linear.product)
     return QuantizedEntry(stored, lambda: dict(weight.parts))
 
 
@@ -286,7 +314,7 @@ def load(path: str | Path, open: int | None = None) -> Model:
         else:
             weight, act = dense_tensor(*source.get(name), name, where), None
             source.release(name)
-        weights[name] = Linear(weight, biases.get(tensor.module), act=act)
+        weights[name] = Linear(weight, biases.get(tensor.module), act=act, product=layers[name].product if name in layers else None)
     spec = replace(spec, eos=source.eos or spec.eos)
     policy = source.quantization.policy if source.quantization else None
     model = Model(source.config, spec, weights, plain, source.sidecars, str(path), policy)

@@ -17,6 +17,7 @@ from anybit.io.strict_json import shown
 from anybit.layouts import LAYOUTS, default_layout
 from anybit.linear import ActSpec
 from anybit.methods import METHODS, SCALES
+from anybit.products import Product, names_a_file, parse_product
 from anybit.tensor import QTensor
 
 BUNDLED = "pycoder-5m"
@@ -46,24 +47,28 @@ def chosen_names(names: Mapping[str, Any], keep: str | None) -> list[str]:
     return chosen
 
 
-def check_request(fmt: Format | Spec | str, act: str | None, method: str) -> tuple[Spec, ActSpec | None]:
-    """What quantizing is asked for, refused before work starts. FormatError, UnknownNameError, NoKernelError."""
+def check_request(fmt: Format | Spec | str, act: str | None, method: str, product: str | None = None) -> tuple[Spec, ActSpec | None]:
+    """What quantizing is asked for, refused before work starts. FormatError, UnknownNameError, UsageError, NoKernelError."""
     spec = Spec.parse(fmt)
     spec.check()
     METHODS[method]
     if spec.format.block is not None and SCALES[spec.scale_rule].weighted:
         raise FormatError(f"scale={spec.scale_rule} needs importance, and no method measures it for a model yet; use scale=mse")
     act_spec = ActSpec.named(act)
-    check_kernel(spec.format, default_layout(spec.format, (16, 32)), act_spec)
+    check_kernel(spec.format, default_layout(spec.format, (16, 32)), act_spec, None if product is None else parse_product(product))
     return spec, act_spec
 
 
-def check_kernel(fmt: Format, layout: str, act: ActSpec | None) -> None:
-    """NoKernelError: no native kernel runs weights of this format with these activations."""
+def check_kernel(fmt: Format, layout: str, act: ActSpec | None, rule: Product | None = None) -> None:
+    """NoKernelError: no native kernel runs weights of this format with these activations and this product rule."""
     from anybit.kernels import choose
     from anybit.kernels.cpu import op_spec
 
-    choose(op_spec(fmt, layout, act.kernel_name if act else None), native=True)
+    name = act.kernel_name if act else None
+    reason = rule.refuses(fmt, name) if rule is not None else None
+    if reason is not None:
+        raise NoKernelError(reason)
+    choose(op_spec(fmt, layout, name, rule.kind if rule is not None else None), native=True)
 
 
 # ---------------------------------------------------------------------------------------------- dense tensors
@@ -111,12 +116,18 @@ def dense_tensor(array: np.ndarray, dtype: str, name: str, where: object) -> QTe
 
 # ---------------------------------------------------------------------------------------------- quantized layers
 def describe_layer(
-    fmt: Format, shape: tuple[int, ...], layout: str, act: str | None, made: Mapping[str, np.ndarray] | None = None
+    fmt: Format, shape: tuple[int, ...], layout: str, act: str | None, made: Mapping[str, np.ndarray] | None = None,
+    product: str | None = None,
 ) -> StoredLayer:
-    """How a checkpoint describes a weight, known before the weight is made but for layouts whose sizes depend on it (`made`: its parts)."""
+    """How a checkpoint describes a weight, known before the weight is made but for layouts whose sizes depend on it (`made`: its parts).
+
+    UsageError: a product rule whose table is a file.
+    """
+    if product is not None and names_a_file(product):
+        raise UsageError(f"product rule '{product}' is a file, which no checkpoint holds; save without it, name it to evaluate")
     sizes = LAYOUTS[layout].parts(fmt, shape) if made is None else {name: (part.dtype, part.shape) for name, part in made.items()}
     parts = {name: PartInfo("F32" if dtype.kind == "f" else _STORED[dtype.itemsize], size) for name, (dtype, size) in sizes.items()}
-    return StoredLayer(fmt.explicit, layout, shape, parts, act=act)
+    return StoredLayer(fmt.explicit, layout, shape, parts, act=act, product=product)
 
 
 def tables_of(formats: Iterable[Format]) -> dict[str, Table]:
@@ -126,20 +137,23 @@ def tables_of(formats: Iterable[Format]) -> dict[str, Table]:
 
 
 def stored_tensor(source: Source, name: str, layer: StoredLayer, elements: Mapping[str, Element]) -> tuple[QTensor, ActSpec | None]:
-    """A quantized layer over its mapped parts, and its activations. `elements`: those that the checkpoint brings along.
+    """A quantized layer over its mapped parts, and its activations; its product rule is checked. `elements`: those that the
+    checkpoint brings along.
 
     FileFormatError: what this anybit cannot run as meant.
     """
     where = f"{source.path}: layer '{name}'"
-    if layer.pre or layer.post or layer.branches or layer.product:
-        raise FileFormatError(f"{where}: it has transforms, branches or a product rule, which this anybit does not run; update anybit")
+    if layer.pre or layer.post or layer.branches:
+        raise FileFormatError(f"{where}: it has transforms or branches, which this anybit does not run; update anybit")
+    if layer.product is not None and names_a_file(layer.product):
+        raise FileFormatError(f"{where}: its product rule '{layer.product}' is a file, which no checkpoint may name; save the model again")
     try:
         weight = QTensor.from_stored(Format.parse(layer.format, elements), layer.shape, layer.layout, source.parts(name))
         act = ActSpec.named(layer.act)
-        check_kernel(weight.format, weight.layout, act)
+        check_kernel(weight.format, weight.layout, act, None if layer.product is None else parse_product(layer.product))
         _check_codes(weight)
         _ = weight.bound  # a table of learned values is looked at now, not when the layer runs
-    except (FormatError, ShapeError, UnknownNameError, NoKernelError) as error:
+    except (FormatError, ShapeError, UnknownNameError, UsageError, NoKernelError) as error:
         raise FileFormatError(f"{where}: {error}; save the model again") from None
     return weight, act
 

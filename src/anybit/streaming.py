@@ -37,17 +37,17 @@ Progress = Callable[[int, int, str], None]
 
 def quantize_file(
     path: str | Path, out: str | Path, fmt: Format | Spec | str, keep: str | None = KEEP, act: str | None = None, method: str = "rtn",
-    progress: Progress | None = None,
+    progress: Progress | None = None, product: str | None = None,
 ) -> int:  # fmt: skip
     """Quantizes a stored model into a new checkpoint, tensor by tensor. Gives its safetensors bytes.
 
     Arguments and errors as `Model.quantize` and `load`; OutputError: `out` exists or cannot be written (nothing is left half written).
     Cost: the float32 values and the codes of the largest matrix; the source's pages are given back as soon as they are read.
     """
-    spec, act_spec = check_request(fmt, act, method)
+    spec, act_spec = check_request(fmt, act, method, product)
     foreign = open_foreign(resolve(path))
     if foreign is not None:
-        return _quantize_foreign(foreign, out, spec, keep, act_spec.kernel_name if act_spec else None, method, progress)
+        return _quantize_foreign(foreign, out, spec, keep, act_spec.kernel_name if act_spec else None, method, progress, product)
     source = open_model(resolve(path))
     where = source.path
     if source.quantization is not None:
@@ -60,7 +60,7 @@ def quantize_file(
     chosen = set(chosen_names(matrices, keep))
     act_name = act_spec.kernel_name if act_spec else None
     entries = [
-        _entry(source, tensor, spec if name in chosen else None, act_name if name in chosen else None, method)
+        _entry(source, tensor, spec if name in chosen else None, act_name if name in chosen else None, method, product)
         for name, tensor in matrices.items()
     ]
     plain = []
@@ -88,7 +88,9 @@ def _counted(progress: Progress | None, matrices: Mapping[str, TensorSpec]) -> C
     return on_written
 
 
-def _entry(source: Source, tensor: TensorSpec, spec: Spec | None, act: str | None, method: str) -> tuple[str, QuantizedEntry]:
+def _entry(
+    source: Source, tensor: TensorSpec, spec: Spec | None, act: str | None, method: str, product: str | None
+) -> tuple[str, QuantizedEntry]:
     """A matrix of the new checkpoint, made when its turn comes. spec None: it stays dense."""
     name, where = tensor.name, source.path
     fmt = spec.format if spec else Format(DENSE_FORMATS[source.tensors[name].dtype])
@@ -107,12 +109,13 @@ def _entry(source: Source, tensor: TensorSpec, spec: Spec | None, act: str | Non
 
     # Sizes that depend on the data are found by making the weight twice: the file's header comes before its data.
     made = None if sizes_known(fmt, tensor.shape, layout) else produce()
-    return name, QuantizedEntry(describe_layer(fmt, tensor.shape, layout, act, made), produce)
+    return name, QuantizedEntry(describe_layer(fmt, tensor.shape, layout, act, made, product if spec else None), produce)
 
 
 def _quantize_foreign(
-    source: Foreign, out: str | Path, spec: Spec, keep: str | None, act: str | None, method: str, progress: Progress | None
-) -> int:
+    source: Foreign, out: str | Path, spec: Spec, keep: str | None, act: str | None, method: str, progress: Progress | None,
+    product: str | None,
+) -> int:  # fmt: skip
     """The same for another tool's container: dense matrices are quantized, those that `keep` names keep their codes."""
     model = describe(source.config, str(source.path))
     check_foreign(source, model)
@@ -123,7 +126,8 @@ def _quantize_foreign(
         held = Format(source.tensors[name].read().format)
         if name in chosen and not held.dense:
             raise UsageError(f"{source.path}: tensor '{name}' is quantized already ({held}); give the original model, or keep it")
-        entries.append(_foreign_entry(source, tensor, held, spec if name in chosen else None, act if name in chosen else None, method))
+        one = (spec, act, method, product) if name in chosen else (None, None, method, None)
+        entries.append(_foreign_entry(source, tensor, held, *one))
     plain = [(tensor.name, *plain_tensor(source, tensor.name)) for tensor in model.tensors if tensor.role in ("norm", "bias")]
     return save_checkpoint(
         out, source.config, entries, plain, source.sidecars, tables=tables_of([spec.format]), policy=str(spec.policy) or None,
@@ -132,7 +136,7 @@ def _quantize_foreign(
 
 
 def _foreign_entry(
-    source: Foreign, tensor: TensorSpec, held: Format, spec: Spec | None, act: str | None, method: str
+    source: Foreign, tensor: TensorSpec, held: Format, spec: Spec | None, act: str | None, method: str, product: str | None
 ) -> tuple[str, QuantizedEntry]:
     """A matrix of the new checkpoint, made when its turn comes. spec None: it keeps its codes, in the format `held`."""
     fmt = spec.format if spec else held
@@ -146,4 +150,4 @@ def _foreign_entry(
         return dict(made.parts)
 
     made = None if sizes_known(fmt, tensor.shape, layout) else produce()
-    return tensor.name, QuantizedEntry(describe_layer(fmt, tensor.shape, layout, act, made), produce)
+    return tensor.name, QuantizedEntry(describe_layer(fmt, tensor.shape, layout, act, made, product if spec else None), produce)

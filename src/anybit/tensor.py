@@ -207,16 +207,18 @@ class QTensor:
             raise ShapeError(f"rows are a list of integers from 0 to {self.shape[0] - 1}, not {given}")
         return np.asarray(self.native.rows(np.ascontiguousarray(array, dtype=np.int64)))
 
-    def matmul(self, x: Any, act: str | None = None, bias: np.ndarray | None = None) -> np.ndarray:
+    def matmul(self, x: Any, act: str | None = None, bias: np.ndarray | None = None, product: str | None = None) -> np.ndarray:
         """x times this matrix transposed.
 
-        Args: x, float32[..., k]; act, None for float activations or "int8" for dynamic int8 activations a block; bias, float32[n].
+        Args: x, float32[..., k]; act, None for float activations or "int8" for dynamic int8 activations a block; bias, float32[n];
+            product, a rule in the place of multiplication (docs/products.md), such as "lmul".
         Returns: float32[..., n], the same bits for every batch, thread count and instruction set.
         Raises: ShapeError: x does not end in k; NonFiniteError: x holds NaN or Inf; NoKernelError: no kernel for this format and act.
         """
         from anybit.linear import run_matmul
+        from anybit.products import parse_product
 
-        return run_matmul(self, x, act, bias)
+        return run_matmul(self, x, act, bias, None if product is None else parse_product(product))
 
     def __repr__(self) -> str:
         return f"QTensor({self.format}, shape={list(self.shape)}, layout={self.layout}, {self.nbytes} bytes)"

@@ -20,6 +20,7 @@ threads_option = click.option("--threads", type=click.IntRange(1, 256), default=
 seed_option = click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of the random numbers.")
 progress_option = click.option("--no-progress", is_flag=True, help="No progress on stderr.")
 open_option = click.option("--open", "width", type=click.IntRange(1, 16), default=None, help="Open nested integers at this width.")
+product_option = click.option("--product", metavar="RULE", default=None, help="What takes multiplication's place: lmul, shift, table=...")
 model_argument = click.argument("model")
 
 

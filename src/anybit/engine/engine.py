@@ -10,8 +10,10 @@ import numpy as np
 from anybit.engine.state import State
 from anybit.errors import DoesNotFitError, NonFiniteError, ShapeError, UsageError
 from anybit.kernels.cpu import ACTS, native
+from anybit.kernels.product import native_product
 from anybit.linear import Linear
 from anybit.models.spec import ModelSpec, Rope
+from anybit.products import attention_product
 
 MOST_POSITIONS = 1 << 20  # rotary angles are exact enough below this (docs/contract.md)
 CHUNK_BYTES = 16 << 20  # activations of one chunk
@@ -21,16 +23,20 @@ class Engine:
     """A model that can be run. Results are the same bits for every chunk, batch, thread count and instruction set.
 
     Args: spec, the description; weights, by tensor name: a `Linear` for every matrix (it holds the bias), float32 arrays for norms;
-        chunk, tokens of one native call (None: what keeps its activations under 16 MB, at most 512).
+        chunk, tokens of one native call (None: what keeps its activations under 16 MB, at most 512); attention, a product rule (lmul,
+        lmulM) in the place of multiplication in q k^T and p v.
     Raises: ShapeError: a weight is missing or its shape is not the description's. NoKernelError: no kernel runs a weight.
     """
 
-    def __init__(self, spec: ModelSpec, weights: Mapping[str, Linear | np.ndarray], chunk: int | None = None) -> None:
+    def __init__(
+        self, spec: ModelSpec, weights: Mapping[str, Linear | np.ndarray], chunk: int | None = None, attention: str | None = None
+    ) -> None:
         self.spec = spec
         self.context = min(spec.context, MOST_POSITIONS)
         self._weights = weights
         self._check()
-        self._decoder = native.Decoder(self._use(spec.embedding), self._norm(spec.norm), spec.norm_eps, self._use(spec.head))
+        rule = None if attention is None else native_product(attention_product(attention), None, None)
+        self._decoder = native.Decoder(self._use(spec.embedding), self._norm(spec.norm), spec.norm_eps, self._use(spec.head), rule)
         ropes: list[Rope] = []
         rows = 3 * spec.width
         for layer in spec.layers:
@@ -67,7 +73,7 @@ class Engine:
         if not isinstance(linear, Linear):
             raise ShapeError(f"weight '{name}' must be a Linear")
         bias = None if linear.bias is None else np.ascontiguousarray(linear.bias, np.float32)
-        return native.Use(linear.native, bias, ACTS[linear.act_name])
+        return native.Use(linear.native, bias, ACTS[linear.act_name], linear.native_product)
 
     def _norm(self, name: str | None) -> Any:
         return None if name is None else np.ascontiguousarray(self._weights[name], np.float32)

@@ -23,7 +23,9 @@ class OpSpec:
     op: "linear". layout: of the stored weight. bits: of a code. dense: no scales.
     table: the element's table kind ("i8", "i16", "i16r", "f32").
     levels: number of scale levels; second: what the second level covers ("", "tensor" or "blocks").
-    act: None (float activations) or "int8". dim: weights that one code stands for.
+    act: None (float activations), "int8" or "int4".
+    product: None (multiplication) or the kind of a product rule ("patterns", "lookup").
+    dim: weights that one code stands for.
     """
 
     op: str
@@ -36,6 +38,7 @@ class OpSpec:
     act: str | None
     device: str = "cpu"
     dim: int = 1
+    product: str | None = None
 
 
 Run = Callable[[Any, np.ndarray, str | None, np.ndarray | None], np.ndarray]
@@ -47,6 +50,7 @@ class Kernel:
     """One way to run an operation. accepts(spec) is None, or the reason why not; isa() names the instruction set that serves it here.
 
     run: what multiplies; None for the native kernels, which run the weight's `native`, and whole blocks of a model in one call.
+    products: kinds of product rules that it serves; none: multiplication, and nothing else.
     """
 
     name: str
@@ -55,6 +59,15 @@ class Kernel:
     isa: Callable[[], str]
     about: str
     run: Run | None = None
+    products: tuple[str, ...] = ()
+
+    def refuses(self, spec: OpSpec) -> str | None:
+        """None, or why it does not serve the operation; other products are never taken for multiplication."""
+        if spec.product is None and self.products:
+            return f"it is for product rules of {' and '.join(self.products)}"
+        if spec.product is not None and spec.product not in self.products:
+            return f"it knows no product rules of {spec.product}"
+        return self.accepts(spec)
 
 
 @dataclass(frozen=True)
@@ -77,7 +90,7 @@ def choose(spec: OpSpec, native: bool = False) -> Choice:
     reasons: dict[str, str] = {}
     best: Kernel | None = None
     for kernel in candidates:
-        reason = kernel.accepts(spec)
+        reason = kernel.refuses(spec)
         if reason is None and native and kernel.run is not None:
             reason = "it runs from Python, and the engine has whole blocks run natively"
         if reason is None and best is None:

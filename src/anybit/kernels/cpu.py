@@ -18,7 +18,7 @@ from anybit.kernels import KERNELS, Kernel, OpSpec
 from anybit.layouts import Geometry, Parts, geometry
 from anybit.native import native
 
-ACTS = {None: 0, "int8": 1}
+ACTS = {None: 0, "int8": 1, "int4": 2}
 DENSE_KINDS = {"fp32": 1, "fp16": 2, "bf16": 3}
 _NO_TABLE = np.empty(0, np.float32)
 
@@ -71,7 +71,9 @@ def _accept_coded(spec: OpSpec) -> str | None:
 
 
 def _accept_act(spec: OpSpec) -> str | None:
-    return "the element fits no integer table: use float activations" if spec.act is not None and spec.table == "f32" else None
+    if spec.act is not None and spec.table == "f32":
+        return "the element fits no integer table: use float activations"
+    return f"it takes float or int8 activations, not {spec.act}" if spec.act not in (None, "int8") else None
 
 
 def _accept_trits(spec: OpSpec) -> str | None:
@@ -121,11 +123,12 @@ for _name, _priority, _accepts, _about in (
     KERNELS.add(_name, Kernel(_name, _priority, _accepts, isa, _about))
 
 
-def op_spec(fmt: Format, layout: str, act: str | None) -> OpSpec:
+def op_spec(fmt: Format, layout: str, act: str | None, product: str | None = None) -> OpSpec:
     """The properties of a linear operator that dispatch looks at."""
     levels = len(fmt.levels)
     second = "" if levels < 2 else "tensor" if levels == 2 and _whole(fmt) else "blocks"
-    return OpSpec("linear", layout, fmt.element.bits, fmt.block is None, fmt.element.table.kind, levels, second, act, dim=fmt.element.dim)
+    element, dense = fmt.element, fmt.block is None
+    return OpSpec("linear", layout, element.bits, dense, element.table.kind, levels, second, act, dim=element.dim, product=product)
 
 
 # ------------------------------------------------------------------------------------------------ native weights

@@ -5,7 +5,7 @@ Written from `docs/contract.md` alone; native kernels have to give the same bits
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -21,7 +21,6 @@ I32 = npt.NDArray[np.int32]
 LONGEST_ACT_BLOCK = 512
 ACT_BLOCK = 128  # of weight blocks that are longer
 LEAST_AMAX = np.float32(2.0**-120)
-INVERSE_127 = np.float32(1) / np.float32(127)
 
 
 def weight_edges(k: int, block: int) -> list[int]:
@@ -37,10 +36,10 @@ def act_edges(k: int, block: int) -> list[int]:
     return [start for first, last in pairwise(edges) for start in range(first, last, ACT_BLOCK)] + [k]
 
 
-def quantize_activations(x: F32, edges: Sequence[int]) -> tuple[npt.NDArray[np.int8], F32, I32]:
+def quantize_activations(x: F32, edges: Sequence[int], most: int = 127) -> tuple[npt.NDArray[np.int8], F32, I32]:
     """Dynamic int8 in blocks.
 
-    Args: x float32[m, k]; edges: block starts and k.
+    Args: x float32[m, k]; edges: block starts and k; most: the largest code (7 for int4).
     Returns: q int8[m, k], s float32[m, blocks], sums of q int32[m, blocks].
     Raises NonFiniteError: x holds NaN or infinity.
     """
@@ -52,8 +51,8 @@ def quantize_activations(x: F32, edges: Sequence[int]) -> tuple[npt.NDArray[np.i
     amax = np.maximum.reduceat(np.abs(x), starts, axis=1)
     small = amax < LEAST_AMAX
     safe = np.where(small, np.float32(1), amax)
-    s = np.where(small, np.float32(0), amax * INVERSE_127)
-    r = np.where(small, np.float32(0), np.float32(127) / safe)
+    s = np.where(small, np.float32(0), amax * (np.float32(1) / np.float32(most)))
+    r = np.where(small, np.float32(0), np.float32(most) / safe)
     with np.errstate(under="ignore"):
         q = np.rint(x * np.repeat(r, lengths, axis=1)).astype(np.int8)
     return q, s, np.add.reduceat(q.astype(np.int32), starts, axis=1, dtype=np.int32)
@@ -150,7 +149,11 @@ def _matmul_int8(x: F32, w: Operands) -> F32:
     return acc
 
 
-def _matmul_float(x: F32, w: Operands) -> F32:
+Step = Callable[[F32, F32, F32], F32]
+"""step(x, w, p): what the sum p of products becomes by one more product of x and w."""
+
+
+def _matmul_float(x: F32, w: Operands, step: Step = fma) -> F32:
     (m, k), n, blocks = x.shape, w.values.shape[0], w.sw.shape[1]
     values = w.values
     if w.zero is not None:
@@ -160,7 +163,7 @@ def _matmul_float(x: F32, w: Operands) -> F32:
     for i in range(min(w.block, k)):
         columns = np.arange(i, k, w.block)  # the i-th column of every block that has one: all, or all but the last
         some = slice(0, len(columns))
-        p[:, :, some] = fma(x[:, None, columns], values[None, :, columns], p[:, :, some])
+        p[:, :, some] = step(x[:, None, columns], values[None, :, columns], p[:, :, some])
         sx[:, some] = sx[:, some] + x[:, columns]
     acc = np.zeros((m, n), np.float32)
     for b in range(blocks):

@@ -7,12 +7,15 @@ lanes: lane j takes the indices j, j + 16, ... ascending, arrays are padded with
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 
 from anybit.reference.fma import F32, fma
 
 F64 = npt.NDArray[np.float64]
+Step = Callable[[F32, F32, F32], F32]
 
 LANES = 16
 TILE = 64  # keys whose softmax is taken together, at absolute positions
@@ -52,13 +55,13 @@ def _in_lanes(x: npt.NDArray) -> npt.NDArray:
     return padded.reshape(*x.shape[:-1], steps, LANES)
 
 
-def dot(a: F32, b: F32) -> F32:
-    """Sum over the last axis of a * b: 16 lanes from +0, each an ascending chain of fma, then folded."""
+def dot(a: F32, b: F32, step: Step = fma) -> F32:
+    """Sum over the last axis of a * b: 16 lanes from +0, each an ascending chain of fma (or `step`), then folded."""
     a, b = np.broadcast_arrays(a, b)
     left, right = _in_lanes(a), _in_lanes(b)
     sums = np.zeros((*a.shape[:-1], LANES), np.float32)
-    for step in range(left.shape[-2]):
-        sums = fma(left[..., step, :], right[..., step, :], sums)
+    for i in range(left.shape[-2]):
+        sums = step(left[..., i, :], right[..., i, :], sums)
     return lanes_fold(sums)
 
 
@@ -136,7 +139,7 @@ def rope_inverse(base: float, width: int) -> F32:
     return exp64(-(exponent * log64(np.float64(base)))).astype(np.float32)
 
 
-def softmax_tile(s: F32, visible: npt.NDArray[np.bool_], v: F32) -> tuple[F32, F32, F32]:
+def softmax_tile(s: F32, visible: npt.NDArray[np.bool_], v: F32, step: Step = fma) -> tuple[F32, F32, F32]:
     """One tile: scores s[..., 64], mask, values v[..., 64, d] -> (maximum, sum, weighted values), over the visible keys only."""
     top = np.max(np.where(visible, s, np.float32(-np.inf)), axis=-1)
     e = np.where(visible, exp(s - top[..., None]), np.float32(0))
@@ -146,7 +149,7 @@ def softmax_tile(s: F32, visible: npt.NDArray[np.bool_], v: F32) -> tuple[F32, F
         lanes = lanes + groups[..., group, :]
     out = np.zeros((*s.shape[:-1], v.shape[-1]), np.float32)
     for key in range(TILE):
-        out = np.where(visible[..., key, None], fma(e[..., key, None], v[..., key, :], out), out)
+        out = np.where(visible[..., key, None], step(e[..., key, None], v[..., key, :], out), out)
     return top, lanes_fold(lanes), out
 
 
@@ -158,12 +161,13 @@ def softmax_merge(a: tuple[F32, F32, F32], b: tuple[F32, F32, F32]) -> tuple[F32
     return top, total, fma(b[2], scale_b[..., None], a[2] * scale_a[..., None])
 
 
-def attention(q: F32, k: F32, v: F32, positions: npt.NDArray[np.int64], window: int | None = None) -> F32:
+def attention(q: F32, k: F32, v: F32, positions: npt.NDArray[np.int64], window: int | None = None, step: Step = fma) -> F32:
     """Causal softmax attention. q[heads, t, d], k and v[kv_heads, length, d] from position 0, positions int[t] -> [heads, t, d].
 
     A query at position p sees keys max(0, p - window + 1) .. p. Score = dot(q, k) * fl32(1 / fl32(sqrt(d))). Tiles of 64 keys at
     absolute positions, the first visible one starts a state, later ones are merged into it ascending inside a span of 8 tiles;
-    span states are merged ascending; output = o * (1 / sum). A tile without a visible key takes no part.
+    span states are merged ascending; output = o * (1 / sum). A tile without a visible key takes no part. `step` takes the place of fma in
+    the products q k and p v alone.
     """
     heads, count, d = q.shape
     scale = np.float32(1) / np.sqrt(np.float32(d))
@@ -178,9 +182,9 @@ def attention(q: F32, k: F32, v: F32, positions: npt.NDArray[np.int64], window: 
                 visible &= at > positions[:, None] - window
             seen = np.broadcast_to(visible, (heads, count, TILE))
             keys, values = (_tile(x, start, group) for x in (k, v))
-            s = dot(q[:, :, None, :], keys[:, None, :, :]) * scale
+            s = dot(q[:, :, None, :], keys[:, None, :, :], step) * scale
             with np.errstate(invalid="ignore"):
-                _accept(span, softmax_tile(s, seen, values[:, None]), np.any(seen, axis=-1, keepdims=True)[..., 0])
+                _accept(span, softmax_tile(s, seen, values[:, None], step), np.any(seen, axis=-1, keepdims=True)[..., 0])
         with np.errstate(invalid="ignore"):
             _accept(total, *span[0])
     state = total[0][0]

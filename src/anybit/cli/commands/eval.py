@@ -21,14 +21,16 @@ from anybit.cli.progress import Reporter
 @click.option("--text", "texts", multiple=True, type=click.Path(exists=True, dir_okay=False), help="Text file; may be repeated.")
 @click.option("--tokens", type=click.IntRange(1), default=None, help="Tokens to score: 32768 of the default text, all of --text.")
 @click.option("--window", type=click.IntRange(1), default=512, show_default=True, help="Tokens that see each other.")
-@click.option("--act", type=click.Choice(["float", "int8"]), default=None, help="Activations of the quantized layers, if not as stored.")
+@click.option("--act", type=click.Choice(["float", "int8", "int4"]), default=None, help="Activations of quantized layers if not as stored.")
+@options.product_option
+@click.option("--attention-product", metavar="RULE", default=None, help="Product rule of attention's two products: lmul, lmulM.")
 @options.open_option
 @options.threads_option
 @options.json_option
 @options.progress_option
 def command(
     model: str, reference: str | None, texts: tuple[str, ...], tokens: int | None, window: int, act: str | None, width: int | None,
-    threads: int | None, as_json: bool, no_progress: bool,
+    product: str | None, attention_product: str | None, threads: int | None, as_json: bool, no_progress: bool,
 ) -> None:  # fmt: skip
     """Measure MODEL on held-out standard-library modules, or on text files."""
     options.use_threads(threads)
@@ -40,6 +42,10 @@ def command(
     measured = options.load(model, width)
     if act is not None:
         measured = measured.with_act(options.parse_act(act))
+    if product is not None:
+        measured = measured.with_product(product)
+    if attention_product is not None:
+        measured = measured.with_attention(attention_product)
     original = None if reference is None else options.load(reference)
     for name, each in ((model, measured), (reference, original)):
         if each is not None and window > each.context:
@@ -60,7 +66,8 @@ def command(
     result: dict[str, Any] = {
         "model": model, "reference": reference, **found.describe(),
         "bits_per_weight": measured.bits_per_weight, "quantized_bits_per_weight": stored,
-        "act": act or ("as stored" if stored else "float"), "window": window, "text": text.describe(), "machine": machine(),
+        "act": act or ("as stored" if stored else "float"), "product": product or "as stored", "attention_product": attention_product,
+        "window": window, "text": text.describe(), "machine": machine(),
     }  # fmt: skip
     if as_json:
         options.print_json(result)
@@ -97,6 +104,7 @@ def say(result: dict[str, Any]) -> None:
     pairs += [
         ("bits a weight", bits),
         ("activations", result["act"]),
+        ("products", result["product"] + (f", attention {result['attention_product']}" if result["attention_product"] else "")),
         ("text", f"{text['source']}, {text['tokens']} tokens, windows of {result['window']}"),
         ("sha256 of its tokens", text["tokens_sha256"]),
     ]

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from anybit import elementwise
 from anybit.errors import UsageError
 from anybit.formats import Element, Spec
 from anybit.reference.steps import HALF, Steps
@@ -68,7 +69,7 @@ def target(text: str) -> Target:
 
 def encode(t: Target, x: np.ndarray) -> np.ndarray:
     """What is judged: the codes that anybit gives, by the fastest way that it has."""
-    return t.element.encode(x, round=t.round, over=t.over, nonfinite=t.nonfinite)
+    return np.asarray(elementwise.encode(x, t.element, round=t.round, over=t.over, nonfinite=t.nonfinite))
 
 
 def judge_steps(steps: Steps, element: Element) -> int:

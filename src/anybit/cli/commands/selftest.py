@@ -17,7 +17,7 @@ from anybit.errors import UsageError
     short_help="Check formats, packing and kernels against exact references.",
     epilog="Example: anybit selftest --full --format fp8_e4m3fn --format bf16+round=zero",
 )
-@click.option("--full", is_flag=True, help="Also all 2^32 float32 numbers through chosen formats; minutes each, resumable.")
+@click.option("--full", is_flag=True, help="Also all 2^32 float32 numbers through chosen formats; ten seconds to a minute each, resumable.")
 @click.option("--format", "formats", multiple=True, metavar="EXPR", help="With --full: an element, with policies if wanted; repeatable.")
 @click.option("--certificate", type=click.Path(), default=None, metavar="FILE", help="With --full: where counts and digests go.")
 @options.threads_option

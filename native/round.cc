@@ -4,6 +4,7 @@
 // Steps, operations on 16 lanes: 10 for values to nearest even, where adding a power of two whose last place is the step lets the hardware round:
 //   y = (|x| + C) - C,  C = 2^(23 - mantissa) * (binade of |x|, at least the first)        exact: |x| < C and C is an even number of steps
 // about 25 for every other mode, on the significand as an integer: q = (significand + what the mode adds) >> (bits that the step drops).
+// Tapered: as the other modes of steps, on the whole pattern, and a permute of the exponent's table.
 // Search: four comparisons down a tree whose levels are permutes. Buckets: one load of a threshold and one of the result, number by number.
 #include "round.h"
 
@@ -130,6 +131,40 @@ template <RoundMode mode> struct Prefix {
   AB_INLINE I code(const RoundPlan &p, F x, I word) { return signed_code(p, magnitude(p, f_bits(x), word), f_bits(x)); }
 };
 
+template <int entries> struct TaperedOf {  // 0: any
+  template <RoundMode mode> struct Kind {
+    AB_INLINE F value(const RoundPlan &p, F x, I) {
+      const I bits = f_bits(x), a = i_and(bits, i_set(0x7fffffff));
+      I entry;
+      const I q = rounded<mode>(p, bits, a, &entry);
+      I y = i_sub(i_shlv(q, i_and(entry, i_set(31))), i_set(p.origin));
+      if (!p.clips) y = i_select(i_lt(a, by_sign<mode>(p.out_from, bits)), y, i_set(0x7f800000));
+      return signed_value(p, i_float(i_select(i_lt(a, by_sign<mode>(p.zero_below, bits)), i_zero(), y)), bits);
+    }
+    AB_INLINE I code(const RoundPlan &p, F x, I) {
+      const I bits = f_bits(x), a = i_and(bits, i_set(0x7fffffff));
+      I entry;
+      const I q = rounded<mode>(p, bits, a, &entry);
+      I m = i_add(q, i_sar(entry, 5));
+      if (!p.clips) m = i_select(i_lt(a, by_sign<mode>(p.out_from, bits)), m, i_set(0x10000));
+      return signed_code(p, i_select(i_lt(a, by_sign<mode>(p.zero_below, bits)), i_zero(), m), bits);
+    }
+
+   private:
+    template <RoundMode m> AB_INLINE I by_sign(const int32_t *limits, I bits) {
+      if constexpr (m == RoundMode::Up || m == RoundMode::Down) return i_select(i_lt(bits, i_zero()), i_set(limits[1]), i_set(limits[0]));
+      else return i_set(limits[0]);
+    }
+    template <RoundMode m> AB_INLINE I rounded(const RoundPlan &p, I bits, I a, I *entry) {
+      const I held = i_min(i_max(a, i_set(p.smallest)), i_set(p.biggest));
+      const I exponent = i_shr(held, 23);
+      if constexpr (entries > 0) *entry = i_lookup<entries>(p.taper, exponent);
+      else *entry = f_bits(f_gather((const float *)p.taper, i_and(exponent, i_set(p.entries - 1))));
+      return shifted<m>(i_add(held, i_set(p.origin)), i_and(*entry, i_set(31)), i_sar(bits, 31), i_zero());
+    }
+  };
+};
+
 // ------------------------------------------------------------------------------------------------ at most 16 values
 struct Search {
   AB_INLINE I down(const float *level, F x, I at) {  // to the next level: twice the index, one more from the threshold on
@@ -154,7 +189,8 @@ struct Search {
   }
 };
 
-template <class Kind> static void values_lanes(const RoundPlan &p, const float *x, const uint32_t *words, int64_t n, float *out, bool stream) {
+template <class Kind> static void values_lanes(const RoundPlan &plan, const float *x, const uint32_t *words, int64_t n, float *out, bool stream) {
+  const RoundPlan p = plan;  // what no store can change stays in registers
   int64_t i = 0;
   const int32_t *w = (const int32_t *)words;
   const I drawn = i_set((int32_t)p.word_mask);
@@ -171,7 +207,8 @@ template <class Kind> static void values_lanes(const RoundPlan &p, const float *
   memcpy(out + i, t, sizeof(float) * (size_t)(n - i));
 }
 
-template <class Kind> static void codes_lanes(const RoundPlan &p, const float *x, const uint32_t *words, int64_t n, int32_t *out) {
+template <class Kind> static void codes_lanes(const RoundPlan &plan, const float *x, const uint32_t *words, int64_t n, int32_t *out) {
+  const RoundPlan p = plan;
   int64_t i = 0;
   const int32_t *w = (const int32_t *)words;
   const I drawn = i_set((int32_t)p.word_mask);
@@ -258,9 +295,22 @@ template <template <RoundMode> class Kind, class Call> AB_INLINE void by_mode(Ro
   }
 }
 
+template <class Call> AB_INLINE void by_entries(const RoundPlan &p, Call call) {
+#if !ANYBIT_512 && !ANYBIT_256
+  return by_mode<TaperedOf<0>::Kind>(p.mode, call);  // tables of all sizes are read alike
+#endif
+  switch (p.entries) {
+    case 16: return by_mode<TaperedOf<16>::Kind>(p.mode, call);
+    case 32: return by_mode<TaperedOf<32>::Kind>(p.mode, call);
+    case 64: return by_mode<TaperedOf<64>::Kind>(p.mode, call);
+    default: return by_mode<TaperedOf<128>::Kind>(p.mode, call);
+  }
+}
+
 static void values(const RoundPlan &p, const float *x, const uint32_t *words, int64_t n, float *out, bool stream) {
   if (p.kind == RoundKind::Steps) return by_mode<Steps>(p.mode, [&](auto k) { values_lanes<decltype(k)>(p, x, words, n, out, stream); });
   if (p.kind == RoundKind::Prefix) return by_mode<Prefix>(p.mode, [&](auto k) { values_lanes<decltype(k)>(p, x, words, n, out, stream); });
+  if (p.kind == RoundKind::Tapered) return by_entries(p, [&](auto k) { values_lanes<decltype(k)>(p, x, words, n, out, stream); });
   if (p.kind == RoundKind::Search) return values_lanes<Search>(p, x, words, n, out, stream);
   if (!stream) return picked(p, x, words, n, out, p.rank_values);
   float block[kRoundBlock];
@@ -276,6 +326,7 @@ static void values(const RoundPlan &p, const float *x, const uint32_t *words, in
 static void codes(const RoundPlan &p, const float *x, const uint32_t *words, int64_t n, int32_t *out) {
   if (p.kind == RoundKind::Steps) return by_mode<Steps>(p.mode, [&](auto k) { codes_lanes<decltype(k)>(p, x, words, n, out); });
   if (p.kind == RoundKind::Prefix) return by_mode<Prefix>(p.mode, [&](auto k) { codes_lanes<decltype(k)>(p, x, words, n, out); });
+  if (p.kind == RoundKind::Tapered) return by_entries(p, [&](auto k) { codes_lanes<decltype(k)>(p, x, words, n, out); });
   if (p.kind == RoundKind::Search) return codes_lanes<Search>(p, x, words, n, out);
   picked(p, x, words, n, out, p.rank_codes);
 }

@@ -175,7 +175,7 @@ bool special(float v) {
 template <class Write, class Patch>
 void run_blocks(const PyRound &r, const RoundKernels &k, const float *x, int64_t from, int64_t to, uint64_t seed, int64_t start, Found *bad, Found *outside,
                 Write write, Patch patch) {
-  alignas(64) uint32_t words[kRoundBlock + 128];
+  alignas(64) uint32_t words[kRoundBlock + 192];
   alignas(64) float held[kRoundBlock];
   int32_t marks[kRoundBlock];
   std::vector<std::pair<int64_t, float>> refused;
@@ -205,7 +205,7 @@ void run_blocks(const PyRound &r, const RoundKernels &k, const float *x, int64_t
     if (r.plan.mode == RoundMode::Stochastic) {
       const uint64_t place = static_cast<uint64_t>(start + at), counter = place / 4;
       const int64_t skip = static_cast<int64_t>(place % 4);
-      k.philox(seed, counter, (skip + count + 3) / 4, words);
+      k.philox(seed, counter, (skip + count + 3) / 4, words, x + at + count);
       word = words + skip;
     }
     write(at, source, word, count);
@@ -300,10 +300,10 @@ bool round_blocks(const PyRound &r, nb::dict d, Matrix x, nb::ndarray<float, nb:
   {
     nb::gil_scoped_release release;
     parallel_for(tasks, [&](int64_t t) {
-      alignas(64) uint32_t words[kRoundBlock + 128];
+      alignas(64) uint32_t words[kRoundBlock + 192];
       for (int64_t piece = t * each; piece < std::min(total, (t + 1) * each); piece++) {
         const int64_t from = piece % pieces * step, at = piece / pieces * k + from, count = std::min(step, k - from);
-        if (random) kernels.philox(seed, static_cast<uint64_t>(at) / 4, (at % 4 + count + 3) / 4, words);
+        if (random) kernels.philox(seed, static_cast<uint64_t>(at) / 4, (at % 4 + count + 3) / 4, words, source + at + count);
         const bool aligned = reinterpret_cast<size_t>(y + at) % 64 == 0;
         if (!kernels.blocks(r.plan, b, source + at, random ? words + at % 4 : nullptr, count, y + at, stream && aligned)) good[static_cast<size_t>(t)] = 0;
       }

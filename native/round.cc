@@ -98,6 +98,17 @@ AB_INLINE I signed_code(const RoundPlan &p, I m, I bits) {
   return p.clips ? c : i_select(out, i_select(negative, i_set(p.out_code[1]), i_set(p.out_code[0])), c);
 }
 
+// Whole steps of magnitudes c (bits, at most cap), up or down as the word says: r < p 2^N for whole r is r's upper d bits < the d bits that are dropped,
+// and adding all ones less r carries just then. Where more than 30 bits are dropped, `shifted` does it; of zero all are, and none is added.
+AB_INLINE I drawn_steps(const RoundPlan &p, I c, I word) {
+  const I d = i_max(i_sub(i_set(p.least + 23 - p.mantissa), i_shr(c, 23)), i_set(23 - p.mantissa));
+  const I sig = i_or(i_and(c, i_set(0x007fffff)), i_set(0x00800000));
+  const int32_t faint = p.least - 7 - p.mantissa;  // magnitudes of lower exponents drop more; unsigned c - 1 < their end - 1
+  const Mask deep = i_lt(i_add(c, i_set(0x7fffffff)), i_set((int32_t)((uint32_t)(faint << 23) + 0x7fffffffu)));
+  if (__builtin_expect(i_any(deep), 0)) return shifted<RoundMode::Stochastic>(i_select(i_lt(i_zero(), c), sig, i_zero()), i_min(d, i_set(57)), c, word);
+  return i_shrv(i_add(sig, i_shrv(i_xor(word, i_set(-1)), i_sub(i_set(32), d))), d);
+}
+
 template <RoundMode mode> struct Steps {
   AB_INLINE F value(const RoundPlan &p, F x, I word) {
     const I bits = f_bits(x), a = i_and(bits, i_set(0x7fffffff));
@@ -106,6 +117,10 @@ template <RoundMode mode> struct Steps {
       const F size = f_min(i_float(a), f_set(p.cap));
       const F big = i_float(i_add(i_max(i_and(f_bits(size), i_set(0x7f800000)), i_set(p.least << 23)), i_set((23 - p.mantissa) << 23)));
       y = f_sub(f_add(size, big), big);
+    } else if constexpr (mode == RoundMode::Stochastic) {
+      const I c = i_min(a, i_set((int32_t)float_bits(p.cap)));
+      const I first = i_max(i_and(c, i_set(0x7f800000)), i_set(p.least << 23));
+      y = f_mul(i_to_f(drawn_steps(p, c, word)), i_float(i_sub(first, i_set(p.mantissa << 23))));  // exact
     } else {
       I e;
       const I q = steps_of<mode>(p, a, i_sar(bits, 31), word, &e);
@@ -115,14 +130,21 @@ template <RoundMode mode> struct Steps {
   }
   AB_INLINE I code(const RoundPlan &p, F x, I word) {
     const I bits = f_bits(x);
-    I e;
-    const I q = steps_of<mode>(p, i_and(bits, i_set(0x7fffffff)), i_sar(bits, 31), word, &e);
+    I e, q;
+    if constexpr (mode == RoundMode::Stochastic) {
+      const I c = i_min(i_and(bits, i_set(0x7fffffff)), i_set((int32_t)float_bits(p.cap)));
+      e = i_max(i_shr(c, 23), i_set(p.least)), q = drawn_steps(p, c, word);
+    } else {
+      q = steps_of<mode>(p, i_and(bits, i_set(0x7fffffff)), i_sar(bits, 31), word, &e);
+    }
     return signed_code(p, i_add(q, i_shl(i_sub(e, i_set(p.least)), p.mantissa)), bits);
   }
 };
 
 template <RoundMode mode> struct Prefix {
   AB_INLINE I magnitude(const RoundPlan &p, I bits, I word) {
+    if constexpr (mode == RoundMode::Stochastic)  // as drawn_steps; some bits are kept
+      return i_shr(i_add(i_and(bits, i_set(0x7fffffff)), i_shr(i_xor(word, i_set(-1)), 9 + p.mantissa)), 23 - p.mantissa);
     return shifted<mode>(i_and(bits, i_set(0x7fffffff)), i_set(23 - p.mantissa), i_sar(bits, 31), word);
   }
   AB_INLINE F value(const RoundPlan &p, F x, I word) {
@@ -430,8 +452,8 @@ static bool blocks(const RoundPlan &p, const BlockPlan &b, const float *x, const
   return true;
 }
 
-static void philox(uint64_t seed, uint64_t counter, int64_t counters, uint32_t *out) {
-  philox_run(seed, counter, counters, out);
+static void philox(uint64_t seed, uint64_t counter, int64_t counters, uint32_t *out, const float *next) {
+  philox_run(seed, counter, counters, out, next);
 }
 
 static void narrow(const int32_t *codes, int64_t n, int width, void *out) {

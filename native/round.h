@@ -84,7 +84,8 @@ struct RoundKernels {
   // Numbers of whole blocks (the last may be short) to their values times their scales. At most kRoundBlock numbers, or one block without words.
   // False: some scale is too large, or some number is not finite.
   bool (*blocks)(const RoundPlan &p, const BlockPlan &b, const float *x, const uint32_t *words, int64_t n, float *out, bool stream);
-  void (*philox)(uint64_t seed, uint64_t counter, int64_t counters, uint32_t *out);  // 4 words a counter; in eights of counters
+  // 4 words a counter; in eights of counters. As many numbers from `next` on are fetched meanwhile, without being read: it may point beyond an array.
+  void (*philox)(uint64_t seed, uint64_t counter, int64_t counters, uint32_t *out, const float *next);
   void (*narrow)(const int32_t *codes, int64_t n, int width, void *out);              // to 1 or 2 bytes
   uint32_t (*decode)(const void *codes, int width, int64_t n, const float *table, float *out);  // returns all codes or-ed together
 };

@@ -376,23 +376,64 @@ static void range(const float *x, int64_t n, float *low, float *high) {
 AB_INLINE uint64_t double_bits(double x) { uint64_t u; memcpy(&u, &x, 8); return u; }
 AB_INLINE double bits_double(uint64_t u) { double x; memcpy(&x, &u, 8); return x; }
 
-// Like the values of Steps, in float64: adding a power of two whose last place is the grid's step rounds to nearest even.
-static void scales(const BlockPlan &b, const uint32_t *largest, int64_t count, float *scale) {
-  const uint64_t exponents = 0x7ffull << 52, first = double_bits(b.first);
+// Like the values of Steps, in float64: adding a power of two whose last place is the grid's step rounds to nearest even. No branches: compilers
+// make lanes of it. A target that is not for this pass gives NaN, which is within no limit.
+template <bool power_of_two, bool one_level> AB_INLINE void scales_of(const BlockPlan &plan, const uint32_t *largest, int64_t count, float *scale) {
+  const BlockPlan b = plan;
+  const uint64_t exponents = 0x7ffull << 52, first = double_bits(b.first), down = (uint64_t)(int64_t)(1 - b.top) << 52, places = (uint64_t)(52 - b.mantissa) << 52;
   for (int64_t i = 0; i < count; i++) {
     const double amax = (double)bits_float(largest[i]);
-    const double power = amax > 0 ? bits_double((double_bits(amax) & exponents) + ((uint64_t)(int64_t)(1 - b.top) << 52)) : 0.0;
-    double target = (b.power_of_two ? power : amax / b.most) / b.outer;
-    if (target >= b.end) {
-      scale[i] = bits_float(0x7fc00000u);  // is within no limit
-      continue;
-    }
-    target = target < b.smallest ? b.smallest : target;
-    target = target > b.biggest ? b.biggest : target;
-    const uint64_t e = double_bits(target) & exponents;
-    const double big = bits_double((e > first ? e : first) + ((uint64_t)(52 - b.mantissa) << 52));
-    scale[i] = (float)((target + big) - big) * b.factor;
+    double target = power_of_two ? (amax > 0 ? bits_double((double_bits(amax) & exponents) + down) : 0.0) : amax / b.most;
+    if (!one_level) target = target / b.outer;
+    double held = target < b.smallest ? b.smallest : target;
+    held = held > b.biggest ? b.biggest : held;
+    const uint64_t e = double_bits(held) & exponents;
+    const double big = bits_double((e > first ? e : first) + places);
+    const float s = (float)((held + big) - big) * b.factor;
+    scale[i] = target >= b.end ? bits_float(0x7fc00000u) : s;
   }
+}
+
+static void scales(const BlockPlan &b, const uint32_t *largest, int64_t count, float *scale) {
+  if (b.power_of_two) return b.outer == 1.0 ? scales_of<true, true>(b, largest, count, scale) : scales_of<true, false>(b, largest, count, scale);
+  return b.outer == 1.0 ? scales_of<false, true>(b, largest, count, scale) : scales_of<false, false>(b, largest, count, scale);
+}
+
+// Blocks of whole registers: divided, rounded and multiplied in one go. By a power of two whose reciprocal is a normal number, multiplying gives
+// the quotient's own bits.
+template <class Kind, bool reciprocal, bool stream>
+static void whole_blocks(const RoundPlan &plan, const float *x, const uint32_t *words, int64_t n, int64_t size, const float *scale, float *out) {
+  const RoundPlan p = plan;
+  const I drawn = i_set((int32_t)p.word_mask);
+  const int32_t *w = (const int32_t *)words;
+  for (int64_t block = 0, at = 0; at < n; block++) {
+    const float s = scale[block], by = s == 0.0f ? bits_float(0x7f800000u) : s;
+    const F times = f_set(s), over = f_set(reciprocal ? 1.0f / s : by);
+    const int64_t end = n - at < size ? n : at + size;
+    for (; at < end; at += 16) {
+      const F v = f_load(x + at), q = reciprocal ? f_mul(v, over) : f_div(v, over);
+      const F y = f_mul(Kind::value(p, q, w ? i_and(i_load(w + at), drawn) : i_zero()), times);
+      if (stream) f_stream(out + at, y);
+      else f_store(out + at, y);
+    }
+  }
+}
+
+template <class Kind>
+AB_INLINE void whole_blocks_by(const RoundPlan &p, const float *x, const uint32_t *w, int64_t n, int64_t size, const float *scale, bool powers, float *out, bool stream) {
+  if (powers) return stream ? whole_blocks<Kind, true, true>(p, x, w, n, size, scale, out) : whole_blocks<Kind, true, false>(p, x, w, n, size, scale, out);
+  return stream ? whole_blocks<Kind, false, true>(p, x, w, n, size, scale, out) : whole_blocks<Kind, false, false>(p, x, w, n, size, scale, out);
+}
+
+// Whether it was done. Modes that blocks seldom use go the other way: each costs as much code as these.
+static bool in_one_go(const RoundPlan &p, const float *x, const uint32_t *w, int64_t n, int64_t size, const float *scale, bool powers, float *out, bool stream) {
+  const bool nearest = p.mode == RoundMode::NearestEven;
+  if (p.kind == RoundKind::Steps && nearest) whole_blocks_by<Steps<RoundMode::NearestEven>>(p, x, w, n, size, scale, powers, out, stream);
+  else if (p.kind == RoundKind::Steps && p.mode == RoundMode::Stochastic)
+    whole_blocks_by<Steps<RoundMode::Stochastic>>(p, x, w, n, size, scale, powers, out, stream);
+  else if (p.kind == RoundKind::Search) whole_blocks_by<Search>(p, x, w, n, size, scale, powers, out, stream);
+  else return false;
+  return true;
 }
 
 static void divided(const float *x, int64_t n, float scale, float *out) {  // by infinity where a product of tiny scales has vanished
@@ -430,6 +471,14 @@ static bool blocks(const RoundPlan &p, const BlockPlan &b, const float *x, const
   scales(b, most, count, scale);
   for (int64_t i = 0; i < count; i++)
     if (!((double)scale[i] <= b.limit)) return false;
+  if (b.size % 16 == 0 && n % 16 == 0 && n <= kRoundBlock) {
+    bool powers = true;
+    for (int64_t i = 0; i < count; i++) {
+      const uint32_t bits = float_bits(scale[i]);
+      powers &= (bits & 0x7fffff) == 0 && bits - 0x00800000u <= 0x7e000000u;  // 2^-126 to 2^126
+    }
+    if (in_one_go(p, x, words, n, b.size, scale, powers, out, stream)) return true;
+  }
   if (n > kRoundBlock) {  // one block, in pieces
     for (int64_t at = 0; at < n; at += kRoundBlock) {
       const int64_t size = n - at < kRoundBlock ? n - at : kRoundBlock;

@@ -461,23 +461,35 @@ static bool blocks(const RoundPlan &p, const BlockPlan &b, const float *x, const
   uint32_t most[kRoundBlock];
   float scale[kRoundBlock];
   const int64_t count = (n + b.size - 1) / b.size;
-  uint32_t all = 0;
-  for (int64_t i = 0; i < count; i++) {
-    const int64_t left = n - i * b.size;
-    most[i] = largest(x + i * b.size, left < b.size ? left : b.size);
-    all = most[i] > all ? most[i] : all;
+  const bool registers = b.size % 16 == 0 && n % 16 == 0 && n <= kRoundBlock;
+  if (registers) {
+    const I magnitude = i_set(0x7fffffff);
+    for (int64_t i = 0, at = 0; at < n; i++) {
+      const int64_t end = n - at < b.size ? n : at + b.size;
+      I m = i_and(f_bits(f_load(x + at)), magnitude);
+      for (at += 16; at < end; at += 16) m = i_max(m, i_and(f_bits(f_load(x + at)), magnitude));
+      most[i] = (uint32_t)i_fold_max(m);
+    }
+  } else {
+    for (int64_t i = 0; i < count; i++) {
+      const int64_t left = n - i * b.size;
+      most[i] = largest(x + i * b.size, left < b.size ? left : b.size);
+    }
   }
+  uint32_t all = 0;
+  for (int64_t i = 0; i < count; i++) all = most[i] > all ? most[i] : all;
   if (all >= 0x7f800000u) return false;
   scales(b, most, count, scale);
-  for (int64_t i = 0; i < count; i++)
-    if (!((double)scale[i] <= b.limit)) return false;
-  if (b.size % 16 == 0 && n % 16 == 0 && n <= kRoundBlock) {
-    bool powers = true;
+  int within = 1;
+  for (int64_t i = 0; i < count; i++) within &= (double)scale[i] <= b.limit;
+  if (!within) return false;
+  if (registers) {
+    int powers = 1;
     for (int64_t i = 0; i < count; i++) {
       const uint32_t bits = float_bits(scale[i]);
-      powers &= (bits & 0x7fffff) == 0 && bits - 0x00800000u <= 0x7e000000u;  // 2^-126 to 2^126
+      powers &= ((bits & 0x7fffff) == 0) & (bits - 0x00800000u <= 0x7e000000u);  // 2^-126 to 2^126
     }
-    if (in_one_go(p, x, words, n, b.size, scale, powers, out, stream)) return true;
+    if (in_one_go(p, x, words, n, b.size, scale, powers != 0, out, stream)) return true;
   }
   if (n > kRoundBlock) {  // one block, in pieces
     for (int64_t at = 0; at < n; at += kRoundBlock) {

@@ -13,7 +13,7 @@ from anybit.formats.element import switches
 
 @dataclass(frozen=True)
 class Sides:
-    """An element with zero whose codes are the ranks of its magnitudes, with a sign bit or as two's complement; `longer`: all magnitudes."""
+    """An element with zero whose codes are its magnitudes' ranks, with a sign bit or as two's complement. `longer`: all magnitudes."""
 
     longer: np.ndarray
     count: tuple[int, int]
@@ -41,7 +41,8 @@ def sides(element: Element) -> Sides | None:
         side, (len(up), len(down)),
         {
             "top": np.array([len(up) - 1, len(down) - 1], np.int32), "largest": np.array([up[-1], down[-1]], np.float32),
-            "symmetric": len(up) == len(down), "two_complement": bool(two_complement), "sign_bit": element.bits - 1 if len(down) > 1 else -1,
+            "symmetric": len(up) == len(down), "two_complement": bool(two_complement),
+            "sign_bit": element.bits - 1 if len(down) > 1 else -1,
         },
     )  # fmt: skip
 
@@ -91,11 +92,11 @@ def _drops(pattern: np.ndarray) -> np.ndarray | None:
     """For each binade from the first value's to the last's the lowest bits that its values, and those on both sides, do not use."""
     found = []
     for exponent in range(int(pattern[0] >> 23), int(pattern[-1] >> 23) + 1):
-        start = max(np.searchsorted(pattern, exponent << 23, side="right") - 1, 0)
-        end = min(np.searchsorted(pattern, (exponent + 1) << 23, side="left"), len(pattern) - 1)
+        start = max(int(np.searchsorted(pattern, exponent << 23, side="right")) - 1, 0)
+        end = min(int(np.searchsorted(pattern, (exponent + 1) << 23, side="left")), len(pattern) - 1)
         gaps = np.diff(pattern[start : end + 1])
-        if not gaps.size:  # of the last binade only the largest value is in use
-            found.append(0 if pattern[start] & 1 else min(int(pattern[start] & -pattern[start]).bit_length() - 1, 23))
+        if not gaps.size:  # the largest value is the last binade's first number: nothing is left to round
+            found.append(23)
             continue
         gap = int(gaps[0])
         if gap & (gap - 1) or np.any(gaps != gap):

@@ -31,7 +31,7 @@ IRREGULAR = "codebook_" + "_".join(f"{v:.5f}" for v in np.sort(np.random.default
 # 256 values that no rule makes: as fine as a posit near 1, and at random, where neighbours may be close together.
 QUANTILES = "codebook_" + "_".join(f"{NormalDist().inv_cdf((i + 0.5) / 256):.6f}" for i in range(256))
 ELEMENTS = {
-    "e4m3": "fp8_e4m3fn", "e2m1": "fp4_e2m1", "bf16": "bf16", "int8": "int8", "nf4": "nf4", "256 quantiles": QUANTILES,
+    "e4m3": "fp8_e4m3fn", "e2m1": "fp4_e2m1", "bf16": "bf16", "int8": "int8", "posit8": "posit8", "nf4": "nf4", "256 quantiles": QUANTILES,
     "256 random values": IRREGULAR,
 }  # fmt: skip
 BLOCKS = ("mxfp4", "nvfp4", "mxfp8")

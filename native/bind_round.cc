@@ -88,14 +88,25 @@ void make_round(PyRound *self, nb::dict d) {
   std::copy(special_codes.begin(), special_codes.end(), r.special_codes);
   p.minus_zero = one<bool>(d, "minus_zero");
   p.zero_code = one<int>(d, "zero_code"), p.minus_zero_code = one<int>(d, "minus_zero_code");
-  if (p.kind <= RoundKind::Prefix) {
-    p.mantissa = one<int>(d, "mantissa"), p.least = one<int>(d, "least");
-    require(p.mantissa >= 0 && p.mantissa <= 22 && p.least >= 1 && p.least <= 254, "mantissa and first binade");
-    require(p.kind == RoundKind::Prefix || p.least > p.mantissa + 1, "steps below float32's range");
+  if (p.kind <= RoundKind::Tapered) {
+    if (p.kind == RoundKind::Tapered) {
+      require(p.mode != RoundMode::Stochastic, "tapered rounding is not stochastic");
+      p.entries = one<int>(d, "entries"), p.smallest = one<int>(d, "smallest"), p.biggest = one<int>(d, "biggest"), p.origin = one<int>(d, "origin");
+      require(p.entries == 16 || p.entries == 32 || p.entries == 64 || p.entries == 128, "entries");
+      require(0 < p.smallest && p.smallest < p.biggest && p.origin >= 0 && int64_t{p.biggest} + p.origin < 0x70000000, "tapered range");
+      pair<int32_t>(d, "zero_below", p.zero_below), pair<int32_t>(d, "out_from", p.out_from);
+      const auto taper = listed<int32_t>(d, "taper");
+      require(taper.size() == 128, "taper");
+      std::copy(taper.begin(), taper.end(), p.taper);
+    } else {
+      p.mantissa = one<int>(d, "mantissa"), p.least = one<int>(d, "least");
+      require(p.mantissa >= 0 && p.mantissa <= 22 && p.least >= 1 && p.least <= 254, "mantissa and first binade");
+      require(p.kind == RoundKind::Prefix || p.least > p.mantissa + 1, "steps below float32's range");
+      p.cap = one<float>(d, "cap");
+      require(p.kind == RoundKind::Prefix || (p.cap > 0 && p.cap <= 0x1p100f), "cap");
+    }
     pair<int32_t>(d, "top", p.top), pair<float>(d, "largest", p.largest);
     pair<float>(d, "out_value", p.out_value), pair<int32_t>(d, "out_code", p.out_code);
-    p.cap = one<float>(d, "cap");
-    require(p.kind == RoundKind::Prefix || (p.cap > 0 && p.cap <= 0x1p100f), "cap");
     p.symmetric = one<bool>(d, "symmetric"), p.clips = one<bool>(d, "clips"), p.two_complement = one<bool>(d, "two_complement");
     p.sign_bit = one<int>(d, "sign_bit"), p.code_mask = static_cast<int32_t>(r.code_mask);
     require(p.sign_bit >= -1 && p.sign_bit < 16, "sign bit");
@@ -164,7 +175,7 @@ bool special(float v) {
 template <class Write, class Patch>
 void run_blocks(const PyRound &r, const RoundKernels &k, const float *x, int64_t from, int64_t to, uint64_t seed, int64_t start, Found *bad, Found *outside,
                 Write write, Patch patch) {
-  alignas(64) uint32_t words[kRoundBlock + 128];
+  alignas(64) uint32_t words[kRoundBlock + 192];
   alignas(64) float held[kRoundBlock];
   int32_t marks[kRoundBlock];
   std::vector<std::pair<int64_t, float>> refused;
@@ -194,7 +205,7 @@ void run_blocks(const PyRound &r, const RoundKernels &k, const float *x, int64_t
     if (r.plan.mode == RoundMode::Stochastic) {
       const uint64_t place = static_cast<uint64_t>(start + at), counter = place / 4;
       const int64_t skip = static_cast<int64_t>(place % 4);
-      k.philox(seed, counter, (skip + count + 3) / 4, words);
+      k.philox(seed, counter, (skip + count + 3) / 4, words, x + at + count);
       word = words + skip;
     }
     write(at, source, word, count);
@@ -289,10 +300,10 @@ bool round_blocks(const PyRound &r, nb::dict d, Matrix x, nb::ndarray<float, nb:
   {
     nb::gil_scoped_release release;
     parallel_for(tasks, [&](int64_t t) {
-      alignas(64) uint32_t words[kRoundBlock + 128];
+      alignas(64) uint32_t words[kRoundBlock + 192];
       for (int64_t piece = t * each; piece < std::min(total, (t + 1) * each); piece++) {
         const int64_t from = piece % pieces * step, at = piece / pieces * k + from, count = std::min(step, k - from);
-        if (random) kernels.philox(seed, static_cast<uint64_t>(at) / 4, (at % 4 + count + 3) / 4, words);
+        if (random) kernels.philox(seed, static_cast<uint64_t>(at) / 4, (at % 4 + count + 3) / 4, words, source + at + count);
         const bool aligned = reinterpret_cast<size_t>(y + at) % 64 == 0;
         if (!kernels.blocks(r.plan, b, source + at, random ? words + at % 4 : nullptr, count, y + at, stream && aligned)) good[static_cast<size_t>(t)] = 0;
       }

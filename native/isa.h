@@ -123,6 +123,16 @@ AB_INLINE void f_stream(float *p, F a) { _mm512_stream_ps(p, a.v); }  // past th
 AB_INLINE F f_lookup8(const float *t, I at) { return {_mm512_permutexvar_ps(at.v, _mm512_loadu_ps(t))}; }  // t: 16 floats; at: 0..7
 AB_INLINE F f_lookup16(const float *t, I at) { return {_mm512_permutexvar_ps(at.v, _mm512_loadu_ps(t))}; }
 
+AB_INLINE I i_lookup32(const int32_t *t, I at) { return {_mm512_permutex2var_epi32(_mm512_loadu_si512(t), at.v, _mm512_loadu_si512(t + 16))}; }
+// The low bits of `at` count, here and below.
+template <int entries> AB_INLINE I i_lookup(const int32_t *t, I at) {
+  if constexpr (entries == 16) return {_mm512_permutexvar_epi32(at.v, _mm512_loadu_si512(t))};
+  else if constexpr (entries == 32) return i_lookup32(t, at);
+  else
+    return {_mm512_mask_blend_epi32(_mm512_test_epi32_mask(at.v, _mm512_set1_epi32(entries / 2)), i_lookup<entries / 2>(t, at).v,
+                                    i_lookup<entries / 2>(t + entries / 2, at).v)};
+}
+
 AB_INLINE B b_load(const uint8_t *p) { return {_mm512_loadu_si512(p)}; }
 AB_INLINE void b_store(uint8_t *p, B a) { _mm512_storeu_si512(p, a.v); }
 AB_INLINE B b_set(int x) { return {_mm512_set1_epi8((char)x)}; }
@@ -319,6 +329,19 @@ AB_INLINE F f_lookup16(const float *t, I at) {
   __m256 low = _mm256_loadu_ps(t), high = _mm256_loadu_ps(t + 8);
   return {permute16(low, high, at.a), permute16(low, high, at.b)};
 }
+template <int entries> AB_INLINE __m256i permute_in(const int32_t *t, __m256i at) {
+  if constexpr (entries == 8) return _mm256_permutevar8x32_epi32(_mm256_loadu_si256((const __m256i *)t), at);
+  else {
+    const __m256 low = _mm256_castsi256_ps(permute_in<entries / 2>(t, at)), high = _mm256_castsi256_ps(permute_in<entries / 2>(t + entries / 2, at));
+    constexpr int to_sign = entries == 16 ? 28 : entries == 32 ? 27 : 26;
+    return _mm256_castps_si256(_mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(at, to_sign))));
+  }
+}
+template <int entries> AB_INLINE I i_lookup(const int32_t *t, I at) {
+  if constexpr (entries <= 64) return {permute_in<entries>(t, at.a), permute_in<entries>(t, at.b)};
+  const __m256i mask = _mm256_set1_epi32(entries - 1);
+  return {_mm256_i32gather_epi32(t, _mm256_and_si256(at.a, mask), 4), _mm256_i32gather_epi32(t, _mm256_and_si256(at.b, mask), 4)};
+}
 
 AB_INLINE B b_load(const uint8_t *p) { return {_mm256_loadu_si256((const __m256i *)p), _mm256_loadu_si256((const __m256i *)(p + 32))}; }
 AB_INLINE void b_store(uint8_t *p, B a) { _mm256_storeu_si256((__m256i *)p, a.a); _mm256_storeu_si256((__m256i *)(p + 32), a.b); }
@@ -503,6 +526,7 @@ AB_INLINE F f_gather(const float *t, I at) { AB_LANES(F, t[at.v[j]]); }
 AB_INLINE void f_stream(float *p, F a) { f_store(p, a); }
 AB_INLINE F f_lookup8(const float *t, I at) { AB_LANES(F, t[at.v[j] & 7]); }
 AB_INLINE F f_lookup16(const float *t, I at) { AB_LANES(F, t[at.v[j] & 15]); }
+template <int entries> AB_INLINE I i_lookup(const int32_t *t, I at) { AB_LANES(I, t[at.v[j] & (entries - 1)]); }
 
 AB_INLINE B b_load(const uint8_t *p) { B r; memcpy(r.v, p, 64); return r; }
 AB_INLINE void b_store(uint8_t *p, B a) { memcpy(p, a.v, 64); }

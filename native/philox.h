@@ -58,24 +58,44 @@ AB_INLINE void l_store(uint32_t *p, L a, L b, L c, L d) {
 constexpr uint64_t kCounterOrder[8] = {0, 1, 2, 3, 4, 5, 6, 7};
 #endif
 
-// The words of `counters` counters (in eights) from `counter` on, (low, high, 0, 0), under the key (seed low, seed high): 2 products and 6 other
-// operations a round for 32 words. Two sets of counters at a time, so that products wait for nothing.
-AB_INLINE void philox_run(uint64_t seed, uint64_t counter, int64_t counters, uint32_t *out) {
+// The words of `counters` counters (in eights) from `counter` on, (low, high, 0, 0), under the key (seed low, seed high): 2 products, 2 shifts and 2
+// other operations a round for 32 words. Two sets of counters at a time, so that products wait for less. The first two rounds, of counters with
+// one upper half, are shorter: two words are zero and then one is the same for all.
+AB_INLINE void philox_run(uint64_t seed, uint64_t counter, int64_t counters, uint32_t *out, const float *next) {
+  uint32_t k0[10], k1[10];
   L key0[10], key1[10];
-  for (uint32_t i = 0; i < 10; i++) key0[i] = l_set((uint32_t)seed + i * 0x9E3779B9u), key1[i] = l_set((uint32_t)(seed >> 32) + i * 0xBB67AE85u);
-  const L m0 = l_set(0xD2511F53u), m1 = l_set(0xCD9E8D57u), order = l_load(kCounterOrder);
+  for (uint32_t i = 0; i < 10; i++) {
+    k0[i] = (uint32_t)seed + i * 0x9E3779B9u, k1[i] = (uint32_t)(seed >> 32) + i * 0xBB67AE85u;
+    key0[i] = l_set(k0[i]), key1[i] = l_set(k1[i]);
+  }
+  const L m0 = l_set(0xD2511F53u), m1 = l_set(0xCD9E8D57u), order = l_load(kCounterOrder), zero = l_set(0);
   for (int64_t at = 0; at < counters; at += 16) {
-    const L p = l_add(l_set(counter + (uint64_t)at), order), q = l_add(l_set(counter + (uint64_t)at + 8), order);
-    L a0 = p, a1 = l_high(p), a2 = l_set(0), a3 = a2, b0 = q, b1 = l_high(q), b2 = a2, b3 = a2;
-#pragma GCC unroll 10
-    for (int i = 0; i < 10; i++) {
+    const uint64_t first = counter + (uint64_t)at;
+    __builtin_prefetch(next + 4 * at), __builtin_prefetch(next + 4 * at + 16);
+    __builtin_prefetch(next + 4 * at + 32), __builtin_prefetch(next + 4 * at + 48);
+    L a0 = l_add(l_set(first), order), b0 = l_add(l_set(first + 8), order), a1, a2, a3, b1, b2, b3;
+    int done = 0;
+    if (first >> 32 == (first + 15) >> 32) {
+      const uint64_t all = (uint64_t)((uint32_t)(first >> 32) ^ k0[0]) * 0xD2511F53u;  // the product of what the first round makes of words 0
+      const L same = l_set((uint32_t)(all >> 32) ^ k1[1]), low = l_set(all);
+      const L a = l_mul(a0, m0), b = l_mul(b0, m0), c = l_mul(l_xor3(l_high(a), key1[0], zero), m1), d = l_mul(l_xor3(l_high(b), key1[0], zero), m1);
+      a0 = l_xor3(l_high(c), key0[1], zero), a2 = l_xor3(a, same, zero), a1 = c, a3 = low;
+      b0 = l_xor3(l_high(d), key0[1], zero), b2 = l_xor3(b, same, zero), b1 = d, b3 = low;
+      done = 2;
+    } else {
+      a1 = l_high(a0), b1 = l_high(b0), a2 = a3 = b2 = b3 = zero;
+    }
+    const auto round = [&](int i) AB_LAMBDA {
       const L a = l_mul(a0, m0), b = l_mul(a2, m1), c = l_mul(b0, m0), d = l_mul(b2, m1);
       a0 = l_xor3(l_high(b), a1, key0[i]), a2 = l_xor3(l_high(a), a3, key1[i]);
       b0 = l_xor3(l_high(d), b1, key0[i]), b2 = l_xor3(l_high(c), b3, key1[i]);
       a1 = b, a3 = a, b1 = d, b3 = c;
-    }
+    };
+    if (done == 0) round(0), round(1);
+#pragma GCC unroll 8
+    for (int i = 2; i < 10; i++) round(i);
     l_store(out + 4 * at, a0, a1, a2, a3);
-    if (at + 8 < counters) l_store(out + 4 * at + 32, b0, b1, b2, b3);
+    l_store(out + 4 * at + 32, b0, b1, b2, b3);
   }
 }
 

@@ -4,6 +4,7 @@
 // Steps, operations on 16 lanes: 10 for values to nearest even, where adding a power of two whose last place is the step lets the hardware round:
 //   y = (|x| + C) - C,  C = 2^(23 - mantissa) * (binade of |x|, at least the first)        exact: |x| < C and C is an even number of steps
 // about 25 for every other mode, on the significand as an integer: q = (significand + what the mode adds) >> (bits that the step drops).
+// Tapered: as the other modes of steps, on the whole pattern, and a permute of the exponent's table.
 // Search: four comparisons down a tree whose levels are permutes. Buckets: one load of a threshold and one of the result, number by number.
 #include "round.h"
 
@@ -97,6 +98,17 @@ AB_INLINE I signed_code(const RoundPlan &p, I m, I bits) {
   return p.clips ? c : i_select(out, i_select(negative, i_set(p.out_code[1]), i_set(p.out_code[0])), c);
 }
 
+// Whole steps of magnitudes c (bits, at most cap), up or down as the word says: r < p 2^N for whole r is r's upper d bits < the d bits that are dropped,
+// and adding all ones less r carries just then. Where more than 30 bits are dropped, `shifted` does it; of zero all are, and none is added.
+AB_INLINE I drawn_steps(const RoundPlan &p, I c, I word) {
+  const I d = i_max(i_sub(i_set(p.least + 23 - p.mantissa), i_shr(c, 23)), i_set(23 - p.mantissa));
+  const I sig = i_or(i_and(c, i_set(0x007fffff)), i_set(0x00800000));
+  const int32_t faint = p.least - 7 - p.mantissa;  // magnitudes of lower exponents drop more; unsigned c - 1 < their end - 1
+  const Mask deep = i_lt(i_add(c, i_set(0x7fffffff)), i_set((int32_t)((uint32_t)(faint << 23) + 0x7fffffffu)));
+  if (__builtin_expect(i_any(deep), 0)) return shifted<RoundMode::Stochastic>(i_select(i_lt(i_zero(), c), sig, i_zero()), i_min(d, i_set(57)), c, word);
+  return i_shrv(i_add(sig, i_shrv(i_xor(word, i_set(-1)), i_sub(i_set(32), d))), d);
+}
+
 template <RoundMode mode> struct Steps {
   AB_INLINE F value(const RoundPlan &p, F x, I word) {
     const I bits = f_bits(x), a = i_and(bits, i_set(0x7fffffff));
@@ -105,6 +117,10 @@ template <RoundMode mode> struct Steps {
       const F size = f_min(i_float(a), f_set(p.cap));
       const F big = i_float(i_add(i_max(i_and(f_bits(size), i_set(0x7f800000)), i_set(p.least << 23)), i_set((23 - p.mantissa) << 23)));
       y = f_sub(f_add(size, big), big);
+    } else if constexpr (mode == RoundMode::Stochastic) {
+      const I c = i_min(a, i_set((int32_t)float_bits(p.cap)));
+      const I first = i_max(i_and(c, i_set(0x7f800000)), i_set(p.least << 23));
+      y = f_mul(i_to_f(drawn_steps(p, c, word)), i_float(i_sub(first, i_set(p.mantissa << 23))));  // exact
     } else {
       I e;
       const I q = steps_of<mode>(p, a, i_sar(bits, 31), word, &e);
@@ -114,20 +130,61 @@ template <RoundMode mode> struct Steps {
   }
   AB_INLINE I code(const RoundPlan &p, F x, I word) {
     const I bits = f_bits(x);
-    I e;
-    const I q = steps_of<mode>(p, i_and(bits, i_set(0x7fffffff)), i_sar(bits, 31), word, &e);
+    I e, q;
+    if constexpr (mode == RoundMode::Stochastic) {
+      const I c = i_min(i_and(bits, i_set(0x7fffffff)), i_set((int32_t)float_bits(p.cap)));
+      e = i_max(i_shr(c, 23), i_set(p.least)), q = drawn_steps(p, c, word);
+    } else {
+      q = steps_of<mode>(p, i_and(bits, i_set(0x7fffffff)), i_sar(bits, 31), word, &e);
+    }
     return signed_code(p, i_add(q, i_shl(i_sub(e, i_set(p.least)), p.mantissa)), bits);
   }
 };
 
 template <RoundMode mode> struct Prefix {
   AB_INLINE I magnitude(const RoundPlan &p, I bits, I word) {
+    if constexpr (mode == RoundMode::Stochastic)  // as drawn_steps; some bits are kept
+      return i_shr(i_add(i_and(bits, i_set(0x7fffffff)), i_shr(i_xor(word, i_set(-1)), 9 + p.mantissa)), 23 - p.mantissa);
     return shifted<mode>(i_and(bits, i_set(0x7fffffff)), i_set(23 - p.mantissa), i_sar(bits, 31), word);
   }
   AB_INLINE F value(const RoundPlan &p, F x, I word) {
     return signed_value(p, i_float(i_shl(magnitude(p, f_bits(x), word), 23 - p.mantissa)), f_bits(x));
   }
   AB_INLINE I code(const RoundPlan &p, F x, I word) { return signed_code(p, magnitude(p, f_bits(x), word), f_bits(x)); }
+};
+
+template <int entries> struct TaperedOf {  // 0: any
+  template <RoundMode mode> struct Kind {
+    AB_INLINE F value(const RoundPlan &p, F x, I) {
+      const I bits = f_bits(x), a = i_and(bits, i_set(0x7fffffff));
+      I entry;
+      const I q = rounded<mode>(p, bits, a, &entry);
+      I y = i_sub(i_shlv(q, i_and(entry, i_set(31))), i_set(p.origin));
+      if (!p.clips) y = i_select(i_lt(a, by_sign<mode>(p.out_from, bits)), y, i_set(0x7f800000));
+      return signed_value(p, i_float(i_select(i_lt(a, by_sign<mode>(p.zero_below, bits)), i_zero(), y)), bits);
+    }
+    AB_INLINE I code(const RoundPlan &p, F x, I) {
+      const I bits = f_bits(x), a = i_and(bits, i_set(0x7fffffff));
+      I entry;
+      const I q = rounded<mode>(p, bits, a, &entry);
+      I m = i_add(q, i_sar(entry, 5));
+      if (!p.clips) m = i_select(i_lt(a, by_sign<mode>(p.out_from, bits)), m, i_set(0x10000));
+      return signed_code(p, i_select(i_lt(a, by_sign<mode>(p.zero_below, bits)), i_zero(), m), bits);
+    }
+
+   private:
+    template <RoundMode m> AB_INLINE I by_sign(const int32_t *limits, I bits) {
+      if constexpr (m == RoundMode::Up || m == RoundMode::Down) return i_select(i_lt(bits, i_zero()), i_set(limits[1]), i_set(limits[0]));
+      else return i_set(limits[0]);
+    }
+    template <RoundMode m> AB_INLINE I rounded(const RoundPlan &p, I bits, I a, I *entry) {
+      const I held = i_min(i_max(a, i_set(p.smallest)), i_set(p.biggest));
+      const I exponent = i_shr(held, 23);
+      if constexpr (entries > 0) *entry = i_lookup<entries>(p.taper, exponent);
+      else *entry = f_bits(f_gather((const float *)p.taper, i_and(exponent, i_set(p.entries - 1))));
+      return shifted<m>(i_add(held, i_set(p.origin)), i_and(*entry, i_set(31)), i_sar(bits, 31), i_zero());
+    }
+  };
 };
 
 // ------------------------------------------------------------------------------------------------ at most 16 values
@@ -154,7 +211,8 @@ struct Search {
   }
 };
 
-template <class Kind> static void values_lanes(const RoundPlan &p, const float *x, const uint32_t *words, int64_t n, float *out, bool stream) {
+template <class Kind> static void values_lanes(const RoundPlan &plan, const float *x, const uint32_t *words, int64_t n, float *out, bool stream) {
+  const RoundPlan p = plan;  // what no store can change stays in registers
   int64_t i = 0;
   const int32_t *w = (const int32_t *)words;
   const I drawn = i_set((int32_t)p.word_mask);
@@ -171,7 +229,8 @@ template <class Kind> static void values_lanes(const RoundPlan &p, const float *
   memcpy(out + i, t, sizeof(float) * (size_t)(n - i));
 }
 
-template <class Kind> static void codes_lanes(const RoundPlan &p, const float *x, const uint32_t *words, int64_t n, int32_t *out) {
+template <class Kind> static void codes_lanes(const RoundPlan &plan, const float *x, const uint32_t *words, int64_t n, int32_t *out) {
+  const RoundPlan p = plan;
   int64_t i = 0;
   const int32_t *w = (const int32_t *)words;
   const I drawn = i_set((int32_t)p.word_mask);
@@ -258,9 +317,22 @@ template <template <RoundMode> class Kind, class Call> AB_INLINE void by_mode(Ro
   }
 }
 
+template <class Call> AB_INLINE void by_entries(const RoundPlan &p, Call call) {
+#if !ANYBIT_512 && !ANYBIT_256
+  return by_mode<TaperedOf<0>::Kind>(p.mode, call);  // tables of all sizes are read alike
+#endif
+  switch (p.entries) {
+    case 16: return by_mode<TaperedOf<16>::Kind>(p.mode, call);
+    case 32: return by_mode<TaperedOf<32>::Kind>(p.mode, call);
+    case 64: return by_mode<TaperedOf<64>::Kind>(p.mode, call);
+    default: return by_mode<TaperedOf<128>::Kind>(p.mode, call);
+  }
+}
+
 static void values(const RoundPlan &p, const float *x, const uint32_t *words, int64_t n, float *out, bool stream) {
   if (p.kind == RoundKind::Steps) return by_mode<Steps>(p.mode, [&](auto k) { values_lanes<decltype(k)>(p, x, words, n, out, stream); });
   if (p.kind == RoundKind::Prefix) return by_mode<Prefix>(p.mode, [&](auto k) { values_lanes<decltype(k)>(p, x, words, n, out, stream); });
+  if (p.kind == RoundKind::Tapered) return by_entries(p, [&](auto k) { values_lanes<decltype(k)>(p, x, words, n, out, stream); });
   if (p.kind == RoundKind::Search) return values_lanes<Search>(p, x, words, n, out, stream);
   if (!stream) return picked(p, x, words, n, out, p.rank_values);
   float block[kRoundBlock];
@@ -276,6 +348,7 @@ static void values(const RoundPlan &p, const float *x, const uint32_t *words, in
 static void codes(const RoundPlan &p, const float *x, const uint32_t *words, int64_t n, int32_t *out) {
   if (p.kind == RoundKind::Steps) return by_mode<Steps>(p.mode, [&](auto k) { codes_lanes<decltype(k)>(p, x, words, n, out); });
   if (p.kind == RoundKind::Prefix) return by_mode<Prefix>(p.mode, [&](auto k) { codes_lanes<decltype(k)>(p, x, words, n, out); });
+  if (p.kind == RoundKind::Tapered) return by_entries(p, [&](auto k) { codes_lanes<decltype(k)>(p, x, words, n, out); });
   if (p.kind == RoundKind::Search) return codes_lanes<Search>(p, x, words, n, out);
   picked(p, x, words, n, out, p.rank_codes);
 }
@@ -303,23 +376,64 @@ static void range(const float *x, int64_t n, float *low, float *high) {
 AB_INLINE uint64_t double_bits(double x) { uint64_t u; memcpy(&u, &x, 8); return u; }
 AB_INLINE double bits_double(uint64_t u) { double x; memcpy(&x, &u, 8); return x; }
 
-// Like the values of Steps, in float64: adding a power of two whose last place is the grid's step rounds to nearest even.
-static void scales(const BlockPlan &b, const uint32_t *largest, int64_t count, float *scale) {
-  const uint64_t exponents = 0x7ffull << 52, first = double_bits(b.first);
+// Like the values of Steps, in float64: adding a power of two whose last place is the grid's step rounds to nearest even. No branches: compilers
+// make lanes of it. A target that is not for this pass gives NaN, which is within no limit.
+template <bool power_of_two, bool one_level> AB_INLINE void scales_of(const BlockPlan &plan, const uint32_t *largest, int64_t count, float *scale) {
+  const BlockPlan b = plan;
+  const uint64_t exponents = 0x7ffull << 52, first = double_bits(b.first), down = (uint64_t)(int64_t)(1 - b.top) << 52, places = (uint64_t)(52 - b.mantissa) << 52;
   for (int64_t i = 0; i < count; i++) {
     const double amax = (double)bits_float(largest[i]);
-    const double power = amax > 0 ? bits_double((double_bits(amax) & exponents) + ((uint64_t)(int64_t)(1 - b.top) << 52)) : 0.0;
-    double target = (b.power_of_two ? power : amax / b.most) / b.outer;
-    if (target >= b.end) {
-      scale[i] = bits_float(0x7fc00000u);  // is within no limit
-      continue;
-    }
-    target = target < b.smallest ? b.smallest : target;
-    target = target > b.biggest ? b.biggest : target;
-    const uint64_t e = double_bits(target) & exponents;
-    const double big = bits_double((e > first ? e : first) + ((uint64_t)(52 - b.mantissa) << 52));
-    scale[i] = (float)((target + big) - big) * b.factor;
+    double target = power_of_two ? (amax > 0 ? bits_double((double_bits(amax) & exponents) + down) : 0.0) : amax / b.most;
+    if (!one_level) target = target / b.outer;
+    double held = target < b.smallest ? b.smallest : target;
+    held = held > b.biggest ? b.biggest : held;
+    const uint64_t e = double_bits(held) & exponents;
+    const double big = bits_double((e > first ? e : first) + places);
+    const float s = (float)((held + big) - big) * b.factor;
+    scale[i] = target >= b.end ? bits_float(0x7fc00000u) : s;
   }
+}
+
+static void scales(const BlockPlan &b, const uint32_t *largest, int64_t count, float *scale) {
+  if (b.power_of_two) return b.outer == 1.0 ? scales_of<true, true>(b, largest, count, scale) : scales_of<true, false>(b, largest, count, scale);
+  return b.outer == 1.0 ? scales_of<false, true>(b, largest, count, scale) : scales_of<false, false>(b, largest, count, scale);
+}
+
+// Blocks of whole registers: divided, rounded and multiplied in one go. By a power of two whose reciprocal is a normal number, multiplying gives
+// the quotient's own bits.
+template <class Kind, bool reciprocal, bool stream>
+static void whole_blocks(const RoundPlan &plan, const float *x, const uint32_t *words, int64_t n, int64_t size, const float *scale, float *out) {
+  const RoundPlan p = plan;
+  const I drawn = i_set((int32_t)p.word_mask);
+  const int32_t *w = (const int32_t *)words;
+  for (int64_t block = 0, at = 0; at < n; block++) {
+    const float s = scale[block], by = s == 0.0f ? bits_float(0x7f800000u) : s;
+    const F times = f_set(s), over = f_set(reciprocal ? 1.0f / s : by);
+    const int64_t end = n - at < size ? n : at + size;
+    for (; at < end; at += 16) {
+      const F v = f_load(x + at), q = reciprocal ? f_mul(v, over) : f_div(v, over);
+      const F y = f_mul(Kind::value(p, q, w ? i_and(i_load(w + at), drawn) : i_zero()), times);
+      if (stream) f_stream(out + at, y);
+      else f_store(out + at, y);
+    }
+  }
+}
+
+template <class Kind>
+AB_INLINE void whole_blocks_by(const RoundPlan &p, const float *x, const uint32_t *w, int64_t n, int64_t size, const float *scale, bool powers, float *out, bool stream) {
+  if (powers) return stream ? whole_blocks<Kind, true, true>(p, x, w, n, size, scale, out) : whole_blocks<Kind, true, false>(p, x, w, n, size, scale, out);
+  return stream ? whole_blocks<Kind, false, true>(p, x, w, n, size, scale, out) : whole_blocks<Kind, false, false>(p, x, w, n, size, scale, out);
+}
+
+// Whether it was done. Modes that blocks seldom use go the other way: each costs as much code as these.
+static bool in_one_go(const RoundPlan &p, const float *x, const uint32_t *w, int64_t n, int64_t size, const float *scale, bool powers, float *out, bool stream) {
+  const bool nearest = p.mode == RoundMode::NearestEven;
+  if (p.kind == RoundKind::Steps && nearest) whole_blocks_by<Steps<RoundMode::NearestEven>>(p, x, w, n, size, scale, powers, out, stream);
+  else if (p.kind == RoundKind::Steps && p.mode == RoundMode::Stochastic)
+    whole_blocks_by<Steps<RoundMode::Stochastic>>(p, x, w, n, size, scale, powers, out, stream);
+  else if (p.kind == RoundKind::Search) whole_blocks_by<Search>(p, x, w, n, size, scale, powers, out, stream);
+  else return false;
+  return true;
 }
 
 static void divided(const float *x, int64_t n, float scale, float *out) {  // by infinity where a product of tiny scales has vanished
@@ -347,16 +461,36 @@ static bool blocks(const RoundPlan &p, const BlockPlan &b, const float *x, const
   uint32_t most[kRoundBlock];
   float scale[kRoundBlock];
   const int64_t count = (n + b.size - 1) / b.size;
-  uint32_t all = 0;
-  for (int64_t i = 0; i < count; i++) {
-    const int64_t left = n - i * b.size;
-    most[i] = largest(x + i * b.size, left < b.size ? left : b.size);
-    all = most[i] > all ? most[i] : all;
+  const bool registers = b.size % 16 == 0 && n % 16 == 0 && n <= kRoundBlock;
+  if (registers) {
+    const I magnitude = i_set(0x7fffffff);
+    for (int64_t i = 0, at = 0; at < n; i++) {
+      const int64_t end = n - at < b.size ? n : at + b.size;
+      I m = i_and(f_bits(f_load(x + at)), magnitude);
+      for (at += 16; at < end; at += 16) m = i_max(m, i_and(f_bits(f_load(x + at)), magnitude));
+      most[i] = (uint32_t)i_fold_max(m);
+    }
+  } else {
+    for (int64_t i = 0; i < count; i++) {
+      const int64_t left = n - i * b.size;
+      most[i] = largest(x + i * b.size, left < b.size ? left : b.size);
+    }
   }
+  uint32_t all = 0;
+  for (int64_t i = 0; i < count; i++) all = most[i] > all ? most[i] : all;
   if (all >= 0x7f800000u) return false;
   scales(b, most, count, scale);
-  for (int64_t i = 0; i < count; i++)
-    if (!((double)scale[i] <= b.limit)) return false;
+  int within = 1;
+  for (int64_t i = 0; i < count; i++) within &= (double)scale[i] <= b.limit;
+  if (!within) return false;
+  if (registers) {
+    int powers = 1;
+    for (int64_t i = 0; i < count; i++) {
+      const uint32_t bits = float_bits(scale[i]);
+      powers &= ((bits & 0x7fffff) == 0) & (bits - 0x00800000u <= 0x7e000000u);  // 2^-126 to 2^126
+    }
+    if (in_one_go(p, x, words, n, b.size, scale, powers != 0, out, stream)) return true;
+  }
   if (n > kRoundBlock) {  // one block, in pieces
     for (int64_t at = 0; at < n; at += kRoundBlock) {
       const int64_t size = n - at < kRoundBlock ? n - at : kRoundBlock;
@@ -379,8 +513,8 @@ static bool blocks(const RoundPlan &p, const BlockPlan &b, const float *x, const
   return true;
 }
 
-static void philox(uint64_t seed, uint64_t counter, int64_t counters, uint32_t *out) {
-  philox_run(seed, counter, counters, out);
+static void philox(uint64_t seed, uint64_t counter, int64_t counters, uint32_t *out, const float *next) {
+  philox_run(seed, counter, counters, out, next);
 }
 
 static void narrow(const int32_t *codes, int64_t n, int width, void *out) {

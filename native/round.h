@@ -9,6 +9,7 @@ namespace anybit {
 enum class RoundKind : int {
   Steps,    // equal steps in each binade of the magnitude, as minifloats, integers and fixed point have
   Prefix,   // the upper bits of a float32, as bf16 has
+  Tapered,  // the upper bits of a float32, how many depends on its exponent: posits
   Search,   // at most 16 values
   Buckets,  // any values: one switch point for each bucket of leading bits
   Bisect,   // any values
@@ -28,7 +29,7 @@ struct RoundPlan {
   RoundMode mode;
   int random_bits;
   uint32_t word_mask;   // of a random word, its upper random_bits
-  // Steps and Prefix. A magnitude's code is its rank; tops and outs: [0] for positive, [1] for negative values.
+  // Steps, Prefix and Tapered. A magnitude's code is its rank; tops and outs: [0] for positive, [1] for negative values.
   int mantissa, least;  // bits; float32's exponent field of the first binade whose step is its lowest's
   int32_t top[2];
   float largest[2];     // the value of each top
@@ -38,6 +39,12 @@ struct RoundPlan {
   bool symmetric, clips, minus_zero, two_complement;  // clips: out of range is the largest
   int sign_bit;         // of the code; -1: none
   int32_t code_mask;
+  // Tapered: magnitudes are held in [smallest, biggest], both bits of float32; of bits + origin the lowest `drop` are rounded off, which leaves the
+  // rank less `offset`. Both by the exponent field, modulo the entries: offset << 5 | drop.
+  int entries;          // 16, 32, 64 or 128
+  int32_t smallest, biggest, origin;
+  int32_t zero_below[2], out_from[2];  // bits of magnitudes: below, the result is 0; from there on, out of range
+  alignas(64) int32_t taper[128];
   // Search: thresholds in the order of a binary tree (1, 2, 4, 8 of them, each set padded to 16), values and codes in order.
   alignas(64) float tree[4][16];
   alignas(64) float values16[16];
@@ -77,7 +84,8 @@ struct RoundKernels {
   // Numbers of whole blocks (the last may be short) to their values times their scales. At most kRoundBlock numbers, or one block without words.
   // False: some scale is too large, or some number is not finite.
   bool (*blocks)(const RoundPlan &p, const BlockPlan &b, const float *x, const uint32_t *words, int64_t n, float *out, bool stream);
-  void (*philox)(uint64_t seed, uint64_t counter, int64_t counters, uint32_t *out);  // 4 words a counter; in eights of counters
+  // 4 words a counter; in eights of counters. As many numbers from `next` on are fetched meanwhile, without being read: it may point beyond an array.
+  void (*philox)(uint64_t seed, uint64_t counter, int64_t counters, uint32_t *out, const float *next);
   void (*narrow)(const int32_t *codes, int64_t n, int width, void *out);              // to 1 or 2 bytes
   uint32_t (*decode)(const void *codes, int width, int64_t n, const float *table, float *out);  // returns all codes or-ed together
 };

@@ -17,8 +17,9 @@ from anybit.formats.element import switches
 from anybit.formats.rounding import ROUNDS, stochastic_bits, switch_point
 from anybit.kernels.cpu import native  # which sets instruction set and threads from the environment
 from anybit.kernels.switch_tables import by_rank, search_tree
+from anybit.kernels.tapered import sides, taper
 
-KINDS = {"steps": 0, "prefix": 1, "search": 2, "buckets": 3, "bisect": 4}
+KINDS = {"steps": 0, "prefix": 1, "tapered": 2, "search": 3, "buckets": 4, "bisect": 5}
 STOCHASTIC = 7
 """The native module's number of stochastic rounding; the other modes have their places in ROUNDS."""
 _OVERS = ("saturate", "inf", "nan", "error")
@@ -55,9 +56,14 @@ class Rounding:
         return not self._native.decode(codes, out)
 
 
-@lru_cache(maxsize=256)
 def rounding(element: Element, round: str, over: str, nonfinite: str) -> Rounding | None:
     """The native path of an element of at most 16 bits under a checked policy; None: there is none."""
+    return _rounding(element, round, over, nonfinite, native.isa() != "generic")
+
+
+@lru_cache(maxsize=256)
+def _rounding(element: Element, round: str, over: str, nonfinite: str, permutes: bool) -> Rounding | None:
+    """The same; without permutes buckets are faster than the tapered path."""
     random = stochastic_bits(round)
     if element.bits > 16 or element.dim != 1 or over not in _OVERS or (random is not None and over == "error"):
         return None
@@ -65,7 +71,11 @@ def rounding(element: Element, round: str, over: str, nonfinite: str) -> Roundin
         return None
     common = _common(element, round, over, nonfinite)
     steps = _steps(element)
-    for path, tables in (("steps", steps), ("prefix", steps), ("search", _search), ("buckets", by_rank), ("bisect", by_rank)):
+    paths: tuple[tuple[str, Tables], ...] = (
+        ("steps", steps), ("prefix", steps), ("search", _search), ("tapered", tapered if permutes else _none), ("buckets", by_rank),
+        ("bisect", by_rank),
+    )  # fmt: skip
+    for path, tables in paths:
         fields = tables(element, path, round, over)
         if fields is None:
             continue
@@ -145,44 +155,41 @@ def _steps(element: Element) -> Tables:
         grid = _grid(element, path == "prefix")
         if grid is None:
             return None
-        ends = element._codes(np.array([np.inf, -np.inf], np.float32), "nearest-even", "saturate" if over == "error" else over)
-        return grid | {
-            "out_code": ends.astype(np.int32), "out_value": element.values[ends].astype(np.float32), "clips": over in ("saturate", "error")
-        }  # fmt: skip
+        return grid | _outside(element, over)
 
     return tables
 
 
+def _outside(element: Element, over: str) -> dict[str, Any]:
+    """What numbers beyond the ends become."""
+    ends = element._codes(np.array([np.inf, -np.inf], np.float32), "nearest-even", "saturate" if over == "error" else over)
+    return {
+        "out_code": ends.astype(np.int32), "out_value": element.values[ends].astype(np.float32), "clips": over in ("saturate", "error")
+    }  # fmt: skip
+
+
+def _none(element: Element, path: str, round: str, over: str) -> None:
+    """The tables of a path that does not pay here."""
+
+
+def tapered(element: Element, path: str, round: str, over: str) -> dict[str, Any] | None:
+    """Tables for values that are the upper bits of a float32, as many as its exponent says."""
+    found = None if round not in ROUNDS else sides(element)
+    table = None if found is None else taper(element, found, round)
+    return None if found is None or table is None else found.fields | table | _outside(element, over)
+
+
 def _grid(element: Element, prefix: bool) -> dict[str, Any] | None:
     """Mantissa bits, first binade, ends and the form of the codes; None if the values or codes are others."""
-    values, codes = element.finite, element.finite_codes.astype(np.int64)
-    positive, negative = values >= 0, values <= 0
-    up, down = values[positive], -values[negative][::-1]
-    side = up if len(up) >= len(down) else down
-    if not element.has_zero or len(side) < 2 or not np.array_equal(side[: min(len(up), len(down))], (up if side is down else down)):
-        return None
-    tops = np.array([len(up) - 1, len(down) - 1])
-    if not np.array_equal(codes[positive], np.arange(len(up))):
-        return None
-    below = codes[negative][::-1][1:]
-    ranks, half = np.arange(1, len(down)), 1 << (element.bits - 1)
-    two_complement = len(down) > 1 and np.array_equal(below, 2 * half - ranks)
-    if len(down) > 1 and not two_complement and not np.array_equal(below, half | ranks):
-        return None
-    if element.specials.get("-0", half) != half:
-        return None
-    shape = _prefix_of(side) if prefix else _steps_of(side)
-    if shape is None:
+    found = sides(element)
+    shape = None if found is None else _prefix_of(found.longer) if prefix else _steps_of(found.longer)
+    if found is None or shape is None:
         return None
     mantissa, least, beyond = shape
-    if element.beyond[1] != beyond(len(up)) or (len(down) > 1 and element.beyond[0] != -beyond(len(down))):
+    up, down = found.count
+    if element.beyond[1] != beyond(up) or (down > 1 and element.beyond[0] != -beyond(down)):
         return None
-    largest = np.array([up[-1], down[-1]], np.float32)
-    return {
-        "mantissa": mantissa, "least": least, "top": tops.astype(np.int32), "largest": largest,
-        "cap": float(4 * largest.max()) if not prefix else 1.0, "symmetric": len(up) == len(down),
-        "two_complement": bool(two_complement), "sign_bit": element.bits - 1 if len(down) > 1 else -1,
-    }  # fmt: skip
+    return found.fields | {"mantissa": mantissa, "least": least, "cap": float(4 * found.longer[-1]) if not prefix else 1.0}
 
 
 def _steps_of(side: np.ndarray) -> tuple[int, int, Callable[[int], float]] | None:
@@ -233,10 +240,12 @@ def _agrees(found: Rounding, round: str, over: str) -> bool:
         return True  # its tables are those of the other modes, which agree, and its arithmetic is exact
     element = found.element
     chain = np.r_[element.beyond[0], element.finite, element.beyond[1]]
+    ties = np.array(element.ties, object)
     if len(chain) > 1024:
         chain = chain[np.unique(np.r_[:128, np.random.default_rng(0).integers(0, len(chain), 512), -128:0] % len(chain))]
+        ties = np.r_[ties[:128], ties[:: len(ties) // 512], ties[-128:]]
     with np.errstate(over="ignore", under="ignore"):
-        points = np.r_[chain, chain[:-1] / 2 + chain[1:] / 2, 0.0].astype(np.float32)
+        points = np.r_[chain, chain[:-1] / 2 + chain[1:] / 2, [float(tie) for tie in ties], 0.0].astype(np.float32)
         x = np.concatenate([points, *(np.nextafter(points, np.float32(end)) for end in (np.inf, -np.inf)), [np.float32(-0.0)]])
     x = x[np.isfinite(x)]
     if over == "error":

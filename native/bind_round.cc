@@ -98,6 +98,7 @@ void make_round(PyRound *self, nb::dict d) {
       const auto taper = listed<int32_t>(d, "taper");
       require(taper.size() == 128, "taper");
       std::copy(taper.begin(), taper.end(), p.taper);
+      for (int i = 0; i < 64; i++) p.drops[i] = static_cast<uint8_t>(p.taper[i] & 31);
     } else {
       p.mantissa = one<int>(d, "mantissa"), p.least = one<int>(d, "least");
       require(p.mantissa >= 0 && p.mantissa <= 22 && p.least >= 1 && p.least <= 254, "mantissa and first binade");

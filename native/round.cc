@@ -153,20 +153,24 @@ template <RoundMode mode> struct Prefix {
   AB_INLINE I code(const RoundPlan &p, F x, I word) { return signed_code(p, magnitude(p, f_bits(x), word), f_bits(x)); }
 };
 
+AB_INLINE B b_of(I a) { B r; memcpy(&r, &a, sizeof r); return r; }
+
 template <int entries> struct TaperedOf {  // 0: any
   template <RoundMode mode> struct Kind {
     AB_INLINE F value(const RoundPlan &p, F x, I) {
       const I bits = f_bits(x), a = i_and(bits, i_set(0x7fffffff));
       I entry;
-      const I q = rounded<mode>(p, bits, a, &entry);
+      const I q = rounded<mode, true>(p, bits, a, &entry);
       I y = i_sub(i_shlv(q, i_and(entry, i_set(31))), i_set(p.origin));
+      const Mask zero = i_lt(a, by_sign<mode>(p.zero_below, bits));
+      if (p.clips && !p.minus_zero) return i_float(i_select(zero, i_zero(), i_or(y, i_and(bits, i_set((int32_t)0x80000000)))));
       if (!p.clips) y = i_select(i_lt(a, by_sign<mode>(p.out_from, bits)), y, i_set(0x7f800000));
-      return signed_value(p, i_float(i_select(i_lt(a, by_sign<mode>(p.zero_below, bits)), i_zero(), y)), bits);
+      return signed_value(p, i_float(i_select(zero, i_zero(), y)), bits);
     }
     AB_INLINE I code(const RoundPlan &p, F x, I) {
       const I bits = f_bits(x), a = i_and(bits, i_set(0x7fffffff));
       I entry;
-      const I q = rounded<mode>(p, bits, a, &entry);
+      const I q = rounded<mode, false>(p, bits, a, &entry);
       I m = i_add(q, i_sar(entry, 5));
       if (!p.clips) m = i_select(i_lt(a, by_sign<mode>(p.out_from, bits)), m, i_set(0x10000));
       return signed_code(p, i_select(i_lt(a, by_sign<mode>(p.zero_below, bits)), i_zero(), m), bits);
@@ -177,10 +181,11 @@ template <int entries> struct TaperedOf {  // 0: any
       if constexpr (m == RoundMode::Up || m == RoundMode::Down) return i_select(i_lt(bits, i_zero()), i_set(limits[1]), i_set(limits[0]));
       else return i_set(limits[0]);
     }
-    template <RoundMode m> AB_INLINE I rounded(const RoundPlan &p, I bits, I a, I *entry) {
+    template <RoundMode m, bool only_drop> AB_INLINE I rounded(const RoundPlan &p, I bits, I a, I *entry) {
       const I held = i_min(i_max(a, i_set(p.smallest)), i_set(p.biggest));
       const I exponent = i_shr(held, 23);
-      if constexpr (entries > 0) *entry = i_lookup<entries>(p.taper, exponent);
+      if constexpr (entries == 64 && only_drop && kByteTables) *entry = b_dwords(b_lookup64(p.drops, b_of(exponent)));  // upper bytes: anything
+      else if constexpr (entries > 0) *entry = i_lookup<entries>(p.taper, exponent);
       else *entry = f_bits(f_gather((const float *)p.taper, i_and(exponent, i_set(p.entries - 1))));
       return shifted<m>(i_add(held, i_set(p.origin)), i_and(*entry, i_set(31)), i_sar(bits, 31), i_zero());
     }

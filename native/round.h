@@ -45,6 +45,7 @@ struct RoundPlan {
   int32_t smallest, biggest, origin;
   int32_t zero_below[2], out_from[2];  // bits of magnitudes: below, the result is 0; from there on, out of range
   alignas(64) int32_t taper[128];
+  alignas(64) uint8_t drops[64];  // of the first 64 entries
   // Search: thresholds in the order of a binary tree (1, 2, 4, 8 of them, each set padded to 16), values and codes in order.
   alignas(64) float tree[4][16];
   alignas(64) float values16[16];

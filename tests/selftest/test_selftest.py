@@ -57,6 +57,15 @@ def at(pattern: int, code: int) -> Callable[[np.ndarray, np.ndarray, str], np.nd
     return lambda x, codes, mode: np.where(x.astype(np.float32).view(np.uint32) == pattern, codes.dtype.type(code), codes)
 
 
+patterns_encode = all_patterns.encode
+
+
+def encode_wrong(monkeypatch: pytest.MonkeyPatch, pattern: int, code: int) -> None:
+    """What --full judges, with one float32 pattern wrong."""
+    right = patterns_encode
+    monkeypatch.setattr(all_patterns, "encode", lambda t, x: at(pattern, code)(x, right(t, x), t.round))
+
+
 def bits_of(value: float) -> int:
     return int(np.float32(value).view(np.uint32))
 
@@ -226,23 +235,24 @@ def test_patterns_around_one_zero_infinity_and_nan(name: str) -> None:
         assert all_patterns.compare_chunk(t, steps, first, count)[1:] == (0, "")
 
 
-def test_one_wrong_pattern_of_all_is_found() -> None:
+def test_one_wrong_pattern_of_all_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """Anywhere: an ordinary number, NaN, infinity, minus zero."""
     steps = Steps(parse_element("fp8_e4m3fn").fields, "nearest-even", "saturate")
+    t = all_patterns.Target(parse_element("fp8_e4m3fn"), "nearest-even", "saturate", "propagate")
     for pattern in (0x00012345, 0x7F800000, 0x7FABCDEF, 0xFF800000, 0x80000000):
-        t = all_patterns.Target(mutant("fp8_e4m3fn", encoding=at(pattern, 0x11)), "nearest-even", "saturate", "propagate")
+        encode_wrong(monkeypatch, pattern, 0x11)
         first = pattern & ~((1 << 16) - 1)
         _, wrong, line = all_patterns.compare_chunk(t, steps, first, 1 << 16)
         assert wrong == 1 and f"pattern 0x{pattern:08x}) is code 17" in line
 
 
-def test_judging_counts_and_digests() -> None:
+def test_judging_counts_and_digests(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
     row = all_patterns.judge(all_patterns.target("fp4_e2m1"), 2, lambda n, note: seen.append(n), SHORT)
     assert (row["patterns"], row["wrong"], row["first_wrong"], sum(seen)) == (SHORT, 0, None, SHORT // all_patterns.CHUNK)
     assert row["digest"] == all_patterns.judge(all_patterns.target("fp4_e2m1"), 1, None, SHORT)["digest"]
-    broken = all_patterns.Target(mutant("fp4_e2m1", encoding=at(5, 7)), "nearest-even", "saturate", "saturate")
-    other = all_patterns.judge(broken, 2, None, SHORT)
+    encode_wrong(monkeypatch, 5, 7)
+    other = all_patterns.judge(all_patterns.target("fp4_e2m1"), 2, None, SHORT)
     assert other["wrong"] == 1 and other["digest"] != row["digest"] and "pattern 0x00000005" in other["first_wrong"]
 
 
@@ -305,8 +315,7 @@ def test_full_writes_a_certificate_and_goes_on_from_it(small: None, tmp_path: Pa
 
 
 def test_full_fails_on_one_wrong_number(small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wrong = all_patterns.Target(mutant("fp4_e2m1", encoding=at(77, 7)), "nearest-even", "saturate", "saturate")
-    monkeypatch.setattr(all_patterns, "target", lambda text: wrong)
+    encode_wrong(monkeypatch, 77, 7)
     found = json.loads(call("--full", "--format", "fp4_e2m1", "--certificate", str(tmp_path / "c.json"), "--json", code=1))
     assert found["formats"][0]["wrong"] == 1 and not found["passed"]
 

@@ -25,6 +25,8 @@ ALLOWED: dict[str, set[str]] = {
     "tensor": {"arrays", "formats", "layouts", "methods", "kernels", "linear", "products"},
     "linear": {"formats", "tensor", "kernels", "products"},
     "models": set(),
+    "graphs": {"formats", "methods", "models"},
+    "recipes": set(),
     "io": {"formats", "layouts", "tensor"},  # but for io/packed.py and io/gguf: files alone
     "foreign": {"formats", "io", "linear", "models", "stored", "tensor"},
     "engine": {"models", "linear", "kernels", "products"},

@@ -26,7 +26,6 @@ ALLOWED: dict[str, set[str]] = {
     "linear": {"formats", "tensor", "kernels", "products"},
     "models": set(),
     "graphs": {"formats", "methods", "models"},
-    "recipes": set(),
     "io": {"formats", "layouts", "tensor"},  # but for io/packed.py and io/gguf: files alone
     "foreign": {"formats", "io", "linear", "models", "stored", "tensor"},
     "engine": {"models", "linear", "kernels", "products"},

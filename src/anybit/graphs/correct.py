@@ -20,8 +20,8 @@ from anybit.models import INPUT, Graph
 def correct_bias(network: IntegerNetwork, graph: Graph, weights: Weights, x: Any) -> IntegerNetwork:
     """The network with biases for which every channel of every layer has, over samples x, the mean that it has in floating point.
 
-    Layer by layer in order, each with the corrected layers before it: bias -= rne(mean of its sums - mean of the float layer / scale), means
-    over samples and places, before a ReLU. graph, weights: those that the network was made of. Keeps the values of all samples in memory.
+    Layer by layer in order, each with the corrected layers before it: bias -= rne(mean of its sums - mean of the float layer / scale),
+    means over samples and places, before a ReLU. graph, weights: those that the network was made of. Keeps all values in memory.
 
     Raises: ShapeError, NonFiniteError: see `samples`; UsageError: a sum could then leave int32.
     """

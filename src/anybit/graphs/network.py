@@ -21,8 +21,8 @@ from anybit.models.operators import Shape
 class LayerNumbers:
     """How a layer was quantized.
 
-    weight: its format; bits: of its input; scales: float64 [channels] of its int32 sums, the input's scale times the weight's; size_bits: of
-    weight (codes alone) and bias.
+    weight: its format; bits: of its input; scales: float64 [channels] of its int32 sums, the input's scale times the weight's; size_bits:
+    of weight (codes alone) and bias.
     """
 
     weight: str
@@ -85,5 +85,3 @@ class IntegerNetwork:
     def plain(self) -> dict[str, Any]:
         """All of it as Python numbers, lists and names, for the reference or a program elsewhere."""
         return {"shape": self.shape, "low": self.input.low, "high": self.input.high, "steps": [step.plain for step in self.steps]}
-
-

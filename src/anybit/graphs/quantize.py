@@ -232,4 +232,3 @@ def _room_for(bias: np.ndarray, ints: np.ndarray, scales: np.ndarray) -> tuple[n
     wide = np.where(tight, needed, scales)
     shape = (-1, *[1] * (ints.ndim - 1))
     return np.rint(ints * (scales / wide).reshape(shape)).astype(np.int32), wide
-

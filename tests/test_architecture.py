@@ -27,7 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     "models": set(),
     "calibrate": {"formats", "io", "measure", "methods", "models"},
     "recipes": {"calibrate", "formats", "io", "kernels", "layouts", "linear", "measure", "methods", "model", "models",
-                "stored", "streaming", "tensor"},  # fmt: skip
+                "stored", "streaming", "tensor"},
     "io": {"formats", "layouts", "tensor"},  # but for io/packed.py and io/gguf: files alone
     "foreign": {"formats", "io", "linear", "models", "stored", "tensor"},
     "engine": {"models", "linear", "kernels", "products"},

@@ -28,7 +28,7 @@ class Choice:
     @property
     def needs(self) -> frozenset[str]:
         """Statistics that its steps ask for."""
-        return self.rounding.needs.union(*(step.needs for step in self.corrections))
+        return self.rounding.asks(self.spec).union(*(step.asks(self.spec) for step in self.corrections))
 
 
 @dataclass

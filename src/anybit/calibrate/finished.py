@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +42,8 @@ def save_finished(path: Path, finished: Finished) -> None:
         pre_list = [{"kind": p.kind, "block": p.block, "seed": p.seed} for p in group.pre]
         groups.append({"role": role, "layer": group.layer, "act": group.act, "heads": group.heads, "head_dim": group.head_dim,
                        "pre": pre_list, "targets": targets})  # fmt: skip
-    head = {"index": finished.index, "loss": finished.loss, "notes": finished.notes, "groups": groups}
+    loss = None if math.isnan(finished.loss) else finished.loss
+    head = {"index": finished.index, "loss": loss, "notes": finished.notes, "groups": groups}
     with atomic_file(path) as file:
         file.write(save({name: np.ascontiguousarray(a) for name, a in arrays.items()}, {"block": json.dumps(head)}))
 
@@ -72,6 +74,6 @@ def load_finished(path: Path) -> Finished:
             stats = Statistics(targets[0].weight.shape[1], frozenset())
             groups[role] = Group(role, g["layer"], targets, stats, None, pre, g["act"], g["heads"], g["head_dim"])
         kept = {name.removeprefix("array:"): array for name, array in arrays.items() if name.startswith("array:")}
-        return Finished(head["index"], kept, groups, head["loss"], head["notes"])
+        return Finished(head["index"], kept, groups, math.nan if head["loss"] is None else head["loss"], head["notes"])
     except (OSError, KeyError, IndexError, TypeError, ValueError, SafetensorError) as error:
         raise FileFormatError(f"{path}: no finished block of a calibration ({error}); remove the work folder and begin anew") from None

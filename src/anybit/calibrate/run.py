@@ -7,6 +7,7 @@ that was killed goes on after the last one with the same bits.
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -58,6 +59,11 @@ class Plan:
         found = [self.choices[name].needs for name in names if name in self.choices]
         return frozenset().union(*found, *(step.needs for step in self.group_steps)) if found else frozenset()
 
+    @property
+    def data_free(self) -> bool:
+        """Whether nothing of it looks at data: no calibration text is needed, and no block is run."""
+        return not self.needs(list(self.choices))
+
 
 @dataclass(frozen=True)
 class Event:
@@ -82,16 +88,21 @@ class Finished:
 
 
 def calibrate(
-    model: FloatModel, plan: Plan, ids: np.ndarray, work: str | Path | None = None, resume: bool = False,
+    model: FloatModel, plan: Plan, ids: np.ndarray | None, work: str | Path | None = None, resume: bool = False,
     progress: Callable[[Event], Any] | None = None,
 ) -> Iterator[Finished]:  # fmt: skip
     """Quantizes a model's blocks in order; the last thing that it yields are embedding, final norm and head (index -1).
 
-    Args: ids, int32[sequences, length] calibration tokens; work, a folder for hidden states and finished blocks (None: a temporary one);
-        resume, go on with what lies there.
+    Args: ids, int32[sequences, length] calibration tokens (None, for a plan without data: no block is run, losses are NaN); work, a folder
+        for hidden states and finished blocks (None: a temporary one), where block-i.safetensors and ends.safetensors stay; resume, go on
+        with what lies there.
     Raises: NonFiniteError: an input is not finite, with the layer's name. UsageError: the work folder holds another run's.
     """
     spec = model.spec
+    if ids is None:
+        if not plan.data_free:
+            raise UsageError("these steps look at data: calibration tokens are needed")
+        ids = np.zeros((0, 0), np.int32)
     layers = len(spec.layers)
     for step in plan.model_steps:
         step.prepare(spec)
@@ -116,8 +127,9 @@ def calibrate(
             if progress:
                 spent = time.perf_counter() - begun
                 progress(Event(index + 1, layers, f"layer {index}", finished.loss, spent / (index + 1 - start) * (layers - index - 1)))
-        yield _head(model, plan, held, ends, len(ids))
-        held.done()
+        last = _head(model, plan, held, ends, len(ids))
+        held.done(last)
+        yield last
 
 
 def _one(model: FloatModel, plan: Plan, held: Work, index: int, sequences: int, cross: bool) -> Finished:
@@ -208,6 +220,8 @@ def _gather(block: Block, plan: Plan, held: Work, spec: ModelSpec, sequences: in
 def _advance(block: Block, held: Work, spec: ModelSpec, sequences: int, cross: bool) -> float:
     """Writes the hidden states after the block, and gives the relative squared error of its outputs: of the rounded block against the
     float block on the same inputs, over the change that the block makes, on up to eight sequences."""
+    if not sequences:
+        return math.nan
     runs, original = RoundedBlock(block), RoundedBlock(block, original=True)
     wrong = right = 0.0
     measured = {int(i) for i in np.linspace(0, sequences - 1, min(8, sequences))}

@@ -2,7 +2,7 @@
 
     state.json            {"version": 1, "digest": ..., "done": n, "shape": [...], "cross": false, "hidden": "hidden-n.f32"}
     hidden-n.f32          float32[sequences, length, width] before block n (original-n.f32: the original model's, where a step needs them)
-    block-i.safetensors   a finished block
+    block-i.safetensors   a finished block; ends.safetensors: embedding, final norm and head, when all is done
 
 state.json is replaced last, in one step, so that a kill at any moment leaves the state before or the state after; the hidden states before
 block n are not touched while block n is worked on.
@@ -25,7 +25,7 @@ from anybit.io.save import atomic_file
 if TYPE_CHECKING:
     from anybit.calibrate.run import Finished
 
-STATE = "state.json"
+STATE, ENDS = "state.json", "ends.safetensors"
 
 
 class Work:
@@ -51,7 +51,7 @@ class Work:
             array = self._map(0, original, "w+")
             for i in range(shape[0]):
                 array[i] = embedded(i)
-            array.flush()
+            _flush(array)
         self._write()
         self._open()
         return 0
@@ -68,7 +68,7 @@ class Work:
         """A block is done: what it became is stored, and the hidden states after it take the place of those before."""
         save_finished(self._folder / f"block-{finished.index}.safetensors", finished)
         for array in self._next.values():
-            array.flush()  # type: ignore[attr-defined]
+            _flush(array)
         old = [self._file(self._at, original) for original in self._now]
         self._at += 1
         self._write()
@@ -81,8 +81,9 @@ class Work:
         """A block that an earlier run finished."""
         return load_finished(self._folder / f"block-{index}.safetensors")
 
-    def done(self) -> None:
-        """Hidden states are not needed any more."""
+    def done(self, ends: Finished) -> None:
+        """The last piece; hidden states are not needed any more."""
+        save_finished(self._folder / ENDS, ends)
         self._now, self._next = {}, {}
         for original in (False, True):
             for at in (self._at, self._at + 1):
@@ -92,7 +93,9 @@ class Work:
     def _file(self, at: int, original: bool) -> Path:
         return self._folder / f"{'original' if original else 'hidden'}-{at}.f32"
 
-    def _map(self, at: int, original: bool, mode: Any) -> np.memmap[Any, Any]:
+    def _map(self, at: int, original: bool, mode: Any) -> np.ndarray:
+        if not self.shape[0]:
+            return np.zeros(self.shape, np.float32)  # a plan without data: no file can be mapped that has no bytes
         return np.memmap(self._file(at, original), np.float32, mode, shape=self.shape)
 
     def _open(self) -> None:
@@ -122,6 +125,11 @@ class Work:
                 )
         for original in (False, True) if self._cross else (False,):
             file = self._file(state["done"], original)
-            if not file.exists() or file.stat().st_size != 4 * int(np.prod(self.shape)):
+            if self.shape[0] and (not file.exists() or file.stat().st_size != 4 * int(np.prod(self.shape))):
                 raise FileFormatError(f"{file}: the hidden states are missing or cut short; remove the folder and begin anew")
         return state
+
+
+def _flush(array: np.ndarray) -> None:
+    if isinstance(array, np.memmap):
+        array.flush()

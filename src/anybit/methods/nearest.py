@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from anybit.formats import Spec
 from anybit.methods.rtn import quantize_parts
 from anybit.methods.scales import SCALES
 from anybit.methods.statistics import Statistics
@@ -23,13 +24,18 @@ class Nearest(Rounding):
     needs: ClassVar[frozenset[str]] = frozenset({"mean", "variance"})
     importance: bool = False
 
+    def asks(self, spec: Spec) -> frozenset[str]:
+        """Mean and variance, for rules that weigh errors."""
+        return self.needs if self._weighs(spec) else frozenset()
+
+    def _weighs(self, spec: Spec) -> bool:
+        rule = None if spec.format.block is None else SCALES[spec.scale_rule]
+        return rule is not None and (rule.weighted or (self.importance and rule.searches))
+
     def round(self, target: Target, stats: Statistics) -> None:
         """See `Rounding.round`."""
-        spec = target.spec
-        rule = None if spec.format.block is None else SCALES[spec.scale_rule]
-        weighs = rule is not None and (rule.weighted or (self.importance and rule.searches))
-        found = stats.importance if weighs else None
-        if weighs and found is None and rule is not None and rule.weighted:
+        found = stats.importance if self._weighs(target.spec) else None
+        if found is None and self._weighs(target.spec):
             target.notes.append("no token reached it: every channel counts alike")
             found = np.ones(target.weight.shape[1])
-        target.parts = quantize_parts(target.weight, spec, name=f"tensor '{target.name}'", importance=found)
+        target.parts = quantize_parts(target.weight, target.spec, name=f"tensor '{target.name}'", importance=found)

@@ -35,17 +35,31 @@ class Step:
     source: ClassVar[str] = ""
     needs: ClassVar[frozenset[str]] = frozenset()
 
+    def asks(self, spec: Spec) -> frozenset[str]:
+        """Which statistics it needs for a matrix that becomes `spec`: `needs`, unless the format decides."""
+        return self.needs
+
     @classmethod
     def made(cls, options: Mapping[str, Any], where: str) -> Step:
         """From a recipe's options. UsageError: an unknown option, or a value that is not allowed, with `where`."""
-        known = [f.name for f in fields(cls)]
-        for name in options:
+        known = {f.name: str(f.type) for f in fields(cls)}
+        for name, value in options.items():
             if name not in known:
                 raise UsageError(f"{where}: no option '{name}'{near_misses(name, known)}; there is {', '.join(known) or 'none'}")
+            if not any(_is(value, kind.strip()) for kind in known[name].split("|")):
+                raise UsageError(f"{where}: '{name}' is {value!r}; it must be {known[name].replace(' | ', ' or ')}")
         try:
             return cls(**options)
         except (TypeError, ValueError) as error:
             raise UsageError(f"{where}: {error}") from None
+
+
+def _is(value: Any, kind: str) -> bool:
+    """Whether a value from a recipe is what a field's annotation says. Annotations other than plain ones are the step's own business."""
+    if kind in ("int", "float"):
+        return not isinstance(value, bool) and isinstance(value, int if kind == "int" else (int, float))
+    kinds: dict[str, type] = {"bool": bool, "str": str, "None": type(None)}
+    return isinstance(value, kinds[kind]) if kind in kinds else True
 
 
 STEPS: Registry[type[Step]] = Registry("step", "anybit.methods")

@@ -31,7 +31,7 @@ class Budget(Generic[Choice]):
 
 
 @dataclass(frozen=True)
-class Allocation(Generic[Choice]):
+class Allocated(Generic[Choice]):
     """What was chosen, its total cost, and what it uses of each budget by name."""
 
     choices: dict[str, Choice]
@@ -39,7 +39,7 @@ class Allocation(Generic[Choice]):
     used: dict[str, float]
 
 
-def allocate(costs: Table[Choice], *budgets: Budget[Choice]) -> Allocation[Choice]:
+def allocate(costs: Table[Choice], *budgets: Budget[Choice]) -> Allocated[Choice]:
     """The choice of every layer for which the costs sum to the least while every budget holds.
 
     Budgets hold exactly: sums are math.fsum, rounded once. The cost is the least up to 1e-10 of the largest difference between two choices
@@ -53,7 +53,7 @@ def allocate(costs: Table[Choice], *budgets: Budget[Choice]) -> Allocation[Choic
     >>> costs = {"a": {4: 3.0, 8: 0.1}, "b": {4: 1.0, 8: 0.2}, "c": {4: 0.5, 8: 0.4}}
     >>> sizes = {layer: {4: 40, 8: 80} for layer in costs}
     >>> allocate(costs, Budget("size", sizes, 160, "bits"))
-    Allocation(choices={'a': 8, 'b': 4, 'c': 4}, cost=1.6, used={'size': 160.0})
+    Allocated(choices={'a': 8, 'b': 4, 'c': 4}, cost=1.6, used={'size': 160.0})
     """
     program = _Program(costs, budgets)
     best = program.solve()
@@ -156,10 +156,10 @@ class _Program(Generic[Choice]):
                 chosen[i] = self.layers[i].start + place
         return chosen
 
-    def allocation(self, chosen: list[int]) -> Allocation[Choice]:
+    def allocation(self, chosen: list[int]) -> Allocated[Choice]:
         """The result."""
         used = {budget.name: _sum(use, chosen) for budget, use in zip(self.budgets, self.uses, strict=True)}
-        return Allocation(dict(self.columns[j] for j in chosen), _sum(self.costs, chosen), used)
+        return Allocated(dict(self.columns[j] for j in chosen), _sum(self.costs, chosen), used)
 
     def why_not(self) -> str:
         """Why nothing fits: a budget that not even the smallest choices meet, or by how much all must grow together."""

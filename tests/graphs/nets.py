@@ -44,12 +44,11 @@ def samples(graph: Graph, count: int = 5, seed: int = 1) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((count, *graph.input), np.float32)
 
 
-def by_torch(graph: Graph, weights: dict[str, Any], x: Any, values: dict[str, Any] | None = None) -> Any:
-    """The output as torch.nn.functional computes it, from tensors."""
+def by_torch(graph: Graph, weights: dict[str, Any], x: Any, training: bool = False) -> Any:
+    """The output as torch.nn.functional computes it, from tensors; `training` normalises by the batch and moves the stored statistics."""
     from torch.nn import functional
 
-    values = {} if values is None else values
-    values[INPUT] = x
+    values = {INPUT: x}
     for node in graph.nodes:
         op, given = node.op, [values[name] for name in node.inputs]
         own = {name.rpartition(".")[2]: weights[name] for name in weights if name.rpartition(".")[0] == node.name}
@@ -59,7 +58,8 @@ def by_torch(graph: Graph, weights: dict[str, Any], x: Any, values: dict[str, An
             case Dense():
                 y = functional.linear(given[0], own["weight"], own.get("bias"))
             case BatchNorm():
-                y = functional.batch_norm(given[0], own["running_mean"], own["running_var"], own["weight"], own["bias"], False, 0, op.eps)
+                mean, var = own["running_mean"], own["running_var"]
+                y = functional.batch_norm(given[0], mean, var, own["weight"], own["bias"], training, 0.1, op.eps)
             case Relu():
                 y = functional.relu(given[0])
             case MaxPool():

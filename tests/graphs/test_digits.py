@@ -7,10 +7,10 @@ import pytest
 from conftest import Digits
 
 from anybit.graphs.correct import correct_bias
-from anybit.graphs.equalize import equalize
-from anybit.graphs.execute import execute
+from anybit.graphs.equalization import equalize
+from anybit.graphs.floats import execute
 from anybit.graphs.fold import fold_batch_norm
-from anybit.graphs.quantize import quantize
+from anybit.graphs.lower import quantize
 from anybit.graphs.ranges import calibrate
 from anybit.graphs.sensitivity import bit_operations, hessian_traces, omega, weight_bits
 from anybit.recipes.allocate import Budget, allocate

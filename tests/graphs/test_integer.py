@@ -20,12 +20,12 @@ import anybit
 from anybit.errors import FormatError, NonFiniteError, ShapeError, UsageError
 from anybit.graphs import steps as steps_module
 from anybit.graphs.correct import correct_bias
-from anybit.graphs.execute import batches, execute
+from anybit.graphs.floats import batches, execute
 from anybit.graphs.fold import fold_batch_norm
-from anybit.graphs.grid import Grid, dyadic
+from anybit.graphs.grid import ActGrid, dyadic
+from anybit.graphs.lower import quantize
 from anybit.graphs.network import IntegerNetwork
 from anybit.graphs.proof import LIMIT, check_sums
-from anybit.graphs.quantize import quantize
 from anybit.graphs.ranges import calibrate
 from anybit.graphs.steps import Clip, Convolve, Multiply, Positive, Rescale, scaled
 from anybit.models import Add, AveragePool, Conv2d, Dense, Flatten, Graph, MaxPool, Relu
@@ -290,15 +290,15 @@ def test_ties_go_up() -> None:
 
 
 def test_grids() -> None:
-    assert Grid.of(0.0, 25.5, 8) == Grid(0.1, 0, 0, 255)
-    assert Grid.of(1.0, 15.0, 4) == Grid(1.0, 0, 0, 15)  # widened to hold 0
-    assert Grid.of(-2.0, 1.0, 4) == Grid(0.2, 10, 0, 15)
-    assert Grid.of(-12.7, 3.0, 8, "symmetric") == Grid(12.7 / 127, 0, -127, 127)
-    assert Grid.of(0.0, 0.0, 8) == Grid(1.0, 0, 0, 255)
-    grid = Grid.of(-2.0, 1.0, 4)
+    assert ActGrid.of(0.0, 25.5, 8) == ActGrid(0.1, 0, 0, 255)
+    assert ActGrid.of(1.0, 15.0, 4) == ActGrid(1.0, 0, 0, 15)  # widened to hold 0
+    assert ActGrid.of(-2.0, 1.0, 4) == ActGrid(0.2, 10, 0, 15)
+    assert ActGrid.of(-12.7, 3.0, 8, "symmetric") == ActGrid(12.7 / 127, 0, -127, 127)
+    assert ActGrid.of(0.0, 0.0, 8) == ActGrid(1.0, 0, 0, 255)
+    grid = ActGrid.of(-2.0, 1.0, 4)
     assert grid.encode([-9, -2.0, -0.09, 0.11, 0.3, 9]).tolist() == [0, 0, 10, 11, 11, 15]  # 0.3 / 0.2 is just below 1.5
     assert grid.decode(np.array([0, 10, 15])).tolist() == [-2.0, 0.0, 1.0]
-    assert [Grid.of(-1, 1, b).bits for b in (2, 4, 8, 16)] == [Grid.of(-1, 1, b, "symmetric").bits for b in (2, 4, 8, 16)] == [2, 4, 8, 16]
+    assert [ActGrid.of(-1, 1, b).bits for b in (2, 4, 8, 16)] == [ActGrid.of(-1, 1, b, "symmetric").bits for b in (2, 4, 8, 16)] == [2, 4, 8, 16]
 
 
 @pytest.mark.parametrize(
@@ -313,7 +313,7 @@ def test_grids() -> None:
 )
 def test_grids_that_are_none(arguments: Any, message: str) -> None:
     with pytest.raises(UsageError, match=re.escape(message)):
-        Grid.of(*arguments)
+        ActGrid.of(*arguments)
 
 
 @pytest.mark.parametrize("element", ["int8", "int4", "int2", "fp4_e2m1", "fp6_e2m3", "ternary", "int5_sym"])

@@ -9,10 +9,10 @@ import pytest
 from nets import SMALL, random_weights, samples
 
 from anybit.errors import ShapeError, UsageError
-from anybit.graphs.equalize import equalize, pairs
-from anybit.graphs.execute import batches, execute
+from anybit.graphs.equalization import equalize, pairs
+from anybit.graphs.floats import batches, execute
 from anybit.graphs.fold import fold_batch_norm
-from anybit.graphs.quantize import quantize
+from anybit.graphs.lower import quantize
 from anybit.graphs.ranges import calibrate
 from anybit.models import Add, AveragePool, BatchNorm, Conv2d, Dense, Flatten, Graph, MaxPool, Relu
 

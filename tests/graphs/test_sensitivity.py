@@ -9,7 +9,7 @@ import pytest
 from nets import SMALL, by_torch, random_weights, samples
 
 from anybit.errors import ShapeError, UsageError
-from anybit.graphs.execute import execute
+from anybit.graphs.floats import execute
 from anybit.graphs.sensitivity import Trace, bit_operations, hessian_traces, omega, weight_bits
 from anybit.models import Conv2d, Dense, Flatten, Graph, Relu
 

@@ -1,6 +1,6 @@
 """Bias correction: what quantization shifts on average is taken back.
 
-Source: Nagel et al., arXiv 1906.04721, section 4.2, from samples instead of batch norm statistics.
+Source: Nagel et al., arXiv 1906.04721 (bias correction), from samples instead of batch norm statistics.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from anybit.graphs.execute import Weights, batches, samples
+from anybit.graphs.floats import Weights, batches, samples
 from anybit.graphs.network import IntegerNetwork
 from anybit.graphs.proof import LIMIT
-from anybit.graphs.steps import Convolve, Multiply, Step
+from anybit.graphs.steps import Convolve, IntegerStep, Multiply
 from anybit.models import INPUT, Graph
 
 
@@ -35,7 +35,7 @@ def correct_bias(network: IntegerNetwork, graph: Graph, weights: Weights, x: Any
     names = iter(graph.layers)
     for step in network.steps:
         given = [held[name] for name in step.inputs]
-        new: Step = step
+        new: IntegerStep = step
         if isinstance(step, (Convolve, Multiply)):
             name = next(names)
             sums = step.sums(given[0])

@@ -1,6 +1,6 @@
 """Batch norms folded into the layers before them.
 
-Source: Jacob et al., arXiv 1712.05877, section 3.2; Krishnamoorthi, arXiv 1806.08342, section 3.2.2.
+Source: Jacob et al., arXiv 1712.05877; Krishnamoorthi, arXiv 1806.08342.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from anybit.errors import UsageError
-from anybit.graphs.execute import Weights, bn_factors
+from anybit.graphs.floats import Weights, bn_factors
 from anybit.models import BatchNorm, Conv2d, Graph, Node
 from anybit.models.operators import WEIGHTED
 

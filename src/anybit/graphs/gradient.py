@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from anybit.errors import ShapeError
-from anybit.graphs.execute import Weights, bn_factors
+from anybit.graphs.floats import Weights, bn_factors
 from anybit.graphs.windows import matrix, scatter, windows
 from anybit.models import INPUT, Add, AveragePool, BatchNorm, Conv2d, Dense, Flatten, Graph, MaxPool, Node, Relu
 from anybit.models.operators import Pair

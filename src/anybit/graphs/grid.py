@@ -15,7 +15,7 @@ LARGEST_SHIFT = 62
 
 
 @dataclass(frozen=True)
-class Grid:
+class ActGrid:
     """value = (q - zero) * scale for whole numbers q from low to high."""
 
     scale: float
@@ -24,14 +24,14 @@ class Grid:
     high: int
 
     @classmethod
-    def of(cls, low: float, high: float, bits: int, scheme: str = "affine") -> Grid:
+    def of(cls, low: float, high: float, bits: int, scheme: str = "affine") -> ActGrid:
         """The grid of 2 to 16 bits for numbers from low to high, which is widened to hold 0.
 
         affine: q from 0 to 2^bits - 1, scale = (high - low) / (2^bits - 1), zero = -low / scale to nearest (ties to even);
         symmetric: q from -m to m, m = 2^(bits - 1) - 1, zero = 0, scale = max(|low|, |high|) / m. A range of nothing but 0 has scale 1.
 
-        >>> Grid.of(-1.0, 3.0, 4)
-        Grid(scale=0.26666666666666666, zero=4, low=0, high=15)
+        >>> ActGrid.of(-1.0, 3.0, 4)
+        ActGrid(scale=0.26666666666666666, zero=4, low=0, high=15)
         """
         if scheme not in SCHEMES:
             raise UsageError(f"no scheme '{scheme}' of activations; use affine or symmetric")
@@ -80,7 +80,7 @@ def dyadic(factor: float) -> tuple[int, int]:
 
     The relative error is at most 2^-31 (half a step of b), from 2^-32 on. UsageError: a factor of 2^31 or more, or none that is positive.
 
-    Source: HAWQ-V3, arXiv 2011.10680, section 3.2 (dyadic numbers).
+    Source: HAWQ-V3, arXiv 2011.10680 (dyadic numbers).
 
     >>> dyadic(0.75), dyadic(2.0**-40)
     ((1610612736, 31), (4194304, 62))

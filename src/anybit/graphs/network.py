@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from anybit.errors import ShapeError
-from anybit.graphs.execute import BATCH
-from anybit.graphs.grid import Grid
+from anybit.graphs.floats import BATCH
+from anybit.graphs.grid import ActGrid
 from anybit.graphs.proof import check_sums
-from anybit.graphs.steps import Requantize, Step, Sum
+from anybit.graphs.steps import IntegerStep, Requantize, Sum
 from anybit.models import INPUT
 from anybit.models.operators import Shape
 
@@ -39,9 +39,9 @@ class IntegerNetwork:
     """
 
     shape: Shape
-    input: Grid
-    output: Grid
-    steps: tuple[Step, ...]
+    input: ActGrid
+    output: ActGrid
+    steps: tuple[IntegerStep, ...]
     layers: dict[str, LayerNumbers]
 
     def __post_init__(self) -> None:

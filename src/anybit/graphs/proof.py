@@ -7,14 +7,14 @@ from collections.abc import Iterable
 import numpy as np
 
 from anybit.errors import UsageError
-from anybit.graphs.grid import Grid
-from anybit.graphs.steps import Average, Convolve, Multiply, Step, Sum
+from anybit.graphs.grid import ActGrid
+from anybit.graphs.steps import Average, Convolve, IntegerStep, Multiply, Sum
 from anybit.models import INPUT
 
 LIMIT = (1 << 31) - 1
 
 
-def check_sums(steps: Iterable[Step], grid: Grid) -> dict[str, int]:
+def check_sums(steps: Iterable[IntegerStep], grid: ActGrid) -> dict[str, int]:
     """The largest magnitude of the int32 sums of each step that has some. UsageError: one that is beyond int32, with the step."""
     held: dict[str, np.ndarray] = {INPUT: np.array([grid.low, grid.high])}  # ends of q; of sums: -reach, reach of every channel
     found = {}

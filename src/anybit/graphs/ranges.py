@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from anybit.errors import UsageError
-from anybit.graphs.execute import Weights, batches, samples
+from anybit.graphs.floats import Weights, batches, samples
 from anybit.models import Graph
 
 Ranges = dict[str, tuple[float, float]]

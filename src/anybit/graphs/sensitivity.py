@@ -4,7 +4,7 @@ The loss is the mean softmax cross-entropy over samples. Its Hessian by one laye
 these weights and A = diag(p) - p p^T, without another term and whatever the labels: of a graph of these operators the output is piecewise
 linear in the weights of one layer. So the trace (that of the Gauss-Newton matrix too) needs no labels and no second derivatives.
 
-Source: HAWQ-V3, arXiv 2011.10680, section 3.4; Hutchinson, Communications in Statistics 18 (1989), 1059-1076.
+Source: HAWQ-V3, arXiv 2011.10680; Hutchinson, Communications in Statistics 18 (1989), 1059-1076.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from anybit.errors import ShapeError, UsageError
 from anybit.formats import Spec
 from anybit.formats.stochastic import words
-from anybit.graphs.execute import Weights, batches, samples
+from anybit.graphs.floats import Weights, batches, samples
 from anybit.graphs.gradient import gradients
 from anybit.methods import dequantize_parts, quantize_parts
 from anybit.models import Graph

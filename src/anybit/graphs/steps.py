@@ -7,7 +7,7 @@ proves it for every input). Between two scales stands a dyadic number b / 2^c:
 
 in int64, >> rounding down: floor(a b / 2^c + 1/2), ties upward. b and c are one number, or one a channel.
 
-Source: HAWQ-V3, arXiv 2011.10680, section 3.
+Source: HAWQ-V3, arXiv 2011.10680.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Requantize(Clip):
 
 
 @dataclass(frozen=True, eq=False)
-class Step:
+class IntegerStep:
     """Base: the name of its result, the names of its inputs, and their zero points."""
 
     name: str
@@ -89,7 +89,7 @@ def _centred(q: np.ndarray, zero: int) -> np.ndarray:
 
 
 @dataclass(frozen=True, eq=False)
-class Convolve(Step):
+class Convolve(IntegerStep):
     """sum of weight * x, zeros around x, plus bias; weight int8 or int16 [channels, in / groups, kernel], bias int32 [channels].
 
     Without `out` the result is the int32 sums themselves, for a residual addition.
@@ -112,7 +112,7 @@ class Convolve(Step):
 
 
 @dataclass(frozen=True, eq=False)
-class Multiply(Step):
+class Multiply(IntegerStep):
     """The sums of a dense layer, weight int8 or int16 [features, in], bias int32 [features]; otherwise as `Convolve`."""
 
     weight: np.ndarray
@@ -128,7 +128,7 @@ class Multiply(Step):
 
 
 @dataclass(frozen=True, eq=False)
-class Sum(Step):
+class Sum(IntegerStep):
     """A residual addition: both inputs times a dyadic number of their own, rounded, and added in int32."""
 
     b: tuple[np.ndarray, np.ndarray]
@@ -141,7 +141,7 @@ class Sum(Step):
 
 
 @dataclass(frozen=True, eq=False)
-class Average(Step):
+class Average(IntegerStep):
     """The sum of a window, zeros around x; the division by the window's size is part of the dyadic number."""
 
     kernel: Pair
@@ -155,7 +155,7 @@ class Average(Step):
 
 
 @dataclass(frozen=True, eq=False)
-class Maximum(Step):
+class Maximum(IntegerStep):
     """The largest q of a window; order is that of the values, so nothing is rescaled."""
 
     kernel: Pair
@@ -168,7 +168,7 @@ class Maximum(Step):
 
 
 @dataclass(frozen=True, eq=False)
-class Positive(Step):
+class Positive(IntegerStep):
     """max(q, zero): a ReLU on stored activations."""
 
     def run(self, *q: np.ndarray) -> np.ndarray:
@@ -176,7 +176,7 @@ class Positive(Step):
 
 
 @dataclass(frozen=True, eq=False)
-class Reshape(Step):
+class Reshape(IntegerStep):
     """[n, channels, height, width] to [n, features]."""
 
     def run(self, *q: np.ndarray) -> np.ndarray:
@@ -184,7 +184,7 @@ class Reshape(Step):
 
 
 @dataclass(frozen=True, eq=False)
-class Rescale(Step):
+class Rescale(IntegerStep):
     """Stored activations on another grid: a layer of fewer bits than its input is stored with."""
 
     out: Requantize

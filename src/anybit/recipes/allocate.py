@@ -1,6 +1,6 @@
 """One choice for each layer, of least total cost within budgets: a multiple-choice knapsack, solved exactly as an integer program.
 
-Source: HAWQ-V3, arXiv 2011.10680, section 3.4 (cost: second-order sensitivity; budgets: size, bit operations, latency), for any costs and
+Source: HAWQ-V3, arXiv 2011.10680 (cost: second-order sensitivity; budgets: size, bit operations, latency), for any costs and
 any number of budgets. Solver: HiGHS through scipy.optimize.milp.
 """
 

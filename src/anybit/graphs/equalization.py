@@ -1,13 +1,13 @@
 """Cross-layer equalisation: channels of neighbouring layers brought to one range, so that one scale serves a whole tensor.
 
-Source: Nagel et al., arXiv 1906.04721, section 4.1, equation 11.
+Source: Nagel et al., arXiv 1906.04721 (cross-layer range equalization).
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from anybit.graphs.execute import Weights
+from anybit.graphs.floats import Weights
 from anybit.models import Conv2d, Graph
 from anybit.models.operators import WEIGHTED, Operator
 

@@ -9,7 +9,7 @@ import pytest
 from nets import SMALL, by_torch, random_weights, samples
 
 from anybit.errors import NonFiniteError, ShapeError
-from anybit.graphs.execute import BATCH, batches, execute
+from anybit.graphs.floats import BATCH, batches, execute
 from anybit.graphs.gradient import gradients
 from anybit.graphs.windows import convolve
 from anybit.models import Conv2d, Graph

@@ -4,7 +4,7 @@ A ReLU that alone takes a layer, an addition or an average is the lower end of i
 int32 sums. Maxima and flattening keep the grid of their input. A value is stored with the most bits that one of its users asks for
 (additions and averages: 8); a layer of fewer bits rescales its input first.
 
-Source: HAWQ-V3, arXiv 2011.10680, section 3; per-channel weights: Krishnamoorthi, arXiv 1806.08342.
+Source: HAWQ-V3, arXiv 2011.10680; per-channel weights: Krishnamoorthi, arXiv 1806.08342.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import numpy as np
 
 from anybit.errors import FormatError, UsageError, near_misses
 from anybit.formats import Spec
-from anybit.graphs.execute import Weights
-from anybit.graphs.grid import Grid, dyadic
+from anybit.graphs.floats import Weights
+from anybit.graphs.grid import ActGrid, dyadic
 from anybit.graphs.network import IntegerNetwork, LayerNumbers
 from anybit.graphs.ranges import Ranges
-from anybit.graphs.steps import Average, Clip, Convolve, Maximum, Multiply, Positive, Requantize, Rescale, Reshape, Step, Sum
+from anybit.graphs.steps import Average, Clip, Convolve, IntegerStep, Maximum, Multiply, Positive, Requantize, Rescale, Reshape, Sum
 from anybit.methods import quantize_parts
 from anybit.models import INPUT, Add, AveragePool, BatchNorm, Conv2d, Flatten, Graph, MaxPool, Node, Relu
 from anybit.models.operators import WEIGHTED
@@ -100,7 +100,7 @@ class _Value:
     name: str
     zero: int
     scales: np.ndarray
-    grid: Grid | None = None
+    grid: ActGrid | None = None
 
 
 @dataclass
@@ -112,7 +112,7 @@ class _Lowering:
     bits: dict[str, int]
     scheme: str
     output: int
-    steps: list[Step] = field(default_factory=list)
+    steps: list[IntegerStep] = field(default_factory=list)
     layers: dict[str, LayerNumbers] = field(default_factory=dict)
 
     def network(self) -> IntegerNetwork:
@@ -146,8 +146,8 @@ class _Lowering:
                 wanted.append(OTHERS if isinstance(op, (Add, AveragePool)) else self._wanted(user))
         return max(wanted)
 
-    def _grid(self, name: str) -> Grid:
-        return Grid.of(*self.ranges[name], self._wanted(name), self.scheme)
+    def _grid(self, name: str) -> ActGrid:
+        return ActGrid.of(*self.ranges[name], self._wanted(name), self.scheme)
 
     def _lower(self, node: Node, given: list[_Value], relu: str | None) -> _Value:
         """Appends the steps of a node; its result is named after the ReLU that is part of it, if there is one."""
@@ -157,7 +157,7 @@ class _Lowering:
         source = given[0]
         inputs, zeros = tuple(value.name for value in given), tuple(value.zero for value in given)
         if isinstance(op, (MaxPool, Relu, Flatten)):
-            step: Step = (
+            step: IntegerStep = (
                 Maximum(name, inputs, zeros, op.kernel, op.step, op.padding) if isinstance(op, MaxPool)
                 else Positive(name, inputs, zeros) if isinstance(op, Relu) else Reshape(name, inputs, zeros)
             )  # fmt: skip
@@ -205,12 +205,12 @@ class _Lowering:
         old = source.grid
         assert old is not None
         ends = (old.low - old.zero) * old.scale, (old.high - old.zero) * old.scale
-        grid, name = Grid.of(*ends, self.bits[node.name], self.scheme), f"{node.name}.input"
+        grid, name = ActGrid.of(*ends, self.bits[node.name], self.scheme), f"{node.name}.input"
         self.steps.append(Rescale(name, (source.name,), (source.zero,), _requantize(np.array([old.scale / grid.scale]), grid, None)))
         return _stored(name, grid)
 
 
-def _stored(name: str, grid: Grid) -> _Value:
+def _stored(name: str, grid: ActGrid) -> _Value:
     return _Value(name, grid.zero, np.array([grid.scale]), grid)
 
 
@@ -219,7 +219,7 @@ def _dyadics(factors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return numbers[:, 0].copy(), numbers[:, 1].copy()
 
 
-def _requantize(factors: np.ndarray, grid: Grid, relu: str | None) -> Requantize:
+def _requantize(factors: np.ndarray, grid: ActGrid, relu: str | None) -> Requantize:
     return Requantize(grid.zero, grid.low if relu is None else grid.zero, grid.high, *_dyadics(factors))
 
 

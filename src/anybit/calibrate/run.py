@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from anybit.calibrate.block import Block, Assignment, RoundedBlock
+from anybit.calibrate.block import Assignment, Block, RoundedBlock
 from anybit.calibrate.forward import ROLES, members, rms_norm, run_block
 from anybit.calibrate.work import Work
 from anybit.errors import UsageError

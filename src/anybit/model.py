@@ -251,7 +251,7 @@ class Model:
         """
         if self.attention is not None:
             raise UsageError("a checkpoint does not store attention's product rule: save without it and name it when you evaluate")
-        entries = [(name, _entry(linear)) for name, linear in self.linears.items()]
+        entries = [(name, stored_entry(linear)) for name, linear in self.linears.items()]
         plain = [(name, dtype, array) for name, (dtype, array) in self.plain.items()]
         tables = tables_of(linear.weight.format for linear in self.linears.values())
         return save_checkpoint(path, self.config, entries, plain, self.sidecars, tables=tables, policy=self.policy)
@@ -260,7 +260,7 @@ class Model:
         return f"Model({self.name}, {self.spec.family}, {self.parameters} weights, {float(self.bits_per_weight):.3f} bits a weight)"
 
 
-def _entry(linear: Linear) -> QuantizedEntry:
+def stored_entry(linear: Linear) -> QuantizedEntry:
     """A matrix as a checkpoint stores it."""
     if linear.pre or linear.post or linear.branches:
         raise NoKernelError("transforms and branches cannot be saved yet")

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import anybit
-from anybit.calibrate import Choice, Finished, Plan, calibrate, calibration_text
+from anybit.calibrate import Assignment, Finished, Plan, calibrate, calibration_text
 from anybit.calibrate.block import hadamard
 from anybit.calibrate.forward import FloatBlock, rms_norm, run_block
 from anybit.calibrate.run import block_tensors
@@ -46,7 +46,7 @@ def ids(model: Model) -> np.ndarray:
 
 def plan(model: Model, expression: str = "int4@32", **options: object) -> Plan:
     names = [name for name in model.linears if "layers" in name]
-    return Plan({name: Choice(Spec.parse(expression), Nearest(), act=None) for name in names}, **options)  # type: ignore[arg-type]
+    return Plan({name: Assignment(Spec.parse(expression), Nearest(), act=None) for name in names}, **options)  # type: ignore[arg-type]
 
 
 def test_the_float_blocks_are_the_engines_model(model: Model, ids: np.ndarray) -> None:
@@ -84,7 +84,7 @@ def test_groups_in_sequence_see_the_rounded_ones_before_them(model: Model, ids: 
                 assert found.xtx is not None and found.count == ids.size
                 stats[target.name] = found.xtx
 
-        chosen = {n: Choice(c.spec, watch, (Watch(),)) for n, c in choices.items()}
+        chosen = {n: Assignment(c.spec, watch, (Watch(),)) for n, c in choices.items()}
         list(calibrate(Weights(model), Plan(chosen, sequential=how), ids))
         seen[how] = stats
     first, o = "model.layers.0.self_attn.q_proj.weight", "model.layers.0.self_attn.o_proj.weight"
@@ -128,7 +128,7 @@ def test_damage_is_named(model: Model, ids: np.ndarray) -> None:
     bad = np.array(Weights(model).array(name))
     bad[3, 4] = np.nan
     with pytest.raises(NonFiniteError, match=r"layer 1, input of model.layers.1.mlp.down_proj.weight: its input is not finite at"):
-        choices = {n: Choice(Spec.parse("int4@32+scale=wmse"), Nearest()) for n in plan(model).choices}
+        choices = {n: Assignment(Spec.parse("int4@32+scale=wmse"), Nearest()) for n in plan(model).choices}
         list(calibrate(Weights(model, {name: bad}), Plan(choices), ids))
 
 

@@ -298,7 +298,8 @@ def test_grids() -> None:
     grid = ActGrid.of(-2.0, 1.0, 4)
     assert grid.encode([-9, -2.0, -0.09, 0.11, 0.3, 9]).tolist() == [0, 0, 10, 11, 11, 15]  # 0.3 / 0.2 is just below 1.5
     assert grid.decode(np.array([0, 10, 15])).tolist() == [-2.0, 0.0, 1.0]
-    assert [ActGrid.of(-1, 1, b).bits for b in (2, 4, 8, 16)] == [ActGrid.of(-1, 1, b, "symmetric").bits for b in (2, 4, 8, 16)] == [2, 4, 8, 16]
+    for scheme in ("affine", "symmetric"):
+        assert [ActGrid.of(-1, 1, bits, scheme).bits for bits in (2, 4, 8, 16)] == [2, 4, 8, 16]
 
 
 @pytest.mark.parametrize(

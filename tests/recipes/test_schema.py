@@ -44,6 +44,9 @@ nonfinite: saturate
     assert r.allocation is not None and r.allocation.formats == ("int4@32", "int8@32")
     (tmp_path / "s.yml").write_text(text.replace("version: 1\n", "").replace("nonfinite: saturate", "version: 1\nnonfinite: saturate"))
     assert load_recipe(str(tmp_path / "s.yml")).digest == r.digest, "the order of keys does not count"
+    (tmp_path / "t.yaml").write_text(text + "about: nothing that it does\nmeasured: {kl: 0.5, model: x}\n")
+    other_words = load_recipe(tmp_path / "t.yaml")
+    assert other_words.digest == r.digest and other_words.measured == {"kl": 0.5, "model": "x"}
     assert parsed(RULE).digest != r.digest
 
 

@@ -17,7 +17,7 @@ from anybit.models.spec import Layer
 
 
 @dataclass(frozen=True)
-class Choice:
+class Assignment:
     """What becomes of one matrix. `act`: expression of the activations' format, None for float."""
 
     spec: Spec
@@ -42,10 +42,10 @@ class Block:
     index: int
     arrays: dict[str, np.ndarray]
     groups: dict[str, Group] = field(default_factory=dict)
-    choices: Mapping[str, Choice] = field(default_factory=dict)
+    choices: Mapping[str, Assignment] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, layer: Layer, index: int, arrays: dict[str, np.ndarray], choices: Mapping[str, Choice]) -> Block:
+    def of(cls, layer: Layer, index: int, arrays: dict[str, np.ndarray], choices: Mapping[str, Assignment]) -> Block:
         """Groups the matrices that `choices` names."""
         made = cls(layer, index, arrays, {}, {n: choices[n] for names in members(layer).values() for n in names if n in choices})
         attention = layer.mixer

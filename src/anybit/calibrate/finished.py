@@ -48,19 +48,23 @@ def save_finished(path: Path, finished: Finished) -> None:
         file.write(save({name: np.ascontiguousarray(a) for name, a in arrays.items()}, {"block": json.dumps(head)}))
 
 
-def load_finished(path: Path) -> Finished:
-    """Reads it back. FileFormatError: it is missing or damaged."""
+def load_finished(path: Path, only: str | None = None) -> Finished:
+    """Reads it back; `only`: a single target with its group's transforms. FileFormatError: it is missing or damaged."""
     from anybit.calibrate.run import Finished
 
     try:
         with safe_open(str(path), "np") as file:
             head: dict[str, Any] = json.loads((file.metadata() or {})["block"])
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            mine = (f"part:{only}:", f"added:{only}:", f"array:{(only or '').rpartition('.')[0]}.bias", "pre:")
+            names = [name for name in file.keys() if only is None or name.startswith(mine)]  # noqa: SIM118
+            arrays = {name: file.get_tensor(name) for name in names}
         groups = {}
         for g in head["groups"]:
             role, targets = g["role"], []
             for t in g["targets"]:
                 name = t["name"]
+                if only not in (None, name):
+                    continue
                 added = [
                     Added(each["kind"], arrays[f"added:{name}:{i}:a"], arrays.get(f"added:{name}:{i}:b"),
                           arrays.get(f"added:{name}:{i}:index"), each["format"], each["source"])
@@ -71,6 +75,8 @@ def load_finished(path: Path) -> Finished:
                 weight = np.broadcast_to(np.float32(0), t["shape"])  # its values are not kept: the parts are what counts
                 targets.append(Target(name, weight, Spec.parse(t["spec"]), bias, parts, added, t["notes"]))
             pre = [Pre(p["kind"], arrays.get(f"pre:{role}:{i}"), p["block"], p["seed"]) for i, p in enumerate(g["pre"])]
+            if not targets:
+                continue
             stats = Statistics(targets[0].weight.shape[1], frozenset())
             groups[role] = Group(role, g["layer"], targets, stats, None, pre, g["act"], g["heads"], g["head_dim"])
         kept = {name.removeprefix("array:"): array for name, array in arrays.items() if name.startswith("array:")}

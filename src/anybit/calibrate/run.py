@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from anybit.calibrate.block import Block, Choice, RoundedBlock
+from anybit.calibrate.block import Assignment, Block, RoundedBlock
 from anybit.calibrate.forward import ROLES, members, rms_norm, run_block
 from anybit.calibrate.work import Work
 from anybit.errors import UsageError
@@ -25,6 +25,8 @@ from anybit.formats import codes_shape
 from anybit.methods.statistics import Statistics
 from anybit.methods.step import Group, GroupStep, ModelStep, Target
 from anybit.models.spec import ModelSpec
+
+UNTIED = "lm_head.weight"
 
 
 class FloatModel(Protocol):
@@ -44,7 +46,7 @@ class Plan:
     the matrices before it were rounded, which costs three more passes. `digest` names all of this and the model, for resuming.
     """
 
-    choices: Mapping[str, Choice]
+    choices: Mapping[str, Assignment]
     model_steps: tuple[ModelStep, ...] = ()
     group_steps: tuple[GroupStep, ...] = ()
     sequential: str = "block"
@@ -169,7 +171,7 @@ def _one(model: FloatModel, plan: Plan, held: Work, index: int, sequences: int, 
     return Finished(index, kept, block.groups, loss, notes)
 
 
-def _round(target: Target, choice: Choice, stats: Statistics) -> None:
+def _round(target: Target, choice: Assignment, stats: Statistics) -> None:
     choice.rounding.round(target, stats)
     assert target.parts is not None and target.parts["codes"].shape == codes_shape(target.format.element, target.weight.shape)
     for step in choice.corrections:
@@ -248,12 +250,17 @@ def _ends(model: FloatModel, plan: Plan) -> dict[str, np.ndarray]:
     return arrays
 
 
+def head_name(spec: ModelSpec) -> str:
+    """The head's own tensor; a tied model has one only after a step that unties it."""
+    return UNTIED if spec.tied else spec.head
+
+
 def _head(model: FloatModel, plan: Plan, held: Work, ends: dict[str, np.ndarray], sequences: int) -> Finished:
     """Embedding, final norm and head; the head's statistics are those of the final norm's output."""
     spec = model.spec
     groups: dict[str, Group] = {}
-    for role, name in (("embedding", spec.embedding), ("head", spec.head)):
-        if name not in plan.choices or name not in ends or (role == "head" and name == spec.embedding):
+    for role, name in (("embedding", spec.embedding), ("head", head_name(spec))):
+        if name not in plan.choices or name not in ends:
             continue
         choice = plan.choices[name]
         needs = choice.needs if role == "head" else frozenset()

@@ -195,7 +195,7 @@ class ModelStep(Step):
         """Changes the float32 arrays (by tensor name: matrices, biases, norms) of one block in place, or puts others in their place."""
 
     def ends(self, arrays: dict[str, np.ndarray]) -> None:
-        """The same for embedding, final norm and head (present under the head's name even where the model ties them)."""
+        """The same for embedding, final norm and head. A step that must untie a tied head puts it there as "lm_head.weight"."""
 
 
 class GroupStep(Step):

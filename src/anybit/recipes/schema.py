@@ -62,7 +62,8 @@ class Allocation:
 
 @dataclass(frozen=True)
 class Recipe:
-    """See docs/recipes.md. `text`: what it was read from, in canonical form; `digest` names it."""
+    """See docs/recipes.md. `measured`: what it gave, where and when (keys `MEASURED`); `text`: what it does, in canonical form, without
+    what is said about it; `digest` names that."""
 
     name: str
     rules: tuple[Rule, ...]
@@ -75,6 +76,7 @@ class Recipe:
     gates: Gates = field(default_factory=Gates)
     allocation: Allocation | None = None
     nonfinite: str = "error"
+    measured: Mapping[str, Any] = field(default_factory=dict)
     text: str = ""
 
     @property
@@ -139,7 +141,11 @@ def named() -> dict[str, Path]:
     return {path.stem: path for path in sorted((Path(__file__).parent / "named").glob("*.yaml"))}
 
 
-TOP = ("version", "name", "about", "source", "published", "calibration", "steps", "rules", "kv_cache", "gates", "allocation", "nonfinite")
+TOP = (
+    "version", "name", "about", "source", "published", "measured", "calibration", "steps", "rules", "kv_cache", "gates", "allocation",
+    "nonfinite",
+)  # fmt: skip
+MEASURED = ("model", "tokens", "kl", "kl_se", "bits", "on")
 
 
 def parse_recipe(value: Any, where: str) -> Recipe:
@@ -153,6 +159,8 @@ def parse_recipe(value: Any, where: str) -> Recipe:
         raise FileFormatError(f"{where}: 'rules' is missing or empty; give at least one, such as {{match: layers, format: int4@128}}")
     steps = tuple(_step(item, f"{where}: steps[{i}]", (ModelStep, GroupStep)) for i, item in enumerate(top.get("steps", list, [])))
     nonfinite = top.get("nonfinite", str, "error", lambda v: v in ("error", "saturate", "propagate"), "error, saturate or propagate")
+    measured = _Reader(value.get("measured", {}), f"{where}: measured", MEASURED)
+    said = {key: each for key, each in value.items() if key not in ("about", "source", "published", "measured")}
     kv = _Reader(value.get("kv_cache", {}), f"{where}: kv_cache", ("k", "v"))
     return Recipe(
         name=top.get("name", str, Path(where).stem), about=top.get("about", str, ""), source=top.get("source", str, ""),
@@ -161,7 +169,8 @@ def parse_recipe(value: Any, where: str) -> Recipe:
         rules=tuple(_rule(item, f"{where}: rules[{i}]", nonfinite) for i, item in enumerate(rules)),
         kv_cache={key: kv.get(key, str, "") for key in ("k", "v") if key in kv}, gates=_gates(value.get("gates", {}), f"{where}: gates"),
         allocation=_allocation(value["allocation"], f"{where}: allocation") if "allocation" in value else None, nonfinite=nonfinite,
-        text=json.dumps(value, sort_keys=True, ensure_ascii=False, default=str),
+        measured={key: measured.get(key, (str, int, float), None) for key in MEASURED if key in measured},
+        text=json.dumps(said, sort_keys=True, ensure_ascii=False, default=str),
     )  # fmt: skip
 
 

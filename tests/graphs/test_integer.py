@@ -355,6 +355,13 @@ def test_what_quantize_refuses() -> None:
     folded, weights = fold_batch_norm(SMALL, weights)
     with pytest.raises(UsageError, match="no range of 'input'; calibrate this graph"):
         quantize(folded, weights, {})
+    ranges = {**calibrate(folded, weights, samples(folded)), "left": (0.0, 1e-300), "sum_relu": (0.0, 1e-300)}
+    with pytest.raises(UsageError, match=r"node 'sum': a factor of .* between two scales has no dyadic number"):
+        quantize(folded, weights, ranges)
+    with pytest.raises(UsageError, match="no scheme 'signed' of activations"):
+        quantize(folded, weights, ranges, scheme="signed")
+    with pytest.raises(UsageError, match="activations of 1 bits; use 2 to 16"):
+        quantize(folded, weights, calibrate(folded, weights, samples(folded)), act=1)
 
 
 @pytest.mark.parametrize(

@@ -53,6 +53,7 @@ def node(name: str, *inputs: str, op: Any = None) -> Node:
         ([node("a", "input"), node("c", "input")], UsageError, "node 'a' leads nowhere; remove it, or make it the output"),
         ([node("c", "input"), node("c", "input")], UsageError, "two nodes named 'c'"),
         ([node("input", "input"), node("c", "input")], UsageError, "a node cannot be named 'input'"),
+        ([node("c", "input", op="relu")], UsageError, "node 'c': 'relu' is no operator; use those of anybit.models.operators"),
         ([node("c", "input", op=Add())], UsageError, "node 'c': Add takes 2 input(s), not 1"),
         ([node("d", "input")], UsageError, "the output: no node named 'c'"),
         ([node("p", "input", op=MaxPool((2, 2))), node("c", "p", "input")], ShapeError,

@@ -124,7 +124,10 @@ class _Lowering:
                 continue
             given = [values[name] for name in node.inputs]
             after = self._relu_after(node)
-            values[node.name] = values[after or node.name] = self._lower(node, given, after)
+            try:
+                values[node.name] = values[after or node.name] = self._lower(node, given, after)
+            except UsageError as error:
+                raise UsageError(f"node '{node.name}': {error}") from None
         last = values[graph.output].grid
         assert last is not None
         return IntegerNetwork(graph.input, first, last, tuple(self.steps), self.layers)

@@ -56,7 +56,7 @@ class IntegerNetwork:
 
     def values(self, q: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
         """Every intermediate result by its step's name, batch by batch. ShapeError: see `run`."""
-        grid = self.input
+        grid, q = self.input, np.asarray(q)
         if q.shape[1:] != self.shape or not len(q) or q.dtype != grid.dtype:
             raise ShapeError(f"inputs are {grid.dtype}[n, {', '.join(map(str, self.shape))}], not {q.dtype}{list(q.shape)}; use encode")
         if q.min() < grid.low or q.max() > grid.high:

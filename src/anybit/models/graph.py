@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -66,6 +65,8 @@ class Graph:
             for given in node.inputs:
                 if given not in known:
                     raise UsageError(f"node '{node.name}': no node named '{given}'{near_misses(given, known)}")
+            if not isinstance(node.op, Operator):
+                raise UsageError(f"node '{node.name}': {node.op!r} is no operator; use those of anybit.models.operators")
             if len(node.inputs) != node.op.arity:
                 raise UsageError(f"node '{node.name}': {type(node.op).__name__} takes {node.op.arity} input(s), not {len(node.inputs)}")
         if self.output not in names:
@@ -162,7 +163,3 @@ class Graph:
         nodes: Iterable[Node | None] = (changes.get(node.name, node) for node in self.nodes)
         kept = tuple(Node(n.name, n.op, tuple(renamed.get(i, i) for i in n.inputs)) for n in nodes if n is not None)
         return Graph(self.input, kept, renamed.get(self.output, self.output))
-
-    def size(self, name: str) -> int:
-        """How many numbers one sample's value has."""
-        return prod(self.shapes[name])

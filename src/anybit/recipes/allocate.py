@@ -17,7 +17,7 @@ from anybit.errors import DoesNotFitError, NonFiniteError, UsageError
 
 Choice = TypeVar("Choice", bound=Hashable)
 Table = Mapping[str, Mapping[Choice, float]]
-ROUNDS = 1000
+ROUNDS = 100
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,10 @@ class Allocated(Generic[Choice]):
 def allocate(costs: Table[Choice], *budgets: Budget[Choice]) -> Allocated[Choice]:
     """The choice of every layer for which the costs sum to the least while every budget holds.
 
-    Budgets hold exactly: sums are math.fsum, rounded once. The cost is the least up to 1e-10 of the largest difference between two choices
-    of a layer, where solvers stop. Ties: among equal costs the least of the first budget; layers with the same numbers take their choices
-    in the order in which both were given. The same input gives the same result (with one version of SciPy).
+    Budgets hold exactly: sums are math.fsum, rounded once. The cost is the least but for the solver's tolerance, a millionth of the largest
+    difference between two choices of a layer, and no exchange of one layer's choice makes it less. Ties: among equal costs the least of the
+    first budget, as far as the same tolerance tells them from others; layers with the same numbers take their choices in the order in which
+    both were given. The same input gives the same result (with one version of SciPy).
 
     Args: costs: {layer: {choice: cost}}, layers may have different choices; a budget's `use` has the same keys (more are passed over).
     Raises: DoesNotFitError: no allocation fits: which budget, and by how much; UsageError: no layers, a layer without choices, or keys
@@ -59,7 +60,7 @@ def allocate(costs: Table[Choice], *budgets: Budget[Choice]) -> Allocated[Choice
     best = program.solve()
     if best is None:
         raise DoesNotFitError(program.why_not())
-    return program.allocation(program.in_order(program.of_least_use(best)))
+    return program.allocation(program.in_order(program.of_least_use(program.exchanged(best))))
 
 
 class _Program(Generic[Choice]):
@@ -108,6 +109,8 @@ class _Program(Generic[Choice]):
             cut = np.zeros(len(self.columns))  # the solver's tolerance let a sum pass that is too large: never this one again
             cut[chosen] = 1.0
             rows.append((cut, len(chosen) - 1.0))
+        if most is not None:
+            return None
         raise DoesNotFitError(f"{ROUNDS} allocations in turn are above a budget by less than the solver sees; lower a limit a little")
 
     def _milp(self, goal: np.ndarray, rows: list[tuple[np.ndarray, float]], relaxed: bool = False) -> Any:
@@ -135,6 +138,21 @@ class _Program(Generic[Choice]):
 
     def _holds(self, chosen: list[int]) -> bool:
         return all(_sum(use, chosen) <= budget.limit for budget, use in zip(self.budgets, self.uses, strict=True))
+
+    def exchanged(self, chosen: list[int]) -> list[int]:
+        """With one layer's choice after another exchanged for a cheaper one that fits, until there is none."""
+        better = True
+        while better:
+            better = False
+            for i, each in enumerate(self.layers):
+                for column in sorted(each, key=lambda j: self.costs[j]):
+                    if self.costs[column] >= self.costs[chosen[i]]:
+                        break
+                    other = [*chosen[:i], column, *chosen[i + 1 :]]
+                    if self._holds(other):
+                        chosen, better = other, True
+                        break
+        return chosen
 
     def of_least_use(self, chosen: list[int]) -> list[int]:
         """Of equal cost and less of the first budget, if there is one."""

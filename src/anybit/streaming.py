@@ -14,6 +14,7 @@ from anybit.io.checkpoint import QuantizedEntry, save_checkpoint
 from anybit.io.foreign import Foreign, open_foreign
 from anybit.io.hf import CONFIG, Source, open_model
 from anybit.layouts import default_layout, sizes_known
+from anybit.linear import ActSpec
 from anybit.methods import METHODS
 from anybit.models import describe
 from anybit.models.spec import TensorSpec
@@ -47,7 +48,7 @@ def quantize_file(
     spec, act_spec = check_request(fmt, act, method, product)
     foreign = open_foreign(resolve(path))
     if foreign is not None:
-        return _quantize_foreign(foreign, out, spec, keep, act_spec.kernel_name if act_spec else None, method, progress, product)
+        return _quantize_foreign(foreign, out, spec, keep, act_spec, method, progress, product)
     source = open_model(resolve(path))
     where = source.path
     if source.quantization is not None:
@@ -58,9 +59,8 @@ def quantize_file(
         check_dtype(source.tensors[tensor.name].dtype, tensor.name, where)
     matrices = {tensor.name: tensor for tensor in model.tensors if tensor.role not in ("norm", "bias")}
     chosen = set(chosen_names(matrices, keep))
-    act_name = act_spec.kernel_name if act_spec else None
     entries = [
-        _entry(source, tensor, spec if name in chosen else None, act_name if name in chosen else None, method, product)
+        _entry(source, tensor, spec if name in chosen else None, act_spec if name in chosen else None, method, product)
         for name, tensor in matrices.items()
     ]
     plain = []
@@ -89,7 +89,7 @@ def _counted(progress: Progress | None, matrices: Mapping[str, TensorSpec]) -> C
 
 
 def _entry(
-    source: Source, tensor: TensorSpec, spec: Spec | None, act: str | None, method: str, product: str | None
+    source: Source, tensor: TensorSpec, spec: Spec | None, act: ActSpec | None, method: str, product: str | None
 ) -> tuple[str, QuantizedEntry]:
     """A matrix of the new checkpoint, made when its turn comes. spec None: it stays dense."""
     name, where = tensor.name, source.path
@@ -113,7 +113,7 @@ def _entry(
 
 
 def _quantize_foreign(
-    source: Foreign, out: str | Path, spec: Spec, keep: str | None, act: str | None, method: str, progress: Progress | None,
+    source: Foreign, out: str | Path, spec: Spec, keep: str | None, act: ActSpec | None, method: str, progress: Progress | None,
     product: str | None,
 ) -> int:  # fmt: skip
     """The same for another tool's container: dense matrices are quantized, those that `keep` names keep their codes."""
@@ -136,7 +136,7 @@ def _quantize_foreign(
 
 
 def _foreign_entry(
-    source: Foreign, tensor: TensorSpec, held: Format, spec: Spec | None, act: str | None, method: str, product: str | None
+    source: Foreign, tensor: TensorSpec, held: Format, spec: Spec | None, act: ActSpec | None, method: str, product: str | None
 ) -> tuple[str, QuantizedEntry]:
     """A matrix of the new checkpoint, made when its turn comes. spec None: it keeps its codes, in the format `held`."""
     fmt = spec.format if spec else held

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from anybit.activations import ActSpec
 from anybit.calibrate import Finished
 from anybit.formats import Spec
-from anybit.linear import ActSpec, Branch, Linear, Transform
+from anybit.linear import Branch, Linear
 from anybit.methods.rtn import quantize_parts
 from anybit.methods.step import Added, Group, Pre, Target
 from anybit.tensor import QTensor
+from anybit.transforms import Transform
 
 
 def transforms(pre: Iterable[Pre]) -> tuple[Transform, ...]:

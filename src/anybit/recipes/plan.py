@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from anybit.activations import ActSpec
 from anybit.calibrate import Assignment, Plan
 from anybit.calibrate.run import UNTIED
 from anybit.errors import UsageError
@@ -19,7 +20,6 @@ from anybit.formats import Format, Spec
 from anybit.kernels import choose
 from anybit.kernels.cpu import op_spec
 from anybit.layouts import LAYOUTS, default_layout, sizes_known
-from anybit.linear import ActSpec
 from anybit.methods.step import Correction, GroupStep, ModelStep, Rounding
 from anybit.models.spec import ModelSpec
 from anybit.recipes.schema import Recipe

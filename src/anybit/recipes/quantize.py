@@ -22,12 +22,12 @@ from anybit.io.checkpoint import QuantizedEntry, save_checkpoint
 from anybit.linear import Linear
 from anybit.measure.accuracy import Accuracy, evaluate
 from anybit.measure.text import DEFAULT_TOKENS, default_text, text_from_files
-from anybit.model import load, stored_entry
+from anybit.model import load
 from anybit.recipes.build import Summary, linear_named, linears
 from anybit.recipes.plan import Override, make_plan
 from anybit.recipes.schema import Gates, Recipe
 from anybit.recipes.source import FloatSource
-from anybit.stored import dense_tensor, tables_of
+from anybit.stored import dense_tensor, entry_of, formats_of, tables_of
 
 Progress = Callable[[Event], Any]
 
@@ -110,16 +110,16 @@ def _save(model: FloatSource, plan: Plan, recipe: Recipe, folder: Path, out: Pat
     entries: dict[str, QuantizedEntry] = {}
     formats = []
     untied = False
+    roles = {t.name: t.role for t in spec.tensors}
     for file in files:
         finished = load_finished(file)
         for name, made in linears(finished).items():
-            entries[name] = _lazy(name, made, file)
-            formats += [made.weight.format, *(m.format for b in made.branches for m in (b.a, b.b) if m is not None)]
+            entries[name] = _lazy(name, made, file, f"{name.rpartition('.')[0]}.bias" in roles)
+            formats += formats_of(made)
         changed |= dict.fromkeys(finished.arrays, file)
         untied |= UNTIED in finished.arrays or any(t.name == UNTIED for g in finished.groups.values() for t in g.targets)
     quantized, plain = [], []
     names = [t.name for t in spec.tensors] + ([UNTIED] if spec.tied and untied else [])
-    roles = {t.name: t.role for t in spec.tensors}
     for name in names:
         if name in entries:
             quantized.append((name, entries[name]))
@@ -128,7 +128,7 @@ def _save(model: FloatSource, plan: Plan, recipe: Recipe, folder: Path, out: Pat
         if roles.get(name) in ("norm", "bias"):
             plain.append((name, dtype, array))
         else:
-            quantized.append((name, stored_entry(Linear(dense_tensor(array, dtype, name, where)))))
+            quantized.append((name, entry_of(Linear(dense_tensor(array, dtype, name, where)))))
     config = dict(model.source.config)
     if spec.tied and untied:
         config["tie_word_embeddings"] = False
@@ -140,10 +140,10 @@ def _save(model: FloatSource, plan: Plan, recipe: Recipe, folder: Path, out: Pat
     )  # fmt: skip
 
 
-def _lazy(name: str, made: Linear, file: Path) -> QuantizedEntry:
+def _lazy(name: str, made: Linear, file: Path, bias_apart: bool) -> QuantizedEntry:
     """A layer's entry that is made again from its file when its turn comes."""
-    entry = stored_entry(made)
-    return QuantizedEntry(entry.stored, lambda: stored_entry(linear_named(load_finished(file, name), name)).produce())
+    stored = entry_of(made, bias_apart).stored
+    return QuantizedEntry(stored, lambda: entry_of(linear_named(load_finished(file, name), name), bias_apart).produce())
 
 
 def _kept(model: FloatSource, name: str, file: Path | None) -> tuple[np.ndarray, str]:

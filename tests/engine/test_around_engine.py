@@ -32,7 +32,7 @@ UP = "model.layers.1.mlp.up_proj.weight"
 
 def surrounded(w: np.ndarray, name: str, fmt: str = "int4@16") -> Linear:
     """A layer that computes nearly what w does, with something around it that its name decides."""
-    n, k = w.shape
+    k = w.shape[1]
     seed = sum(map(ord, name))
     rng = np.random.default_rng(seed)
     shared = Transform("hadamard", 16, seed=5)  # the same for q, k, v; gate and up
@@ -56,7 +56,13 @@ def surrounded(w: np.ndarray, name: str, fmt: str = "int4@16") -> Linear:
         u, s, vt = np.linalg.svd(left, full_matrices=False)
         a, b = quantize(vt[:4].astype(np.float32), "int8@16"), quantize((u[:, :4] * s[:4]).astype(np.float32), "bf16")
         branches.append(Branch("low_rank", a, b, source="svd"))
-    act = ActSpec.named("mxfp8") if name.endswith("o_proj.weight") else ActSpec.named("int8", 0.05) if "v_proj" in name else ActSpec.named("int8")
+    act = (
+        ActSpec.named("mxfp8")
+        if name.endswith("o_proj.weight")
+        else ActSpec.named("int8", 0.05)
+        if "v_proj" in name
+        else ActSpec.named("int8")
+    )
     if name.endswith(("k_proj.weight", "o_proj.weight")):
         index = np.array([0, 2, 11, 12])
         branches.append(Branch("residual", quantize(np.ascontiguousarray(weight.dequantize()[:, index]), fmt), index=index))
@@ -90,7 +96,9 @@ def by_hand(linear: Linear, x: np.ndarray) -> np.ndarray:
         return np.concatenate([blocks.quantize(row[None], Format("mxfp8"), "floor")[1].astype(np.float32) for row in values])
 
     assert linear.act is not None
-    parts = [{"kind": b.kind, "a": of(b.a), "b": None if b.b is None else of(b.b), "index": b.index} for b in linear.branches if b.a is not None]
+    parts = [
+        {"kind": b.kind, "a": of(b.a), "b": None if b.b is None else of(b.b), "index": b.index} for b in linear.branches if b.a is not None
+    ]
     return around.linear(x, of(linear.weight), linear.act_name or rounded, linear.act.scale, parts, linear.bias)
 
 
@@ -135,7 +143,10 @@ def test_what_runs_around_it_is_worth_it(make: Callable[..., Any], engine_of: Ca
     config, arrays = make("llama")
     ids = np.random.default_rng(5).integers(0, 96, 64)
     exact = engine_of(config, arrays).forward(ids)
-    assert np.abs(build(config, arrays)[0].forward(ids) - exact).mean() < np.abs(engine_of(config, arrays, "int4@16", "int8").forward(ids) - exact).mean()
+    assert (
+        np.abs(build(config, arrays)[0].forward(ids) - exact).mean()
+        < np.abs(engine_of(config, arrays, "int4@16", "int8").forward(ids) - exact).mean()
+    )
 
 
 def test_the_engine_refuses(make: Callable[..., Any]) -> None:
@@ -152,7 +163,9 @@ def test_the_engine_refuses(make: Callable[..., Any]) -> None:
         Engine(spec, weights).forward([1, 2, 3])
     weights[name] = replace(weights[name], pre=(), branches=(), act=ActSpec.named("fp4_e2m1@16:ufp4_e2m2"))
     weights[spec.layers[1].mlp.up] = replace(weights[spec.layers[1].mlp.up], post=(Transform("scale", data=np.full(80, 1e9, np.float32)),))
-    with pytest.raises(NonFiniteError, match=r"layer 1: the input, rounded to its format, needs a scale that the format does not hold at token 0"):
+    with pytest.raises(
+        NonFiniteError, match=r"layer 1: the input, rounded to its format, needs a scale that the format does not hold at token 0"
+    ):
         Engine(spec, weights).forward([1, 2, 3])
 
 
@@ -192,7 +205,7 @@ def layer(q: dict[str, Any], name: str = UP) -> Any:
     return q["layers"][name]
 
 
-V, O, DOWN = (f"model.layers.1.{part}.weight" for part in ("self_attn.v_proj", "self_attn.o_proj", "mlp.down_proj"))
+V, OUT, DOWN = (f"model.layers.1.{part}.weight" for part in ("self_attn.v_proj", "self_attn.o_proj", "mlp.down_proj"))
 DAMAGE: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
     (lambda q: layer(q, V)["pre"][0].update(kind="spin"), r"v_proj.weight': pre\[0\]: transform 'spin' of 48 numbers: it is none of"),
     (lambda q: layer(q, V)["pre"][0].update(block=7), r"pre\[0\]: .*block=7 does not divide it"),
@@ -206,8 +219,8 @@ DAMAGE: list[tuple[Callable[[dict[str, Any]], Any], str]] = [
     (lambda q: layer(q, V).update(act_scale="0x1p-200"), "'act_scale' is no scale"),
     (lambda q: layer(q, V).update(act_scale=1.5), "'act_scale' is 1.5, which has the wrong type"),
     (lambda q: layer(q, V).update(act_scale="nan"), "'act_scale' is no scale"),
-    (lambda q: layer(q, O).update(act="fp8_e4m3fn@tensor:fp32"), "depends on the other tokens"),
-    (lambda q: layer(q, O).update(act=None), "needs dynamic activations, or int8 ones"),
+    (lambda q: layer(q, OUT).update(act="fp8_e4m3fn@tensor:fp32"), "depends on the other tokens"),
+    (lambda q: layer(q, OUT).update(act=None), "needs dynamic activations, or int8 ones"),
     (lambda q: layer(q)["branches"][0].update(kind="rows"), "it is none of low_rank, columns, residual"),
     (lambda q: layer(q)["branches"][0].pop("a"), r"part .* belongs to no transform|a must be"),
     (lambda q: layer(q)["branches"][0]["a"].update(shape=[72, 2]), "part codes must be"),
@@ -239,10 +252,13 @@ def test_damaged_arrays(saved: tuple[anybit.Model, Path]) -> None:
     path = saved[1]
     original = {file.name: file.read_bytes() for file in path.iterdir()}
     for part, data, says in [
-        (f"{O}.pre.0.data", np.zeros(48, np.int64), "must be a permutation"), (f"{O}.pre.0.data", np.zeros(48, np.float32), "part pre.0.data must be int64"),
-        (f"{V}.pre.1.data", np.full(48, np.inf, np.float32), "data must be finite"), (f"{V}.pre.1.data", np.ones(47, np.float32), "data must be float32 of shape"),
-        (f"{UP}.branches.0.index", np.array([48]), "from 0 to 47"), (f"{UP}.branches.0.index", np.array([3], np.uint32), "index must be int64"),
-        (f"{O}.bias", np.full(48, np.nan, np.float32), "part bias must be"), (f"{O}.bias", np.ones(5, np.float32), "part bias must be"),
+        (f"{OUT}.pre.0.data", np.zeros(48, np.int64), "must be a permutation"),
+        (f"{OUT}.pre.0.data", np.zeros(48, np.float32), "part pre.0.data must be int64"),
+        (f"{V}.pre.1.data", np.full(48, np.inf, np.float32), "data must be finite"),
+        (f"{V}.pre.1.data", np.ones(47, np.float32), "data must be float32 of shape"),
+        (f"{UP}.branches.0.index", np.array([48]), "from 0 to 47"),
+        (f"{UP}.branches.0.index", np.array([3], np.uint32), "index must be int64"),
+        (f"{OUT}.bias", np.full(48, np.nan, np.float32), "part bias must be"), (f"{OUT}.bias", np.ones(5, np.float32), "part bias must be"),
     ]:  # fmt: skip
         edit_tensors(path, replaced(part, data))
         with pytest.raises(FileFormatError, match=says):

@@ -31,7 +31,7 @@ class ActSpec:
 
     @property
     def kernel_name(self) -> str | None:
-        """The name under which kernels know it: "int8", "int4", or None for what is rounded. NoKernelError: nothing takes such activations."""
+        """The name under which kernels know it: "int8", "int4", or None for what is rounded. NoKernelError: nothing takes it."""
         for name, spec in (("int8", INT8), ("int4", INT4)):
             if self is spec or self == spec:
                 return name
@@ -63,8 +63,8 @@ class ActSpec:
 
     @classmethod
     def named(cls, name: str | None, scale: float | None = None) -> ActSpec | None:
-        """None and "float" mean float activations, "int8" dynamic int8 (|q| <= 127), one scale a block of each token, "int4" the same (|q| <=
-        7) for product rules that look up codes. Anything else is a format with blocks that the input is rounded to ("mxfp8").
+        """None and "float" mean float activations, "int8" dynamic int8 (|q| <= 127), one scale a block of each token, "int4" the same
+        (|q| <= 7) for product rules that look up codes. Anything else is a format with blocks that the input is rounded to ("mxfp8").
 
         scale: a calibrated one, of the whole tensor. NoKernelError: nothing takes such activations.
         """

@@ -58,7 +58,8 @@ def read_around(
 ) -> tuple[dict[str, tuple[Any, ...]], Arrays]:
     """The fields `pre`, `branches`, `post` of a Linear whose weight is `shape`, and the parts that are left: the weight's own.
 
-    ShapeError: a key, kind or array that is not known, is missing, or does not fit. FormatError, UnknownNameError: a tensor's format or layout.
+    Raises: ShapeError: a key, kind or array that is not known, is missing, or does not fit. FormatError, UnknownNameError: a tensor's
+        format or layout.
     """
     left = dict(parts)
     n, k = shape

@@ -22,9 +22,9 @@ class Branch:
     """Added to the output in the same call, before the bias. x is the transformed input, Q(x) what it is rounded to. kind:
 
     low_rank  (x a^T) b^T in float32, a [r, k] and b [n, r]
-    columns   x[index] a^T in float32, a [n, columns]; the layer's weight sees +0 there, so that outliers do not widen its activations' scales
-    residual  Q(x - Q(x))[index] a^T: what rounding the input left of some columns, rounded once more (dynamically), with activations as the
-              layer's; a [n, columns]. Source: ARCQuant, residual channels
+    columns   x[index] a^T in float32, a [n, columns]; the layer's weight sees +0 there, so that outliers do not widen its input's scales
+    residual  Q(x - Q(x))[index] a^T: what rounding the input left of some columns, rounded once more (dynamically), to activations as
+              the layer's; a [n, columns]. Source: ARCQuant, residual channels
 
     a and b are QTensors of any format, dense ones included; index: int64[columns], ascending. `source`: who made it, for people.
     """
@@ -99,7 +99,7 @@ class Linear:
     @property
     def around(self) -> tuple[str, ...]:
         """The kinds of what runs around the weight, in their order."""
-        return tuple(each.kind for each in (*self.pre, *self.branches, *self.post))
+        return (*(t.kind for t in self.pre), *(b.kind for b in self.branches), *(t.kind for t in self.post))
 
     @property
     def nbytes(self) -> int:

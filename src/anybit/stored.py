@@ -152,7 +152,8 @@ def entry_of(linear: Linear, bias_apart: bool = False) -> QuantizedEntry:
     if linear.bias is not None and not bias_apart:
         parts["bias"] = np.ascontiguousarray(linear.bias, np.float32)
     stored = describe_layer(weight.format, weight.shape, weight.layout, linear.act, parts, linear.product)
-    return QuantizedEntry(replace(stored, **keys), lambda: dict(parts))
+    stored = replace(stored, pre=keys["pre"], branches=keys["branches"], post=keys["post"])
+    return QuantizedEntry(stored, lambda: dict(parts))
 
 
 def formats_of(linear: Linear) -> list[Format]:
@@ -193,7 +194,7 @@ def stored_linear(source: Source, name: str, layer: StoredLayer, elements: Mappi
             _check_codes(tensor)
             _ = tensor.bound  # a table of learned values is looked at now, not when the layer runs
         for branch in linear.branches:
-            branch.check(*linear.weight.shape, act)
+            branch.check(weight.shape[0], weight.shape[1], act)
     except (FormatError, ShapeError, UnknownNameError, UsageError, NoKernelError) as error:
         raise FileFormatError(f"{where}: {error}; save the model again") from None
     return linear

@@ -134,7 +134,9 @@ class Transform:
 def _rotation(matrix: np.ndarray) -> Any:
     size = matrix.shape[0]
     shape = (size, size)
-    return dense_weight("fp32", shape, LAYOUTS["tile16x1"].pack(_fp32(), shape, {"codes": np.ascontiguousarray(matrix.T).view(np.uint32)})["codes"])
+    return dense_weight(
+        "fp32", shape, LAYOUTS["tile16x1"].pack(_fp32(), shape, {"codes": np.ascontiguousarray(matrix.T).view(np.uint32)})["codes"]
+    )
 
 
 def _fp32() -> Any:
@@ -187,7 +189,7 @@ def apply(transforms: Sequence[Transform], x: Any) -> np.ndarray:
 def fold(transforms: Sequence[Transform], w: Any, bias: Any = None) -> tuple[np.ndarray, np.ndarray | None]:
     """Weight and bias for the transformed input: float32[n, k] and float32[n] (None if there was none and no shift makes one).
 
-    transforms(x) w'^T + bias' is x w^T + bias but for rounding. Computed in float64. ShapeError: a transform that does not fit, a zero scale.
+    transforms(x) w'^T + bias' is x w^T + bias but for rounding. Computed in float64. ShapeError: one that does not fit, a zero scale.
     """
     held = np.asarray(w, np.float64)
     added = None if bias is None else np.asarray(bias, np.float64)

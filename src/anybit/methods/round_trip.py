@@ -111,12 +111,14 @@ def token_rounding(spec: Spec, scale: float | None) -> tuple[Any, str]:
             return None, "a scale that is given is the only one"
         assert scale is not None
         held = float(np.float32(scale))
-        fixed = {"mantissa": 23, "first": 2.0**-126, "smallest": held, "biggest": held, "end": np.inf, "power_of_two": False, "top": 0, "most": 1.0}
-        fields: dict[str, Any] | None = fixed | {"limit": np.inf}
+        fields: dict[str, Any] | None = {
+            "mantissa": 23, "first": 2.0**-126, "smallest": held, "biggest": held, "end": np.inf, "limit": np.inf, "power_of_two": False,
+            "top": 0, "most": 1.0,
+        }  # fmt: skip
     else:
         fields = _fields(spec)
     if fields is None:
-        return None, "native rounding takes symmetric elements in blocks along a row, without zero points or offsets, scales by absmax or floor"
+        return None, "rounding takes symmetric elements in blocks along a row, no zero points or offsets, scales by absmax or floor"
     if not whole and scale is not None and not outer:
         return None, "its scales are taken from the input, a block each; none can be given"
     if outer and fields["mantissa"] == 0:

@@ -6,6 +6,7 @@ Rounding an input to a format is `anybit.reference.blocks.quantize` of each toke
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,8 @@ def signs(seed: int, k: int) -> F32:
 
 
 def hadamard(x: F32, block: int) -> F32:
-    """Stages h = 1, 2, 4 ... below block: numbers i and i + h of each run of 2 h become fl(a + b), fl(a - b); then times fl(1 / fl(sqrt(block)))."""
+    """Stages h = 1, 2, 4 ... below block: numbers i and i + h of each run of 2 h become fl(a + b), fl(a - b). Last, times
+    fl(1 / fl(sqrt(block)))."""
     out = x.reshape(-1, block).copy()
     h = 1
     while h < block:
@@ -79,7 +81,7 @@ def matmul_fixed(x: F32, w: Operands, given: float) -> F32:
     edges = act_edges(x.shape[1], w.block)
     q, s, sums = quantize_fixed(x, edges, given)
     acc = np.zeros((len(x), w.t.shape[0]), np.float32)
-    for a, (first, last) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+    for a, (first, last) in enumerate(pairwise(edges)):
         b = first // w.block
         dot = q[:, first:last].astype(np.int64) @ w.t[:, first:last].astype(np.int64).T
         if w.zero is not None:

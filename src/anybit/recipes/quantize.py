@@ -24,6 +24,7 @@ from anybit.measure.accuracy import Accuracy, evaluate
 from anybit.measure.text import DEFAULT_TOKENS, default_text, text_from_files
 from anybit.model import load
 from anybit.recipes.build import Summary, linear_named, linears
+from anybit.recipes.mixed import Mixed, choose_formats
 from anybit.recipes.plan import Override, make_plan
 from anybit.recipes.schema import Gates, Recipe
 from anybit.recipes.source import FloatSource
@@ -42,6 +43,7 @@ class Result:
     layers: tuple[Summary, ...]
     text: dict[str, Any] = field(default_factory=dict)
     accuracy: Accuracy | None = None
+    mixed: Mixed | None = None
 
     @property
     def notes(self) -> list[str]:
@@ -55,7 +57,9 @@ def quantize_recipe(
 ) -> Result:  # fmt: skip
     """Quantizes a stored model after a recipe. Arguments: calibration, text files (none: the standard library outside the evaluation
     modules); work, a folder that keeps hidden states and finished layers, for resuming (None: a temporary one beside `out`); override,
-    formats by tensor name in the place of the rules'; evaluation, text files for the gates (none: the held-out modules).
+    
+        formats by tensor name in the place of the rules' (None: the recipe's allocation chooses, if it has one); evaluation, text files for
+        the gates (none: the held-out modules).
 
     Raises: GateError: the result misses a gate; it is kept as `out` + ".rejected". Others as `calibrate`, `make_plan`, `load`.
     """
@@ -63,8 +67,13 @@ def quantize_recipe(
     out = Path(out)
     model = FloatSource(path)
     tokens, about = None, dict[str, Any]()
-    if not make_plan(recipe, model.spec, override=override).data_free:
+    if recipe.allocation is not None or not make_plan(recipe, model.spec, override=override).data_free:
         tokens, about = calibration_tokens(path, recipe, calibration)
+    mixed = None
+    if recipe.allocation is not None and override is None:
+        assert tokens is not None
+        mixed = choose_formats(path, recipe, tokens, None if progress is None else _as_events(progress))
+        override = mixed.formats
     plan = make_plan(recipe, model.spec, f"{model.digest} {about.get('tokens_sha256', '')}", override)
     gated = recipe.gates != Gates()
     target = out.with_name(f"{out.name}.rejected") if gated else out
@@ -72,13 +81,18 @@ def quantize_recipe(
         if each.exists():
             raise OutputError(f"{each} exists already; remove it or choose another name")
     with _folder(work, out) as folder:
-        layers = tuple(Summary.of(done) for done in calibrate(model, plan, tokens, folder, resume, progress))
+        given = None if plan.data_free else tokens
+        layers = tuple(Summary.of(done) for done in calibrate(model, plan, given, folder, resume, progress))
         written = _save(model, plan, recipe, folder, target, about, path)
     accuracy = None
     if gated:
         accuracy = _judge(path, target, recipe.gates, out, evaluation)
         target.rename(out)
-    return Result(out, written, time.perf_counter() - begun, layers, about, accuracy)
+    return Result(out, written, time.perf_counter() - begun, layers, about, accuracy, mixed)
+
+
+def _as_events(progress: Progress) -> Callable[[str, int, int], Any]:
+    return lambda what, done, total: progress(Event(done, total, what))
 
 
 def calibration_tokens(path: str | Path, recipe: Recipe, files: Sequence[Path]) -> tuple[np.ndarray, dict[str, Any]]:

@@ -109,15 +109,17 @@ def by_recipe(
     options.refuse_existing(out)
     with Reporter(shown) as progress:
         stage = progress.stage("calibrate and quantize", 1)
-        begun = False
+        named, done = "", 0
 
         def step(event: Any) -> None:
-            nonlocal stage, begun
-            if not begun:
-                stage, begun = progress.stage("calibrate and quantize", event.total), True
+            nonlocal stage, named, done
+            title = "calibrate and quantize" if event.what.startswith("layer") else event.what.split(" to ")[0]
+            if title != named:
+                stage, named, done = progress.stage(title, event.total), title, 0
             loss = "" if event.loss is None else f", error {event.loss:.3g}"
-            if event.loss is not None:
-                stage(1, f"{event.what}{loss}, peak memory {size(memory().peak_bytes)}")
+            if event.done > done:
+                stage(event.done - done, f"{event.what}{loss}, peak memory {size(memory().peak_bytes)}")
+                done = event.done
 
         result = quantize_recipe(model, out, recipe, [Path(p) for p in calibration], work, resume, step)
     made = options.load(out)
@@ -128,10 +130,15 @@ def by_recipe(
         "bits_per_weight": made.bits_per_weight, "quantized_bits_per_weight": bits, "parameters": made.parameters,
         "seconds": result.seconds, "peak_bytes": memory().peak_bytes, "calibration": result.text, "accuracy": accuracy,
         "layers": [{"layer": layer.index, "error": layer.loss} for layer in result.layers if layer.index >= 0], "notes": result.notes,
+        "mixed": None if result.mixed is None else result.mixed.as_json(),
     }  # fmt: skip
     if as_json:
         options.print_json(report)
         return
+    if result.mixed is not None:
+        for key, kl in sorted(result.mixed.kl.items(), key=lambda pair: pair[1]):
+            taken = " <- taken" if key == result.mixed.taken else ""
+            click.echo(f"{key}: {result.mixed.bits[key]:.4g} bits, KL {kl:.4g} on calibration text{taken}")
     for note in result.notes:
         click.echo(f"note: {note}")
     click.echo(

@@ -237,7 +237,7 @@ class Model:
         for done, name in enumerate(chosen):
             linear = self.linears[name]
             w = linear.weight.dequantize()
-            parts = METHODS[method](w, spec, name=f"tensor '{name}'")
+            parts = METHODS[method](w, spec.for_tensor(name), name=f"tensor '{name}'")
             weights[name] = replace(linear, weight=QTensor.pack(spec.format, w.shape, parts), act=act_spec, product=product)
             if progress:
                 progress(done + 1, len(chosen), name)

@@ -103,7 +103,7 @@ def _entry(
         else:
             values = float32_of(array, dtype, name, where)
             source.release(name)  # float32 files are read through the map: their pages come and go again
-            made = QTensor.pack(fmt, tensor.shape, METHODS[method](values, spec, name=f"{where}: tensor '{name}'"))
+            made = QTensor.pack(fmt, tensor.shape, METHODS[method](values, spec.for_tensor(name), name=f"{where}: tensor '{name}'"))
         source.release(name)
         return dict(made.parts)
 
@@ -145,7 +145,7 @@ def _foreign_entry(
     def produce() -> dict[str, np.ndarray]:
         made = coded_tensor(source, tensor.name)
         if spec is not None:
-            parts = METHODS[method](made.dequantize(), spec, name=f"{source.path}: tensor '{tensor.name}'")
+            parts = METHODS[method](made.dequantize(), spec.for_tensor(tensor.name), name=f"{source.path}: tensor '{tensor.name}'")
             made = QTensor.pack(fmt, tensor.shape, parts)
         return dict(made.parts)
 

@@ -14,7 +14,7 @@ import numpy as np
 from anybit.engine.engine import Engine
 from anybit.engine.generate import Piece, generate
 from anybit.engine.sampling import Sampling
-from anybit.errors import FileFormatError, FormatError, NoKernelError, UsageError
+from anybit.errors import FileFormatError, FormatError, NoKernelError
 from anybit.foreign import foreign_weights
 from anybit.formats import Format, Spec
 from anybit.io.checkpoint import QuantizedEntry, save_checkpoint
@@ -35,6 +35,7 @@ from anybit.stored import (
     describe_layer,
     float32_of,
     resolve,
+    stored_attention,
     stored_tensor,
     tables_of,
 )  # fmt: skip
@@ -51,7 +52,8 @@ class Model:
 
     `weights` holds a `Linear` for every matrix (embedding and head too) and float32 arrays for norms; `plain` the norms and biases as they
     were stored, (dtype, array), for saving. Everything is read-only; `quantize`, `with_act`, `with_product` and `with_attention` give new
-    models that share what is equal. `attention`: the product rule of q k^T and p v, which a checkpoint does not store.
+    models that share what is equal. `attention`: the product rule of q k^T and p v, None for
+    multiplication.
     """
 
     config: Mapping[str, Any]
@@ -246,15 +248,14 @@ class Model:
     def save(self, path: str | Path) -> int:
         """Writes a checkpoint directory, all of it or nothing; gives its safetensors bytes.
 
-        OutputError: it exists, or the disk fails. UsageError: a product rule that a checkpoint does not store (of attention, or with a
-        table that is a file).
+        OutputError: it exists, or the disk fails. UsageError: a product rule whose table is a file, which a checkpoint does not store.
         """
-        if self.attention is not None:
-            raise UsageError("a checkpoint does not store attention's product rule: save without it and name it when you evaluate")
         entries = [(name, _entry(linear)) for name, linear in self.linears.items()]
         plain = [(name, dtype, array) for name, (dtype, array) in self.plain.items()]
         tables = tables_of(linear.weight.format for linear in self.linears.values())
-        return save_checkpoint(path, self.config, entries, plain, self.sidecars, tables=tables, policy=self.policy)
+        return save_checkpoint(
+            path, self.config, entries, plain, self.sidecars, tables=tables, policy=self.policy, attention_product=self.attention
+        )
 
     def __repr__(self) -> str:
         return f"Model({self.name}, {self.spec.family}, {self.parameters} weights, {float(self.bits_per_weight):.3f} bits a weight)"
@@ -317,7 +318,8 @@ def load(path: str | Path, open: int | None = None) -> Model:
         weights[name] = Linear(weight, biases.get(tensor.module), act=act, product=layers[name].product if name in layers else None)
     spec = replace(spec, eos=source.eos or spec.eos)
     policy = source.quantization.policy if source.quantization else None
-    model = Model(source.config, spec, weights, plain, source.sidecars, str(path), policy)
+    attention = stored_attention(source.quantization, where) if source.quantization else None
+    model = Model(source.config, spec, weights, plain, source.sidecars, str(path), policy, attention)
     return model if open is None else model.open(open)
 
 

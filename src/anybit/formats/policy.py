@@ -21,7 +21,8 @@ class Policy:
         elements of at most two bits (absmax would spend their few values on the extremes) and for those of several weights a code (whose
         outermost values are few), and absmax for all others.
     round, over, nonfinite, seed: as in Element.encode; the seed is of stochastic rounding alone, and a value's place in its array is what
-        else decides (so two arrays of one seed see the same bits; the tensors of a model do not: `Spec.for_tensor`). FormatError: an unknown name, a seed of more than 64 bits.
+        else decides (so two arrays of one seed see the same bits; the tensors of a model do not: `Spec.for_tensor`). FormatError: an
+        unknown name, a seed of more than 64 bits.
 
     >>> str(Policy(round="sr", seed=7))
     '+round=sr24+seed=7'

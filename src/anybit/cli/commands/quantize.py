@@ -22,12 +22,13 @@ from anybit.cli.progress import Reporter
 @click.option("--keep", metavar="REGEX", help="Weights to keep as they are; embeddings and head by default.")
 @click.option("--act", type=click.Choice(["float", "int8", "int4"]), default="float", show_default=True, help="Activations it runs with.")
 @options.product_option
+@options.attention_option
 @options.threads_option
 @options.json_option
 @options.progress_option
 def command(
-    model: str, out: str, expression: str, method: str, keep: str | None, act: str, product: str | None, threads: int | None,
-    as_json: bool, no_progress: bool,
+    model: str, out: str, expression: str, method: str, keep: str | None, act: str, product: str | None,
+    attention_product: str | None, threads: int | None, as_json: bool, no_progress: bool,
 ) -> None:  # fmt: skip
     """Quantize MODEL (a path, or pycoder-5m) into the new folder OUT."""
     # The cheap checks first: a misspelt format must not wait for the model.
@@ -53,14 +54,15 @@ def command(
                 stage = progress.stage("quantize", total)
             stage(1, name)
 
-        written = quantize_file(model, out, spec, KEEP if keep is None else keep, options.parse_act(act), method, step, product)
+        kept = KEEP if keep is None else keep
+        written = quantize_file(model, out, spec, kept, options.parse_act(act), method, step, product, attention_product)
     seconds = time.perf_counter() - begun
 
     result = options.load(out)
     stored = result.quantized_bits_per_weight
     report = {
         "model": model, "out": out, "format": spec.format.explicit, "spec": str(spec), "method": method, "act": act, "product": product,
-        "bytes": written,
+        "attention_product": attention_product, "bytes": written,
         "bits_per_weight": result.bits_per_weight, "quantized_bits_per_weight": stored, "parameters": result.parameters, "seconds": seconds,
     }  # fmt: skip
     if as_json:

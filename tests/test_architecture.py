@@ -38,7 +38,7 @@ ALLOWED: dict[str, set[str]] = {
     "report": set(),
     "measure": {"formats", "layouts", "methods", "linear", "tensor", "kernels", "models", "engine"},
     "stored": {"around", "formats", "layouts", "methods", "kernels", "io", "linear", "tensor", "products"},
-    "streaming": {"foreign", "formats", "layouts", "methods", "io", "linear", "models", "stored", "tensor"},
+    "streaming": {"foreign", "formats", "layouts", "methods", "io", "linear", "models", "products", "stored", "tensor"},
     "model": {"formats", "layouts", "methods", "foreign", "io", "linear", "models", "stored", "streaming", "tensor", "engine", "products"},
     "selftest": {"elementwise", "formats", "layouts", "kernels", "tensor", "reference", "io"},
     "errors": set(),

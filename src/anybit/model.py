@@ -36,6 +36,7 @@ from anybit.stored import (
     float32_of,
     formats_of,
     resolve,
+    stored_attention,
     stored_linear,
     tables_of,
 )  # fmt: skip
@@ -52,7 +53,8 @@ class Model:
 
     `weights` holds a `Linear` for every matrix (embedding and head too) and float32 arrays for norms; `plain` the norms and biases as they
     were stored, (dtype, array), for saving. Everything is read-only; `quantize`, `with_act`, `with_product` and `with_attention` give new
-    models that share what is equal. `attention`: the product rule of q k^T and p v, which a checkpoint does not store.
+    models that share what is equal. `attention`: the product rule of q k^T and p v, None for
+    multiplication.
     """
 
     config: Mapping[str, Any]
@@ -267,7 +269,7 @@ class Model:
         for done, name in enumerate(chosen):
             linear = self.linears[name]
             w = linear.weight.dequantize()
-            parts = METHODS[method](w, spec, name=f"tensor '{name}'")
+            parts = METHODS[method](w, spec.for_tensor(name), name=f"tensor '{name}'")
             weights[name] = replace(linear, weight=QTensor.pack(spec.format, w.shape, parts), act=act_spec, product=product)
             if progress:
                 progress(done + 1, len(chosen), name)
@@ -276,17 +278,16 @@ class Model:
     def save(self, path: str | Path) -> int:
         """Writes a checkpoint directory, all of it or nothing; gives its safetensors bytes.
 
-        OutputError: it exists, or the disk fails. UsageError: a product rule that a checkpoint does not store (of attention, or with a
-        table that is a file).
+        OutputError: it exists, or the disk fails. UsageError: a product rule whose table is a file, which a checkpoint does not store.
         """
-        if self.attention is not None:
-            raise UsageError("a checkpoint does not store attention's product rule: save without it and name it when you evaluate")
         listed = {tensor.module for tensor in self.spec.tensors if tensor.role == "bias"}
         modules = {tensor.name: tensor.module for tensor in self.spec.tensors}
         entries = [(name, entry_of(linear, modules[name] in listed)) for name, linear in self.linears.items()]
         plain = [(name, dtype, array) for name, (dtype, array) in self.plain.items()]
         tables = tables_of(fmt for linear in self.linears.values() for fmt in formats_of(linear))
-        return save_checkpoint(path, self.config, entries, plain, self.sidecars, tables=tables, policy=self.policy)
+        return save_checkpoint(
+            path, self.config, entries, plain, self.sidecars, tables=tables, policy=self.policy, attention_product=self.attention
+        )
 
     def __repr__(self) -> str:
         return f"Model({self.name}, {self.spec.family}, {self.parameters} weights, {float(self.bits_per_weight):.3f} bits a weight)"
@@ -339,7 +340,8 @@ def load(path: str | Path, open: int | None = None) -> Model:
             source.release(name)
     spec = replace(spec, eos=source.eos or spec.eos)
     policy = source.quantization.policy if source.quantization else None
-    model = Model(source.config, spec, weights, plain, source.sidecars, str(path), policy)
+    attention = stored_attention(source.quantization, where) if source.quantization else None
+    model = Model(source.config, spec, weights, plain, source.sidecars, str(path), policy, attention)
     return model if open is None else model.open(open)
 
 

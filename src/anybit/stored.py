@@ -20,7 +20,7 @@ from anybit.io.strict_json import shown
 from anybit.layouts import LAYOUTS, default_layout
 from anybit.linear import ActSpec, Linear
 from anybit.methods import METHODS, SCALES
-from anybit.products import Product, names_a_file, parse_product
+from anybit.products import Product, attention_product, names_a_file, parse_product
 from anybit.tensor import QTensor
 
 BUNDLED = "pycoder-5m"
@@ -246,6 +246,17 @@ def brought_elements(quantization: Quantization, where: object) -> dict[str, Ele
             except FormatError as error:
                 raise FileFormatError(f"{table}: {error}; save the model again") from None
     return found
+
+
+def stored_attention(quantization: Quantization, where: object) -> str | None:
+    """The product rule of attention. FileFormatError: none that this anybit knows, or one that is for weights."""
+    rule = quantization.attention_product
+    if rule is not None:
+        try:
+            attention_product(rule)
+        except (UnknownNameError, UsageError) as error:
+            raise FileFormatError(f"{where}: quantization_config: attention_product: {error}; update anybit") from None
+    return rule
 
 
 def _same_values(element: Element, values: np.ndarray) -> bool:

@@ -109,6 +109,7 @@ def save_checkpoint(
     provenance: Sequence[dict[str, Any]] = (),
     policy: str | None = None,
     recipe_digest: str | None = None,
+    attention_product: str | None = None,
     shard_bytes: int = SHARD_BYTES,
     on_written: Callable[[str], None] | None = None,
 ) -> int:
@@ -116,8 +117,8 @@ def save_checkpoint(
 
     Args: config, the model's config.json (a `quantization_config` in it is replaced); quantized, (tensor name, entry); dense, (tensor name,
         dtype as safetensors spells it, array), which keep their names and bytes; files, copied beside (tokenizer, generation_config);
-        tables, the values of elements that are not built in, by name; shard_bytes, the most that one file holds unless a single tensor is
-        larger; on_written(name), called after each tensor.
+        tables, the values of elements that are not built in, by name; attention_product, the rule in q k^T and p v; shard_bytes, the
+        most that one file holds unless a single tensor is larger; on_written(name), called after each tensor.
     Returns: bytes of the safetensors files.
     Raises: OutputError: target exists, disk fails. DoesNotFitError: too little space, found before work starts. ShapeError: data that do
         not match what was announced.
@@ -137,6 +138,7 @@ def save_checkpoint(
         provenance=tuple(provenance),
         policy=policy,
         recipe_digest=recipe_digest,
+        attention_product=attention_product,
     )
     text = _pretty({**config, "quantization_config": quantization_json(described)}, levels=3) + "\n"
     groups = _shards(items, shard_bytes)

@@ -74,6 +74,7 @@ class Quantization:
     provenance: tuple[dict[str, Any], ...] = ()
     policy: str | None = None
     recipe_digest: str | None = None
+    attention_product: str | None = None
     version: int = VERSION
 
 
@@ -106,7 +107,7 @@ def _parse_table(values: Any, where: str) -> Table:
 
 def quantization_json(quantization: Quantization) -> dict[str, Any]:
     """The `quantization_config` object; `parse_quantization` is its inverse."""
-    return {
+    result = {
         "quant_method": "anybit",
         "version": quantization.version,
         "policy": quantization.policy,
@@ -116,6 +117,7 @@ def quantization_json(quantization: Quantization) -> dict[str, Any]:
         "tables": {name: [_hex(v) for v in values] for name, values in quantization.tables.items()},
         "layers": {name: _layer_json(layer) for name, layer in quantization.layers.items()},
     }
+    return result | ({"attention_product": quantization.attention_product} if quantization.attention_product else {})
 
 
 class _Fields:
@@ -221,6 +223,7 @@ def parse_quantization(value: object, where: str) -> Quantization:
         provenance=tuple(provenance),
         policy=fields.take("policy", str, None),
         recipe_digest=fields.take("recipe_digest", str, None),
+        attention_product=fields.take("attention_product", str, None),
     )
     fields.done()
     return result

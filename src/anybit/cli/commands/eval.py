@@ -23,7 +23,7 @@ from anybit.cli.progress import Reporter
 @click.option("--window", type=click.IntRange(1), default=512, show_default=True, help="Tokens that see each other.")
 @click.option("--act", type=click.Choice(["float", "int8", "int4"]), default=None, help="Activations of quantized layers if not as stored.")
 @options.product_option
-@click.option("--attention-product", metavar="RULE", default=None, help="Product rule of attention's two products: lmul, lmulM.")
+@options.attention_option
 @options.open_option
 @options.threads_option
 @options.json_option
@@ -66,7 +66,7 @@ def command(
     result: dict[str, Any] = {
         "model": model, "reference": reference, **found.describe(),
         "bits_per_weight": measured.bits_per_weight, "quantized_bits_per_weight": stored,
-        "act": act or ("as stored" if stored else "float"), "product": product or "as stored", "attention_product": attention_product,
+        "act": act or ("as stored" if stored else "float"), "product": product or "as stored", "attention_product": measured.attention,
         "window": window, "text": text.describe(), "machine": machine(),
     }  # fmt: skip
     if as_json:

@@ -29,20 +29,24 @@ from anybit.cli.progress import Reporter
 @click.option("--keep", metavar="REGEX", help="Weights to keep as they are; embeddings and head by default.")
 @click.option("--act", type=click.Choice(["float", "int8", "int4"]), default="float", show_default=True, help="Activations it runs with.")
 @options.product_option
+@options.attention_option
 @options.threads_option
 @options.json_option
 @options.progress_option
 def command(
     model: str, out: str, expression: str | None, recipe: str | None, calibration: tuple[str, ...], work: str | None, resume: bool,
-    method: str, keep: str | None, act: str, product: str | None, threads: int | None, as_json: bool, no_progress: bool,
+    method: str, keep: str | None, act: str, product: str | None, attention_product: str | None, threads: int | None, as_json: bool,
+    no_progress: bool,
 ) -> None:  # fmt: skip
     """Quantize MODEL (a path, or pycoder-5m) into the new folder OUT, to one --format or after a --recipe."""
     context = click.get_current_context()
     given = {name for name in context.params if context.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE}
     if (expression is None) == (recipe is None):
         raise click.UsageError("give either --format or --recipe")
-    for name in sorted(given & ({"method", "keep", "act", "product"} if recipe else {"calibration", "work", "resume"})):
-        raise click.UsageError(f"--{name} does not go with --{'recipe: write it there' if recipe else 'format: it belongs to a recipe'}")
+    of_format, of_recipe = {"method", "keep", "act", "product", "attention_product"}, {"calibration", "work", "resume"}
+    for name in sorted(given & (of_format if recipe else of_recipe)):
+        why = "recipe: write it there" if recipe else "format: it belongs to a recipe"
+        raise click.UsageError(f"--{name.replace('_', '-')} does not go with --{why}")
     if resume and work is None:
         raise click.UsageError("--resume needs the --work folder of the run that it goes on with")
     if recipe is not None:
@@ -72,14 +76,15 @@ def command(
                 stage = progress.stage("quantize", total)
             stage(1, name)
 
-        written = quantize_file(model, out, spec, KEEP if keep is None else keep, options.parse_act(act), method, step, product)
+        kept = KEEP if keep is None else keep
+        written = quantize_file(model, out, spec, kept, options.parse_act(act), method, step, product, attention_product)
     seconds = time.perf_counter() - begun
 
     result = options.load(out)
     stored = result.quantized_bits_per_weight
     report = {
         "model": model, "out": out, "format": spec.format.explicit, "spec": str(spec), "method": method, "act": act, "product": product,
-        "bytes": written,
+        "attention_product": attention_product, "bytes": written,
         "bits_per_weight": result.bits_per_weight, "quantized_bits_per_weight": stored, "parameters": result.parameters, "seconds": seconds,
     }  # fmt: skip
     if as_json:

@@ -6,7 +6,10 @@
 #include <optional>
 #include <stdexcept>
 
+#include <memory>
+
 #include "around.h"
+#include "cache.h"
 
 namespace anybit {
 
@@ -53,6 +56,12 @@ struct PyProduct {
 struct PyRounding {
   nb::object keep;
   Rounding rounding;
+};
+
+// A format of keys or values.
+struct PyCacheFormat {
+  nb::object keep;
+  std::shared_ptr<CacheFormat> format;
 };
 
 // A linear layer as the engine runs it: the objects whose memory `use` reads are kept.

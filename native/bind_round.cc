@@ -335,6 +335,41 @@ PyRounding round_tokens(nb::object self, nb::object fields) {
   return out;
 }
 
+// Rows of keys or values in codes. `scales`: how scales are stored, with a table by code for those of one byte.
+PyCacheFormat cache_format(nb::object self, nb::object fields, int bits, int scale, Floats scale_table) {
+  const PyRounding tokens = round_tokens(self, fields);
+  const PyRound &r = nb::cast<const PyRound &>(self);
+  PyCacheFormat out{self, std::make_shared<CacheFormat>()};
+  CacheFormat &f = *out.format;
+  require(!tokens.rounding.second, "a cache's format has one level of scales");
+  require(bits == 1 || bits == 2 || bits == 4 || bits == 8 || bits == 16, "bits of a code in a page");
+  require(bits == 16 ? r.width == 2 && fields.is_none() : r.width == 1 && r.code_mask < 1u << bits, "codes do not fit");
+  require(scale >= 0 && scale <= static_cast<int>(CacheScale::Float32) && (scale == 0) == fields.is_none(), "scale");
+  f.plan = tokens.rounding.plan, f.block = tokens.rounding.block, f.size = tokens.rounding.size, f.bits = bits;
+  f.scale = static_cast<CacheScale>(scale);
+  if (bits == 16) {
+    f.wide = r.decoded[0x3c00] == 1.0f ? Wide::Float16 : Wide::BFloat16;
+    require(f.wide == Wide::Float16 || r.decoded[0x3f80] == 1.0f, "codes of 16 bits are fp16 or bf16");
+    return out;
+  }
+  f.integers = bits == 8;
+  for (int i = 0; i < 256; i++) {
+    f.table[i] = r.decoded[static_cast<size_t>(i)];
+    f.integers = f.integers && f.table[i] == static_cast<float>(static_cast<int8_t>(i));
+  }
+  if (f.scale != CacheScale::Table) return out;
+  require(scale_table.shape(0) == 256, "a scale table has 256 entries");
+  std::vector<std::pair<float, int>> sorted;
+  for (int i = 0; i < 256; i++) {
+    f.scale_table[i] = scale_table.data()[i];
+    if (std::isfinite(f.scale_table[i]) && f.scale_table[i] > 0) sorted.emplace_back(f.scale_table[i], i);
+  }
+  require(!sorted.empty(), "a scale has positive values");
+  std::stable_sort(sorted.begin(), sorted.end(), [](const auto &a, const auto &b) { return a.first < b.first; });
+  for (const auto &[value, code] : sorted) f.scale_sorted[f.scale_count] = value, f.scale_codes[f.scale_count++] = static_cast<uint8_t>(code);
+  return out;
+}
+
 // Values of codes; the number of bits that do not belong to any code, or 0.
 uint32_t decode_codes(const PyRound &r, AnyIn codes, FloatsOut out) {
   const int64_t n = static_cast<int64_t>(codes.shape(0));
@@ -374,12 +409,16 @@ uint32_t largest_magnitude(Floats x) {
 
 void bind_round(nb::module_ &m) {
   nb::class_<PyRounding>(m, "Rounding");
+  nb::class_<PyCacheFormat>(m, "CacheFormat");
   nb::class_<PyRound>(m, "Round")
       .def("__init__", &make_round, "fields"_a)
       .def("values", &round_values, "x"_a, "out"_a, "seed"_a, "start"_a)
       .def("codes", &round_codes, "x"_a, "out"_a, "seed"_a, "start"_a)
       .def("blocks", &round_blocks, "fields"_a, "x"_a, "out"_a, "seed"_a)
       .def("tokens", [](nb::handle_t<PyRound> self, nb::object fields) { return round_tokens(nb::borrow(self), fields); }, "fields"_a.none())
+      .def("cache", [](nb::handle_t<PyRound> self, nb::object fields, int bits, int scale, Floats scale_table) {
+        return cache_format(nb::borrow(self), fields, bits, scale, scale_table);
+      }, "fields"_a.none(), "bits"_a, "scale"_a, "scale_table"_a)
       .def("decode", &decode_codes, "codes"_a, "out"_a);
   m.def("largest_magnitude", &largest_magnitude, "x"_a);
 }

@@ -11,6 +11,7 @@ from typing import Any, overload
 
 import numpy as np
 
+from anybit.cache import CacheSpec
 from anybit.engine.engine import Engine
 from anybit.engine.generate import Piece, generate
 from anybit.engine.sampling import Sampling
@@ -37,6 +38,7 @@ from anybit.stored import (
     formats_of,
     resolve,
     stored_attention,
+    stored_cache,
     stored_linear,
     tables_of,
 )  # fmt: skip
@@ -52,9 +54,9 @@ class Model:
     """A described model on its weights.
 
     `weights` holds a `Linear` for every matrix (embedding and head too) and float32 arrays for norms; `plain` the norms and biases as they
-    were stored, (dtype, array), for saving. Everything is read-only; `quantize`, `with_act`, `with_product` and `with_attention` give new
-    models that share what is equal. `attention`: the product rule of q k^T and p v, None for
-    multiplication.
+    were stored, (dtype, array), for saving. Everything is read-only; `quantize`, `replace`, `with_act`, `with_product`,
+    `with_attention` and `with_cache` give new models that share what is equal. `attention`: the product rule of q k^T and p v, None for
+    multiplication. `cache`: formats of keys and values between tokens.
     """
 
     config: Mapping[str, Any]
@@ -65,12 +67,13 @@ class Model:
     name: str = "model"
     policy: str | None = None
     attention: str | None = None
+    cache: CacheSpec | None = None
 
     # ---------------------------------------------------------------------------------------------- running
     @cached_property
     def engine(self) -> Engine:
         """The engine, made on first use."""
-        return Engine(self.spec, self.weights, attention=self.attention)
+        return Engine(self.spec, self.weights, attention=self.attention, cache=self.cache)
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -251,6 +254,13 @@ class Model:
             attention_product(product)
         return replace(self, attention=product)
 
+    def with_cache(self, cache: CacheSpec | str | None) -> Model:
+        """The same model with keys and values kept in a number format ("int8@64", "k=int8@64,v=int4@32,stage=pre_rope"); None: float32.
+
+        UsageError, FormatError: no such format. NoKernelError: the cache cannot hold it.
+        """
+        return replace(self, cache=CacheSpec.parse(cache) if cache is None or isinstance(cache, str) else cache)
+
     def quantize(
         self, fmt: Format | Spec | str, keep: str | None = KEEP, act: str | None = None, method: str = "rtn",
         progress: Progress | None = None, product: str | None = None,
@@ -284,10 +294,12 @@ class Model:
         modules = {tensor.name: tensor.module for tensor in self.spec.tensors}
         entries = [(name, entry_of(linear, modules[name] in listed)) for name, linear in self.linears.items()]
         plain = [(name, dtype, array) for name, (dtype, array) in self.plain.items()]
+        cache = None if self.cache is None else self.cache.fields
         tables = tables_of(fmt for linear in self.linears.values() for fmt in formats_of(linear))
         return save_checkpoint(
-            path, self.config, entries, plain, self.sidecars, tables=tables, policy=self.policy, attention_product=self.attention
-        )
+            path, self.config, entries, plain, self.sidecars, tables=tables, policy=self.policy, attention_product=self.attention,
+            kv_cache=cache,
+        )  # fmt: skip
 
     def __repr__(self) -> str:
         return f"Model({self.name}, {self.spec.family}, {self.parameters} weights, {float(self.bits_per_weight):.3f} bits a weight)"
@@ -341,7 +353,8 @@ def load(path: str | Path, open: int | None = None) -> Model:
     spec = replace(spec, eos=source.eos or spec.eos)
     policy = source.quantization.policy if source.quantization else None
     attention = stored_attention(source.quantization, where) if source.quantization else None
-    model = Model(source.config, spec, weights, plain, source.sidecars, str(path), policy, attention)
+    cache = stored_cache(source.quantization, where) if source.quantization else None
+    model = Model(source.config, spec, weights, plain, source.sidecars, str(path), policy, attention, cache)
     return model if open is None else model.open(open)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from anybit.around import describe_around, read_around
+from anybit.cache import CacheSpec
 from anybit.errors import FileFormatError, FormatError, NoKernelError, NonFiniteError, ShapeError, UnknownNameError, UsageError
 from anybit.formats import Element, Format, Spec, brought_along, listed, parse_element
 from anybit.io.checkpoint import QuantizedEntry
@@ -226,11 +227,8 @@ def _check_codes(weight: QTensor) -> None:
 def brought_elements(quantization: Quantization, where: object) -> dict[str, Element]:
     """The elements that are not known here but listed by the checkpoint; nothing is registered, they serve this checkpoint alone.
 
-    FileFormatError: a checkpoint that says something about the whole model which this anybit would not do, a table that is no element's, or
-    one that says something else than an element that is known here.
+    FileFormatError: a table that is no element's, or one that says something else than an element that is known here.
     """
-    if quantization.kv_cache:
-        raise FileFormatError(f"{where}: quantization_config: 'kv_cache' asks for a quantized cache, which is not here yet; update anybit")
     found = {}
     for name, values in quantization.tables.items():
         table = f"{where}: quantization_config: tables[{shown(name)}]"
@@ -257,6 +255,19 @@ def stored_attention(quantization: Quantization, where: object) -> str | None:
         except (UnknownNameError, UsageError) as error:
             raise FileFormatError(f"{where}: quantization_config: attention_product: {error}; update anybit") from None
     return rule
+
+
+def stored_cache(quantization: Quantization, where: object) -> CacheSpec | None:
+    """The formats of keys and values. FileFormatError: this anybit does not hold them so."""
+    fields = quantization.kv_cache
+    if not fields:
+        return None
+    try:
+        if set(fields) != {"k", "v", "stage"} or not all(value is None or isinstance(value, str) for value in fields.values()):
+            raise UsageError(f"has the keys {', '.join(sorted(fields))}, not k, v, stage, each a text or null")
+        return CacheSpec.of(fields)
+    except (FormatError, NoKernelError, UsageError, UnknownNameError) as error:
+        raise FileFormatError(f"{where}: quantization_config: 'kv_cache': {error}; update anybit") from None
 
 
 def _same_values(element: Element, values: np.ndarray) -> bool:

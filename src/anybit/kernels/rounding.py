@@ -55,6 +55,10 @@ class Rounding:
         """The native rounding of rows, each by itself; `fields` as native/around.h's Rounding says, None: without scales."""
         return self._native.tokens(fields)
 
+    def cache(self, fields: dict[str, Any] | None, bits: int, scale: int, scale_table: np.ndarray) -> Any:
+        """The native format of rows kept as codes of `bits` bits; scale: how scales lie (native/cache.h), and their values."""
+        return self._native.cache(fields, bits, scale, scale_table)
+
     def decode(self, codes: np.ndarray, out: np.ndarray) -> bool:
         """Writes the float32 values of codes [n]; False where some are no codes of the element."""
         return not self._native.decode(codes, out)

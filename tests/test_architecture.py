@@ -31,7 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "models": set(),
     "graphs": {"formats", "methods", "models"},
     "calibrate": {"formats", "io", "measure", "methods", "models"},
-    "recipes": {"activations", "calibrate", "formats", "io", "kernels", "layouts", "linear", "measure", "methods", "model",
+    "recipes": {"activations", "cache", "calibrate", "formats", "io", "kernels", "layouts", "linear", "measure", "methods", "model",
                 "models", "stored", "streaming", "tensor", "transforms"},
     "io": {"formats", "layouts", "tensor"},  # but for io/packed.py and io/gguf: files alone
     "foreign": {"formats", "io", "linear", "models", "stored", "tensor"},

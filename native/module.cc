@@ -215,4 +215,5 @@ NB_MODULE(_native, m) {
   bind_ops(m);
   bind_pack(m);
   bind_round(m);
+  bind_gptq(m);
 }

@@ -6,8 +6,8 @@ and H = A D A^T (a Cholesky factorization from the last channel to the first)
     e H e^T = sum_i D_i (e_i + sum_{j<i} e_j A_ji)^2
 
 so that, channel by channel, the code of w_i + sum_{j<i} e_j A_ji that is nearest makes the next term as small as it can be. This is GPTQ's
-loop (arXiv 2210.17323, algorithm 1), which has -U_ji / U_jj from the Cholesky factor U of H^-1 and errors of the moved weights in the place of
-A_ji and of the original ones: QuIP (arXiv 2307.13304, theorem 6) shows that the two are one. No inverse is needed: a third of the operations.
+loop (arXiv 2210.17323, algorithm 1), which has -U_ji / U_jj from the Cholesky factor U of H^-1 and errors of the moved weights in the place
+of A_ji and of the original ones: QuIP (arXiv 2307.13304, theorem 6) shows that the two are one. No inverse is needed: a third of the work.
 """
 
 from __future__ import annotations

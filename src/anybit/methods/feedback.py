@@ -17,7 +17,7 @@ BLOCK = 128
 
 
 class Feedback:
-    """One run over a matrix. Arrays lie column by column, in the order of rounding: `weight`, `error` and the targets `moved` float32[k, n].
+    """One run over a matrix. Arrays lie column by column in the order of rounding: `weight`, `error`, the targets `moved`, float32[k, n].
 
     columns: the grids; order int64[k]: which stored column each is. coupling float32[k, k]: row j is what error j does to others.
     second: what target j does to later ones (GPTAQ), or None; then errors are those of the targets instead of the weights'.

@@ -1,0 +1,120 @@
+"""Scales and offsets fitted again to codes that are there, on the objective of calibrated rounding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from anybit.formats import Spec
+from anybit.formats.learned import bound
+from anybit.methods.chain import Chain
+from anybit.methods.columns import Columns
+from anybit.methods.curvature import Curvature, check_options, curvature
+from anybit.methods.rtn import dequantize_parts
+from anybit.methods.statistics import Statistics
+from anybit.methods.step import STEPS, Correction, Parts, Target
+from anybit.methods.values import values_of
+
+_LARGEST = float(np.finfo(np.float32).max)
+
+
+@STEPS.register("refit")
+@dataclass(frozen=True)
+class Refit(Correction):
+    """Each block's scale (and offset) moves to the least of e H e^T, all else as it is, and is stored again; block after block.
+
+    The cost is a parabola in each, so the nearest stored value to its bottom is the best that can be stored, and no step makes it worse.
+    Levels above the first stay. Codes stay.
+    """
+
+    source: ClassVar[str] = "weighted least squares: s = (w H t) / (t H t) for w near s t, with w the weights less what the other blocks give"
+    needs: ClassVar[frozenset[str]] = frozenset({"xtx"})
+    sweeps: int = 2
+    damp: float = 0.01
+
+    def __post_init__(self) -> None:
+        check_options(self.damp, "natural")
+
+    def correct(self, target: Target, stats: Statistics) -> None:
+        """See `Correction.correct`."""
+        assert target.parts is not None
+        found = curvature(stats, self.damp, "natural")
+        if found is None or target.format.block is None:
+            return
+        parts = dict(target.parts)
+        for _ in range(self.sweeps):
+            parts = refitted(target.weight, parts, target.spec, found)
+        target.parts = parts
+
+
+class _Stored:
+    """First-level numbers of one kind (scales, offsets) under fixed levels above: from a wish to what can be stored."""
+
+    def __init__(self, chain: Chain, codes: np.ndarray, limit: float) -> None:
+        self.element, self.codes, self.limit = chain.elements[0], codes.copy(), limit
+        self.factors = [chain._local(factor, slice(None)) for factor in chain._factors]
+
+    def near(self, wish: np.ndarray, block: int, nonzero: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Codes and float32 numbers nearest to a wish for each row of blocks."""
+        outer = np.ones(len(wish))
+        for factor in self.factors:
+            outer = outer * factor[:, block]
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            ratio = np.where(outer != 0, np.clip(wish, -self.limit, self.limit) / outer, 0.0)
+        e = self.element
+        if nonzero:  # a scale is never zero
+            ratio = np.where(ratio < 0, np.clip(ratio, e.min, -e.smallest) if e.signed else e.smallest, np.clip(ratio, e.smallest, e.max))
+        codes = e.encode(np.clip(ratio, e.min, e.max) + 0.0)
+        number = e.decode(codes).astype(np.float32)
+        for factor in self.factors:
+            number = number * factor[:, block]
+        return codes, number
+
+
+def refitted(w: np.ndarray, parts: Parts, spec: Spec, found: Curvature) -> Parts:
+    """One sweep over the blocks of float32[n, k]; `found` in natural order. Rows that rounding errors would make worse stay."""
+    fmt, (n, k) = bound(spec.format, parts), w.shape
+    columns = Columns(parts, spec, (n, k))
+    row, column, wide = columns.row, columns.column, fmt.blocks[0].on((n, k))[1]
+    scales = Chain(fmt, (n, k), [level.element for level in fmt.levels])
+    scales.load([parts[f"scale.{i}"] for i in range(1, len(fmt.levels))])
+    reach = max(abs(fmt.element.max), abs(fmt.element.min)) * (2 if fmt.zero is not None else 1)
+    kept = {"scale.0": _Stored(scales, parts["scale.0"], _LARGEST / 2 / reach)}
+    now = {"scale.0": columns.scale.astype(np.float64)}
+    if fmt.offset is not None:
+        offsets = Chain(fmt, (n, k), [fmt.offset_element(i) for i in range(len(fmt.levels))])
+        offsets.load([parts[f"offset.{i}"] for i in range(1, len(fmt.levels))])
+        assert columns.offset is not None
+        kept["offset.0"], now["offset.0"] = _Stored(offsets, parts["offset.0"], _LARGEST / 2), columns.offset.astype(np.float64)
+    units = values_of(fmt.element, parts["codes"])
+    if columns.zero is not None:
+        units = units - columns.zero[row][:, column]
+    h, error = found.matrix.astype(np.float32), w - dequantize_parts(parts, fmt, (n, k))
+    before, starts = found.losses(error), np.flatnonzero(np.r_[True, row[1:] != row[:-1]])
+    for block in range(len(columns.scale[0])):
+        own = slice(block * wide, min((block + 1) * wide, k))
+        pull, inside = error @ h[:, own], h[own, own]
+        for part, stored in kept.items():
+            basis = units[:, own] if part == "scale.0" else np.ones_like(units[:, own])
+            across = basis @ inside
+            slope = np.add.reduceat((pull * basis).sum(axis=1, dtype=np.float64), starts)
+            bend = np.add.reduceat((across * basis).sum(axis=1, dtype=np.float64), starts)
+            old = now[part][:, block]
+            codes, number = stored.near(old + slope / np.where(bend > 0, bend, np.inf), block, part == "scale.0")
+            step = number - old
+            gain = step * (2 * slope - step * bend)
+            taken = np.isfinite(gain) & (gain > 0)
+            stored.codes[:, block] = np.where(taken, codes, stored.codes[:, block])
+            step = np.where(taken, step, 0.0)
+            now[part][:, block] = old + step
+            moved = step.astype(np.float32)[row][:, None]
+            error[:, own] -= moved * basis
+            pull -= moved * across
+    changed = {**parts, **{part: stored.codes for part, stored in kept.items()}}
+    after = found.losses(w - dequantize_parts(changed, fmt, (n, k)))
+    worse = np.add.reduceat(after, starts) > np.add.reduceat(before, starts)
+    for part in kept:
+        changed[part][worse] = parts[part][worse]
+    return changed

@@ -87,6 +87,18 @@ class Columns:
                 return value - self.at(self.zero, column)[:, None] * scale
             return value if self.offset is None else value + self.at(self.offset, column)[:, None]
 
+    def units(self, codes: np.ndarray) -> np.ndarray:
+        """float32[n, k]: what codes [n, k / dim] mean over their scales: values less zero points, before offsets."""
+        value = values_of(self.element, codes)
+        return value if self.zero is None else value - self.zero[self.row][:, self.column]
+
+    def nearest(self, w: np.ndarray) -> np.ndarray:
+        """Codes [n, k / dim] of float32[n, k], each the nearest on its grid."""
+        found = np.empty((w.shape[0], w.shape[1] // self.dim), self.element.code_dtype)
+        for column in range(0, w.shape[1], self.dim):
+            found[:, column // self.dim] = self.choose(column, w[:, column : column + self.dim])[0]
+        return found
+
     def native_plan(self) -> Any:
         """The native rounding of the element; None: there is none, or codes stand for several weights."""
         policy = self.spec.policy

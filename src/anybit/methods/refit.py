@@ -9,15 +9,12 @@ import numpy as np
 
 from anybit.formats import Spec
 from anybit.formats.learned import bound
-from anybit.methods.chain import Chain
 from anybit.methods.columns import Columns
 from anybit.methods.curvature import Curvature, check_options, curvature
+from anybit.methods.first_level import first_levels
 from anybit.methods.rtn import dequantize_parts
 from anybit.methods.statistics import Statistics
 from anybit.methods.step import STEPS, Correction, Parts, Target
-from anybit.methods.values import values_of
-
-_LARGEST = float(np.finfo(np.float32).max)
 
 
 @STEPS.register("refit")
@@ -29,7 +26,7 @@ class Refit(Correction):
     Levels above the first stay. Codes stay.
     """
 
-    source: ClassVar[str] = "weighted least squares: s = (w H t) / (t H t) for w near s t, with w the weights less what the other blocks give"
+    source: ClassVar[str] = "weighted least squares: s = (w H t) / (t H t) for w near s t, w less what the other blocks give"
     needs: ClassVar[frozenset[str]] = frozenset({"xtx"})
     sweeps: int = 2
     damp: float = 0.01
@@ -49,48 +46,15 @@ class Refit(Correction):
         target.parts = parts
 
 
-class _Stored:
-    """First-level numbers of one kind (scales, offsets) under fixed levels above: from a wish to what can be stored."""
-
-    def __init__(self, chain: Chain, codes: np.ndarray, limit: float) -> None:
-        self.element, self.codes, self.limit = chain.elements[0], codes.copy(), limit
-        self.factors = [chain._local(factor, slice(None)) for factor in chain._factors]
-
-    def near(self, wish: np.ndarray, block: int, nonzero: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Codes and float32 numbers nearest to a wish for each row of blocks."""
-        outer = np.ones(len(wish))
-        for factor in self.factors:
-            outer = outer * factor[:, block]
-        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            ratio = np.where(outer != 0, np.clip(wish, -self.limit, self.limit) / outer, 0.0)
-        e = self.element
-        if nonzero:  # a scale is never zero
-            ratio = np.where(ratio < 0, np.clip(ratio, e.min, -e.smallest) if e.signed else e.smallest, np.clip(ratio, e.smallest, e.max))
-        codes = e.encode(np.clip(ratio, e.min, e.max) + 0.0)
-        number = e.decode(codes).astype(np.float32)
-        for factor in self.factors:
-            number = number * factor[:, block]
-        return codes, number
-
-
 def refitted(w: np.ndarray, parts: Parts, spec: Spec, found: Curvature) -> Parts:
     """One sweep over the blocks of float32[n, k]; `found` in natural order. Rows that rounding errors would make worse stay."""
     fmt, (n, k) = bound(spec.format, parts), w.shape
     columns = Columns(parts, spec, (n, k))
-    row, column, wide = columns.row, columns.column, fmt.blocks[0].on((n, k))[1]
-    scales = Chain(fmt, (n, k), [level.element for level in fmt.levels])
-    scales.load([parts[f"scale.{i}"] for i in range(1, len(fmt.levels))])
-    reach = max(abs(fmt.element.max), abs(fmt.element.min)) * (2 if fmt.zero is not None else 1)
-    kept = {"scale.0": _Stored(scales, parts["scale.0"], _LARGEST / 2 / reach)}
-    now = {"scale.0": columns.scale.astype(np.float64)}
-    if fmt.offset is not None:
-        offsets = Chain(fmt, (n, k), [fmt.offset_element(i) for i in range(len(fmt.levels))])
-        offsets.load([parts[f"offset.{i}"] for i in range(1, len(fmt.levels))])
-        assert columns.offset is not None
-        kept["offset.0"], now["offset.0"] = _Stored(offsets, parts["offset.0"], _LARGEST / 2), columns.offset.astype(np.float64)
-    units = values_of(fmt.element, parts["codes"])
-    if columns.zero is not None:
-        units = units - columns.zero[row][:, column]
+    row, wide = columns.row, fmt.blocks[0].on((n, k))[1]
+    kept, now = first_levels(parts, fmt, (n, k)), {"scale.0": columns.scale.astype(np.float64)}
+    if columns.offset is not None:
+        now["offset.0"] = columns.offset.astype(np.float64)
+    units = columns.units(parts["codes"])
     h, error = found.matrix.astype(np.float32), w - dequantize_parts(parts, fmt, (n, k))
     before, starts = found.losses(error), np.flatnonzero(np.r_[True, row[1:] != row[:-1]])
     for block in range(len(columns.scale[0])):

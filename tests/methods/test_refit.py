@@ -9,7 +9,7 @@ from anybit.methods.curvature import curvature
 from anybit.methods.descent import Descent
 from anybit.methods.gptq import Gptq
 from anybit.methods.nearest import Nearest
-from anybit.methods.refit import Refit
+from anybit.methods.refit import Refit, table_refitted
 from anybit.methods.rtn import dequantize_parts, stored_grids
 from anybit.methods.step import Correction, Target
 
@@ -105,3 +105,24 @@ def test_nothing_to_go_by() -> None:
     target = rounded(Gptq(), w, "fp8_e4m3fn", gathered(x))
     assert corrected(Refit(), target, gathered(x)) == 0
     assert curvature(stats) is None and Spec.parse("int4").format.block is None
+
+
+@pytest.mark.parametrize("expression", ["kmeans3@32:fp32", "kmeans2@tensor"])
+def test_learned_values_are_least_squares(expression: str) -> None:
+    w, x, _ = layer(n=16, k=64)
+    h = damped(x)
+    target = rounded(Nearest(), w, expression, gathered(x))
+    assert target.parts is not None
+    found = curvature(gathered(x), order="natural")
+    assert found is not None
+    parts = table_refitted(w, target.parts, target.spec, found)
+    scale = stored_grids(parts, bound(Format(expression), parts), w.shape).scale
+    wide = 64 // scale.shape[1]
+    spread = np.broadcast_to(np.repeat(scale, wide, axis=1), w.shape).astype(np.float64)
+    shares = [np.where(parts["codes"] == code, spread, 0) for code in range(len(parts["table"]))]
+    a = np.array([[((p @ h) * q).sum() for q in shares] for p in shares])
+    b = np.array([((p @ h) * w).sum() for p in shares])
+    values = np.linalg.lstsq(a, b, rcond=None)[0]
+    best = loss(w, sum(v * q for v, q in zip(values, shares, strict=True)), h)
+    got = loss(w, dequantize_parts(parts, Format(expression), w.shape), h)
+    assert best * (1 - 1e-6) <= got < best * (1 + 1e-4) and got < 0.98 * loss(w, target.rounded, h)

@@ -12,7 +12,7 @@ from anybit.methods.columns import Columns
 from anybit.methods.curvature import Curvature, check_options, curvature
 from anybit.methods.feedback import Feedback
 from anybit.methods.gptq import better, exact
-from anybit.methods.refit import refitted
+from anybit.methods.refit import refitted, table_refitted
 from anybit.methods.rtn import dequantize_parts
 from anybit.methods.statistics import Statistics
 from anybit.methods.step import STEPS, Correction, Parts, Target
@@ -50,9 +50,14 @@ def descended(target: Target, parts: Parts, found: Curvature, sweeps: int, refit
     fits = refit and spec.format.block is not None
     for _ in range(sweeps):
         if fits:
-            parts = refitted(target.weight, parts, spec, found)
+            parts = fitted(target.weight, parts, spec, found)
         parts = swept(target, parts, found, coupling, spec)
-    return refitted(target.weight, parts, spec, found) if fits else parts
+    return fitted(target.weight, parts, spec, found) if fits else parts
+
+
+def fitted(w: np.ndarray, parts: Parts, spec: Spec, found: Curvature) -> Parts:
+    """Scales, offsets and learned values, once."""
+    return table_refitted(w, refitted(w, parts, spec, found), spec, found)
 
 
 def swept(target: Target, parts: Parts, found: Curvature, coupling: np.ndarray, spec: Spec) -> Parts:

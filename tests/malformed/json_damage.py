@@ -151,7 +151,8 @@ def _shuffle(tree: Any, spot: Spot, rng: random.Random) -> str:
 
 def _many(tree: Any, spot: Spot, rng: random.Random) -> str:
     holder, i = spot
-    item, count = holder[i], rng.choice((33, 300, 3000))
+    item = holder[i]
+    count = min(rng.choice((33, 300, 3000)), 200_000 // (1 + len(dump(get(spot)))))
     if isinstance(holder, Object):
         holder += [(f"{item[0]}{n}" if isinstance(item[0], str) else "k", item[1]) for n in range(count)]
     else:
@@ -166,7 +167,8 @@ OPERATIONS: list[tuple[Callable[[Any, Spot, random.Random], str], int]] = [
 
 def damage(tree: Any, rng: random.Random, under: tuple[str, ...] = ()) -> str:
     """Changes a tree in place, once to three times; `under`: only below that key. Gives what was done."""
-    done = []
+    done: list[str] = []
+    operations = dict(OPERATIONS)
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         root = tree
         for key in under:
@@ -174,7 +176,9 @@ def damage(tree: Any, rng: random.Random, under: tuple[str, ...] = ()) -> str:
         places = spots(root) if isinstance(root, list) else []
         if not places:
             break
-        (operation,) = rng.choices([o for o, _ in OPERATIONS], [w for _, w in OPERATIONS])
+        (operation,) = rng.choices(list(operations), list(operations.values()))
+        if operation is _many:  # once: they would multiply
+            operations.pop(_many)
         done.append(operation(root, rng.choice(places), rng))
     return "; ".join(done)
 

@@ -21,6 +21,7 @@ from anybit.formats import Format, Spec
 from anybit.io.checkpoint import save_checkpoint
 from anybit.io.foreign import Foreign, Sidecar, open_foreign
 from anybit.io.hf import CONFIG, open_model
+from anybit.io.tokenizer import read_tokenizer
 from anybit.linear import ActSpec, Linear, check_kernel
 from anybit.methods import METHODS
 from anybit.models import ModelSpec, describe
@@ -81,14 +82,7 @@ class Model:
         file = next((file for file in self.sidecars if file.name == "tokenizer.json"), None)
         if file is None:
             raise FileFormatError(f"{self.name}: no tokenizer.json; save the model's fast tokenizer there (tokenizer.save_pretrained)")
-        from tokenizers import Tokenizer
-
-        content = file.read_bytes()
-        try:
-            return Tokenizer.from_str(content.decode())
-        except Exception as error:  # the library raises nothing narrower
-            where = file if isinstance(file, Path) else f"{self.name}: {file.name}"
-            raise FileFormatError(f"{where}: no tokenizer that can be read: {error}; save the tokenizer again") from None
+        return read_tokenizer(file.read_bytes(), file if isinstance(file, Path) else f"{self.name}: {file.name}")
 
     def tokenize(self, text: str) -> np.ndarray:
         """int32[t] token ids of a text, with the special tokens that the tokenizer adds."""

@@ -13,7 +13,7 @@ import numpy as np
 from anybit.errors import FileFormatError
 from anybit.io.coded import Coded
 from anybit.io.foreign import Foreign, Made, Sidecar, Stored
-from anybit.io.gguf.container import Container
+from anybit.io.gguf.container import Container, Metadata
 from anybit.io.gguf.split import open_all
 from anybit.io.gguf.tensors import coded
 from anybit.io.gguf.tokenizer import tokenizer_json
@@ -56,11 +56,12 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 class _Fields:
     """Typed reading of a file's metadata under one architecture's prefix."""
 
-    def __init__(self, path: Path, metadata: Mapping[str, Any], architecture: str) -> None:
+    def __init__(self, path: Path, metadata: Metadata, architecture: str) -> None:
         self.path, self.metadata, self.prefix = path, metadata, architecture
 
     def fail(self, key: str, problem: str) -> FileFormatError:
-        return FileFormatError(f"{self.path}: field '{self.prefix}.{key}' {problem}; convert the model again")
+        field = f"{self.prefix}.{key}"
+        return FileFormatError(f"{self.path}: field '{field}' {problem}{self.metadata.at(field)}; convert the model again")
 
     def take(self, key: str, kinds: type | tuple[type, ...], default: Any = ...) -> Any:
         value = self.metadata.get(f"{self.prefix}.{key}", default)
@@ -126,8 +127,8 @@ def _config(file: Container) -> tuple[dict[str, Any], Architecture]:
     metadata = file.metadata
     name = metadata.get("general.architecture")
     if name not in ARCHITECTURES:
-        known = ", ".join(ARCHITECTURES)
-        raise FileFormatError(f"{file.path}: field 'general.architecture' is {shown(name, 60)}, which is not supported; supported: {known}")
+        what = f"is {shown(name, 60)}, which is not supported{metadata.at('general.architecture')}"
+        raise FileFormatError(f"{file.path}: field 'general.architecture' {what}; supported: {', '.join(ARCHITECTURES)}")
     architecture = ARCHITECTURES[name]
     fields = _Fields(file.path, metadata, name)
     for key, neutral in _NEUTRAL.items():

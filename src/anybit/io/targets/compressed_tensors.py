@@ -9,7 +9,6 @@ Source: compressed-tensors 0.20, config/ and compressors/. Packing is dense, as 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ from anybit.errors import UsageError
 from anybit.formats import Format
 from anybit.io.checkpoint import Item, pretty, put, write_items
 from anybit.io.containers.bits import packed_stream
-from anybit.io.safetensors import entry_nbytes
 from anybit.io.safetensors_writer import Entry
 from anybit.io.targets.fit import Fit, NoFit, fit
 from anybit.io.targets.target import TARGETS, Held, Parts, Plan, Source, Step, Target, Written

@@ -46,19 +46,26 @@ class Kind:
 KINDS: Registry[Kind] = Registry("GGUF tensor type", "anybit.io.gguf")
 
 Write = Callable[[Mapping[str, np.ndarray], np.ndarray], None]
-WRITES: dict[str, Write] = {}
-"""By type: the inverse of its conversion. `write(parts, blocks)` fills blocks, structured[rows, blocks] in little endian, from logical parts
-that have the rows first. A type without one is only read."""
+_WRITES: dict[str, Write] = {}
 
 
 def writes(name: str) -> Callable[[Write], Write]:
     """Declares the inverse of a type's conversion."""
 
     def add(write: Write) -> Write:
-        WRITES[name] = write
+        _WRITES[name] = write
         return write
 
     return add
+
+
+def writers() -> Mapping[str, Write]:
+    """By type: the inverse of its conversion. A type that is not among them is only read.
+
+    `write(parts, blocks)` fills blocks, structured[rows, blocks] in little endian, from logical parts that have the rows first.
+    """
+    len(KINDS)  # loads the files that declare them
+    return _WRITES
 
 
 REMOVED = {4: "Q4_2", 5: "Q4_3", 31: "Q4_0_4_4", 32: "Q4_0_4_8", 33: "Q4_0_8_8", 36: "IQ4_NL_4_4", 37: "IQ4_NL_4_8", 38: "IQ4_NL_8_8"}

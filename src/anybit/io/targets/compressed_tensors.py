@@ -208,7 +208,7 @@ def dense_item(held: Held, name: str | None = None) -> Item:
 
 # ---------------------------------------------------------------------------------------------- the plan
 Schemes = dict[str, tuple[_Scheme, Fit]]
-_DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 def _schemes(source: Source, scales: str) -> tuple[Schemes, dict[str, str]]:
@@ -325,7 +325,7 @@ def _plan(source: Source, kind: str | None) -> Plan:
     def write(folder: Path, written: Written) -> dict[str, str]:
         digests, _ = write_items(folder, items, on_written=written, align=1)
         config = {key: value for key, value in source.config.items() if key not in ("dtype", "torch_dtype")}
-        config |= {"torch_dtype" if "torch_dtype" in source.config else "dtype": _DTYPES[dtype]}
+        config |= {"torch_dtype" if "torch_dtype" in source.config else "dtype": DTYPES[dtype]}
         put(folder / "config.json", (pretty({**config, "quantization_config": _groups(source, schemes)}, levels=4) + "\n").encode())
         for file in source.sidecars:
             put(folder / file.name, file.read_bytes())

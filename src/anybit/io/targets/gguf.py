@@ -17,7 +17,7 @@ import numpy as np
 
 from anybit.errors import UnknownNameError, near_misses
 from anybit.formats import Format
-from anybit.io.gguf.kind import KINDS, WRITES, Kind
+from anybit.io.gguf.kind import KINDS, Kind, writers
 from anybit.io.gguf.model import MODULES, WHOLE, row_order
 from anybit.io.gguf.model_fields import architecture_of, interleaved, model_fields, rope_factors
 from anybit.io.gguf.tokenizer_fields import tokenizer_fields
@@ -90,15 +90,15 @@ class _Place:
             take: Any = slice(start, stop) if self.order is None else self.order[start:stop]
             some = {name: part[take] if part.shape[0] == rows and part.shape != (1, 1) else part for name, part in parts.items()}
             blocks = np.empty((stop - start, k // self.kind.weights), self.kind.dtype)
-            WRITES[self.kind.name](some, blocks)
+            writers()[self.kind.name](some, blocks)
             yield self.name, blocks.view(np.uint8)
 
 
 def _spec(kind: str) -> str:
     """The format and scale rule of a type. UnknownNameError."""
     name = kind.upper()
-    if name not in WRITES:
-        raise UnknownNameError(f"no GGUF type named '{kind}' is written{near_misses(kind, [n.lower() for n in WRITES])}")
+    if name not in writers():
+        raise UnknownNameError(f"no GGUF type named '{kind}' is written{near_misses(kind, [n.lower() for n in writers()])}")
     rule = RULES.get(kind.lower())
     return KINDS[name].format + (f"+scale={rule}" if rule and rule != "absmax" else "")
 
@@ -119,7 +119,7 @@ def _candidates(kind: str | None) -> list[Kind]:
     """Types in the order in which they are tried: those that take the fewest bits first."""
     if kind is not None:
         return [KINDS[kind.upper()]]
-    coded = [KINDS[name] for name in WRITES if name not in _DENSE.values() and name != "TQ1_0"]  # TQ2_0 is what TQ1_0 is, faster
+    coded = [KINDS[name] for name in writers() if name not in _DENSE.values() and name != "TQ1_0"]  # TQ2_0 is what TQ1_0 is, faster
     return sorted(coded, key=lambda kind: kind.dtype.itemsize / kind.weights)
 
 

@@ -15,9 +15,8 @@ from anybit.foreign import check_foreign
 from anybit.formats import Format, Spec
 from anybit.io.coded import Coded
 from anybit.io.foreign import Foreign, Stored, open_foreign
-from anybit.io.hf import CONFIG
+from anybit.io.hf import CONFIG, open_model
 from anybit.io.hf import Source as Directory
-from anybit.io.hf import open_model
 from anybit.io.packed import logical
 from anybit.io.targets import Held, Source
 from anybit.io.targets.target import unit_of

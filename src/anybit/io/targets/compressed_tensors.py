@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 
 from anybit.errors import UsageError
-from anybit.formats import Format
+from anybit.formats import Format, parse_element
 from anybit.io.checkpoint import Item, pretty, put, write_items
 from anybit.io.containers.bits import packed_stream
 from anybit.io.safetensors_writer import Entry
-from anybit.io.targets.fit import Fit, NoFit, fit
+from anybit.io.targets.fit import Fit, NoFit, decode_floats, encode_floats, fit
 from anybit.io.targets.target import TARGETS, Held, Parts, Plan, Source, Step, Target, Written
 
 FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
@@ -193,15 +193,16 @@ def _item(held: Held, scheme: _Scheme, fitted: Fit) -> Item:
     return Item(held.name, entries, produce)
 
 
-def dense_item(held: Held, name: str | None = None) -> Item:
-    """A dense tensor under its name, as it is stored."""
-    name = name or held.name
-    entry = (name, SCALES[held.format.plain.element.name], held.shape)
+def dense_item(held: Held, element: str | None = None) -> Item:
+    """A dense tensor as it is stored, or in another dtype that has its values. NoFit, when it is made: it has not."""
+    own = held.format.plain.element
+    element = element or own.name
+    entry = (held.name, SCALES[element], held.shape)
 
     def produce() -> dict[str, Any]:
         codes = np.ascontiguousarray(held.rows(0, held.shape[0])["codes"])
         held.release()
-        return {name: codes}
+        return {held.name: codes if element == own.name else encode_floats(decode_floats(codes, own), parse_element(element))}
 
     return Item(held.name, [entry], produce)
 
@@ -229,24 +230,39 @@ def _schemes(source: Source, scales: str) -> tuple[Schemes, dict[str, str]]:
     return found, refused
 
 
+def _holds(held: Held, element: str) -> bool:
+    """Whether a dtype has every value of a dense tensor."""
+    own = held.format.plain.element
+    try:
+        if own.name != element:
+            for start, stop in held.pieces():
+                encode_floats(decode_floats(held.rows(start, stop)["codes"], own), parse_element(element))
+            held.release()
+    except NoFit:
+        return False
+    return True
+
+
 def _chosen(source: Source) -> tuple[str, Schemes, dict[str, str], list[str]]:
     """The dtype of the model, its schemes, what is refused, and a note.
 
     Loaders turn scales and dense tensors into the dtype that config.json names, and round weights to that of the scales: one dtype has
-    to hold all. That of the dense tensors if it holds the scales too, else float32.
+    to hold all. A 16-bit one if there is one, the matrices' own first, else float32.
     """
-    dense = {held.format.plain.element.name for held in source.tensors.values() if held.dense}
-    if len(dense) == 1:
-        (dtype,) = dense
+    dense = [held for held in source.tensors.values() if held.dense]
+    sizes = {name: sum(len(h.shape) * h.shape[0] for h in dense if h.format.plain.element.name == name) for name in ("bf16", "fp16")}
+    best: tuple[Schemes, dict[str, str]] | None = None
+    for dtype in sorted(sizes, key=lambda name: -sizes[name]):
         schemes, refused = _schemes(source, dtype)
-        if not refused:
+        if not refused and all(_holds(held, dtype) for held in dense):
             return dtype, schemes, refused, []
+        best = best if best is not None and len(best[1]) <= len(refused) else (schemes, refused)
     wide, still = _schemes(source, "fp32")
-    if len(dense) == 1 and len(still) >= len(refused):
-        return dtype, schemes, refused, []
-    scales = sorted({held.format.levels[0].element.name for held in source.tensors.values() if not held.dense} & set(SCALES))
-    note = f"dense tensors in {' and '.join(sorted(dense))} beside scales in {' and '.join(scales)}: only float32 holds both, so config.json says"
-    return "fp32", wide, still, [f"{note} so; scales in bf16 (as in int4@128:bf16) make a bfloat16 model"]
+    assert best is not None
+    if len(still) >= len(best[1]) and len({held.format.plain.element.name for held in dense}) == 1 and sizes["bf16"] + sizes["fp16"]:
+        return dense[0].format.plain.element.name, *best, []  # not the dtype is what stands in the way
+    note = "no 16-bit dtype holds all scales and dense tensors, so that config.json says float32"
+    return "fp32", wide, still, [f"{note}; scales in the dtype of the dense tensors, as in int4@128:bf16, make a 16-bit model"]
 
 
 def _groups(source: Source, schemes: Schemes) -> dict[str, Any]:
@@ -303,8 +319,8 @@ def _plan(source: Source, kind: str | None) -> Plan:
     for name, held in source.tensors.items():
         text = held.format.alias or str(held.format)
         if held.dense:
-            items.append(dense_item(held))
-            steps.append(Step(name, held.shape, text, held.format.plain.element.name, True, items[-1].nbytes))
+            items.append(dense_item(held, dtype))
+            steps.append(Step(name, held.shape, text, dtype, True, items[-1].nbytes))
         elif name in refused:
             steps.append(Step(name, held.shape, text, "", False, 0, refused[name]))
         else:

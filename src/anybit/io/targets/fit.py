@@ -115,6 +115,12 @@ class Fit:
             self.grids(held.grids(), held.shape)
 
 
+def same_codes(source: Format, target: Format) -> None:
+    """NoFit: codes of a format whose values are not among another's."""
+    shift, to = (0.0, 0.0) if source.zero is None else (float(source.element.min), float(target.element.min))
+    _lut(source.element, target.element, shift, to, "codes")
+
+
 def _converted(part: np.ndarray, here: Element, there: Element) -> np.ndarray:
     if there.name in _WIDTHS:
         return encode_floats(decode_floats(part, here), there)

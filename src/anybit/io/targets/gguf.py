@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from anybit.io.gguf.model_fields import architecture_of, interleaved, model_fiel
 from anybit.io.gguf.tokenizer_fields import tokenizer_fields
 from anybit.io.gguf.writer import Entry, Value, write_gguf
 from anybit.io.save import create, write_all
-from anybit.io.targets.fit import Fit, NoFit, decode_floats, fit
+from anybit.io.targets.fit import Fit, NoFit, fit
 from anybit.io.targets.target import SLAB, TARGETS, Held, Parts, Plan, Source, Step, Target, Written
 
 FILE = "model.gguf"
@@ -177,10 +177,21 @@ def _plan(source: Source, kind: str | None) -> Plan:
     if most in _FILE_TYPES:
         fields["general.file_type"] = Value("u32", _FILE_TYPES[most])
 
-    def write(folder: Path, written: Written) -> dict[str, str]:
-        return {FILE: _write(folder / FILE, fields, places, factors, written)}
+    def pour(put: Callable[[Any], None], written: Written) -> None:
+        _pour(put, fields, places, factors, written)
 
-    return Plan(tuple(steps), write, tuple(notes), FILE)
+    def write(folder: Path, written: Written) -> dict[str, str]:
+        digest = hashlib.sha256()
+        with create(folder / FILE) as fd:
+
+            def put(piece: Any) -> None:
+                digest.update(piece)
+                write_all(fd, piece, folder / FILE)
+
+            pour(put, written)
+        return {FILE: digest.hexdigest()}
+
+    return Plan(tuple(steps), write, tuple(notes), FILE, pour)
 
 
 def _order(source: Source, name: str, held: Held) -> np.ndarray | None:
@@ -193,7 +204,14 @@ def _order(source: Source, name: str, held: Held) -> np.ndarray | None:
     return None if order is None else np.argsort(order)
 
 
-def _write(path: Path, fields: dict[str, Value], places: list[_Place], factors: np.ndarray | None, written: Written) -> str:
+def file_names(source: Source) -> dict[str, tuple[Held, np.ndarray | None]]:
+    """By the name that it has in a file, each tensor and the order of its rows there (None: as they are here)."""
+    return {_renamed(name): (held, _order(source, name, held)) for name, held in source.tensors.items()}
+
+
+def _pour(
+    put: Callable[[Any], None], fields: dict[str, Value], places: list[_Place], factors: np.ndarray | None, written: Written
+) -> None:  # fmt: skip
     entries = [entry for place in places for entry in place.entries]
     if factors is not None:
         entries.append(Entry("rope_freqs.weight", KINDS["F32"], factors.shape))
@@ -205,15 +223,7 @@ def _write(path: Path, fields: dict[str, Value], places: list[_Place], factors: 
         if factors is not None:
             yield "rope_freqs.weight", factors
 
-    digest = hashlib.sha256()
-    with create(path) as fd:
-
-        def put(piece: Any) -> None:
-            digest.update(piece)
-            write_all(fd, piece, path)
-
-        write_gguf(put, fields, entries, data())
-    return digest.hexdigest()
+    write_gguf(put, fields, entries, data())
 
 
 def _title(source: Source) -> str:

@@ -106,13 +106,15 @@ class Step:
 class Plan:
     """Steps for all tensors, what the reader of the result should know, and the call that writes the files into a directory.
 
-    `write(folder, written)` gives the SHA-256 of each large file; `file` is the one file that is the model, if there is one.
+    `write(folder, written)` gives the SHA-256 of each large file. Where one file is the model, `file` is its name, and `pour(put, written)`
+    gives all its bytes to `put`, one piece after another.
     """
 
     steps: tuple[Step, ...]
     write: Callable[[Path, Written], Mapping[str, str]]
     notes: tuple[str, ...] = ()
     file: str | None = None
+    pour: Callable[[Callable[[Any], None], Written], None] | None = None
 
     @property
     def refused(self) -> tuple[Step, ...]:

@@ -134,8 +134,7 @@ def write(export: Export, out: str | Path, card: Callable[[], str] | None = None
         if card is not None:
             (temp / CARD).unlink(missing_ok=True)
             put(temp / CARD, card().encode())
-        size = sum(file.stat().st_size for file in temp.rglob("*") if file.is_file())
-    return size
+        return sum(file.stat().st_size for file in temp.rglob("*") if file.is_file())
 
 
 def model_path(export: Export, out: str | Path) -> Path:

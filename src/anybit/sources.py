@@ -145,7 +145,7 @@ def quantized_source(
             raise UsageError(f"{source.name}: tensor '{name}' is quantized already ({matrices[name].format}); give the original model")
     last = spec.format.blocks[-1] if spec.format.blocks else None
     groups = _groups(chosen, fused if last is not None and last.kind == "tensor" else ())
-    made = {}
+    made: dict[str, Held] = {}
     for group in groups:
         made |= _quantized([matrices[name] for name in group], spec, act, method)
     return replace(source, tensors={name: made.get(name, held) for name, held in source.tensors.items()})

@@ -20,7 +20,7 @@ Measured = tuple[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]]]
 
 def measured(files: Sequence[str]) -> list[Mapping[str, Any]]:
     """Results of `anybit eval --json` or `anybit bench --json`. FileFormatError: something else."""
-    found = []
+    found: list[Mapping[str, Any]] = []
     for file in files:
         try:
             content = json.loads(Path(file).read_text(encoding="utf-8"))
@@ -112,7 +112,8 @@ def run(
     click.echo(f"{out}: {bytes_of(size)}, {report['bits_per_weight']:.4g} bits a weight, {report['seconds']:.1f} s")
     if verify:
         listed = ", ".join(report["verified"]["readers"])
-        click.echo(f"verified: {report['verified']['equal']} of {report['verified']['tensors']} tensors are equal bit for bit, read by {listed}")
+        equal = f"{report['verified']['equal']} of {report['verified']['tensors']} tensors are equal bit for bit"
+        click.echo(f"verified: {equal}, read by {listed}")
     click.echo(f"next: anybit run {model_path(export, out)} PROMPT")
 
 

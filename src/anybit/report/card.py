@@ -58,8 +58,8 @@ def card(
 ) -> str:  # fmt: skip
     """Markdown with the front matter that model hubs read.
 
-    Args: facts, what to list by name; stored, (format before, format here, tensors); command, which makes the same again; quality and speed,
-        results of `anybit eval --json` and `anybit bench --json`.
+    Args: facts, what to list by name; stored, (format before, format here, tensors); command, which makes the same again; quality and
+        speed, results of `anybit eval --json` and `anybit bench --json`.
     """
     front = ["---", f"base_model: {_yaml(base)}", "tags:", *(f"- {_yaml(tag)}" for tag in ("anybit", *tags)), "---", ""]
     lines = [*front, f"# {_cell(title)}", ""]

@@ -6,22 +6,24 @@ import click
 
 from anybit.cli import options
 
+_FILE = click.Path(exists=True, dir_okay=False)
+
 
 @click.command(
     "export",
-    short_help="Write a model for another tool (GGUF, compressed-tensors, GPTQ, ONNX, plain).",
+    short_help="Write a model for another tool (GGUF, compressed-tensors, GPTQ, plain floats).",
     epilog="Example: anybit export pycoder-5m my-model.gguf --to gguf:q4_k",
 )
 @options.model_argument
 @click.argument("out", type=click.Path())
-@click.option("--to", required=True, metavar="TARGET", help="gguf[:TYPE], compressed-tensors[:KIND], gptq[:KIND], onnx, dequantized[:DTYPE].")
+@click.option("--to", required=True, metavar="TARGET", help="gguf[:TYPE], compressed-tensors[:KIND], gptq[:KIND], dequantized[:DTYPE].")
 @click.option("--keep", metavar="REGEX", help="Weights to keep dense where TARGET quantizes; embeddings and head by default.")
 @click.option("--method", default="rtn", show_default=True, help="How codes are chosen where TARGET quantizes.")
 @click.option("--act", type=click.Choice(["float", "int8"]), default="float", show_default=True, help="Activations where TARGET quantizes.")
 @click.option("--verify", is_flag=True, help="Read the result back and compare every value.")
 @click.option("--plan", "only_plan", is_flag=True, help="Say what would become of every tensor, and write nothing.")
-@click.option("--quality", multiple=True, type=click.Path(exists=True, dir_okay=False), help="A file of `anybit eval --json`, for the card.")
-@click.option("--speed", multiple=True, type=click.Path(exists=True, dir_okay=False), help="A file of `anybit bench --json`, for the card.")
+@click.option("--quality", multiple=True, type=_FILE, help="What `anybit eval --json` printed, for the card.")
+@click.option("--speed", multiple=True, type=_FILE, help="What `anybit bench --json` printed, for the card.")
 @options.threads_option
 @options.json_option
 @options.progress_option

@@ -1,8 +1,8 @@
 """IQ4_NL and IQ4_XS: 16 values that are denser near zero, by their number in a list.
 
-    IQ4_NL  blocks of 32: f16 d; 16 bytes, low nibbles are weights 0 to 15, high ones 16 to 31        value = d list[q]
-    IQ4_XS  super-blocks of 256: f16 d; 16 bits with the upper 2 of eight 6-bit scales; their lower nibbles in 4 bytes; nibbles as above for
-            each 32 weights                                                                           value = d (sc - 32) list[q]
+IQ4_NL  blocks of 32: f16 d; 16 bytes, low nibbles are weights 0 to 15, high ones 16 to 31        value = d list[q]
+IQ4_XS  super-blocks of 256: f16 d; 16 bits with the upper 2 of eight 6-bit scales; their lower nibbles in 4 bytes; nibbles as above for
+        each 32 weights                                                                           value = d (sc - 32) list[q]
 """
 
 from __future__ import annotations

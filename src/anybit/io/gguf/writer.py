@@ -19,7 +19,9 @@ from anybit.io.safetensors_writer import raw
 ALIGN = 32
 LLAMA_NAME = 63
 """What llama.cpp takes for a tensor's name, in bytes."""
-_FORMATS = {"u8": "B", "i8": "b", "u16": "H", "i16": "h", "u32": "I", "i32": "i", "f32": "f", "bool": "?", "u64": "Q", "i64": "q", "f64": "d"}
+_FORMATS = {
+    "u8": "B", "i8": "b", "u16": "H", "i16": "h", "u32": "I", "i32": "i", "f32": "f", "bool": "?", "u64": "Q", "i64": "q", "f64": "d",
+}  # fmt: skip
 _DTYPES = {"u32": "<u4", "i32": "<i4", "f32": "<f4"}
 
 

@@ -1,7 +1,7 @@
 """compressed-tensors directories, as vLLM and transformers load them: the tensors are those of `io/containers/compressed_tensors.py`.
 
-Integers of 2 to 8 bits (a group, channel or tensor; with zero points too) as pack-quantized, or as int-quantized where eight bits of a channel
-or tensor meet int8 activations; E4M3 as float-quantized (tensor, channel, group, 2-D block); nvfp4, mxfp4 and mxfp8. Codes of other
+Integers of 2 to 8 bits (a group, channel or tensor; with zero points too) as pack-quantized, or as int-quantized where eight bits of a
+channel or tensor meet int8 activations; E4M3 as float-quantized (tensor, channel, group, 2-D block); nvfp4, mxfp4 and mxfp8. Codes of other
 elements go where their values are among an integer's: ternary weights are written as two bits.
 
 Source: compressed-tensors 0.20, config/ and compressors/. Packing is dense, as since 0.18.
@@ -26,9 +26,9 @@ from anybit.io.targets.target import TARGETS, Held, Parts, Plan, Source, Step, T
 FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Modules that vLLM runs as one; it takes the largest of their scales of whole tensors."""
 SCALES = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
-PRESETS = {
-    **{f"w{bits}a16": f"int{bits}@128:bf16+scale=mse" for bits in range(2, 8)}, "w8a16": "int8@channel:bf16", "fp8": "fp8_e4m3fn@channel:bf16",
-    "fp8_block": "fp8_e4m3fn@128x128:bf16", "nvfp4": "nvfp4+scale=mse", "mxfp4": "mxfp4+scale=mse", "mxfp8": "mxfp8",
+PRESETS = {f"w{bits}a16": f"int{bits}@128:bf16+scale=mse" for bits in range(2, 8)} | {
+    "w8a16": "int8@channel:bf16", "fp8": "fp8_e4m3fn@channel:bf16", "fp8_block": "fp8_e4m3fn@128x128:bf16", "nvfp4": "nvfp4+scale=mse",
+    "mxfp4": "mxfp4+scale=mse", "mxfp8": "mxfp8",
 }  # fmt: skip
 """What `compressed-tensors:KIND` makes of dense matrices; any other KIND is a format."""
 
@@ -47,7 +47,9 @@ class _Scheme:
     @property
     def args(self) -> dict[str, Any]:
         element, zero = self.target.element, self.target.zero
-        float_scales = {"nvfp4-pack-quantized": "torch.float8_e4m3fn", "mxfp4-pack-quantized": "torch.uint8", "mxfp8-quantized": "torch.uint8"}
+        float_scales = {"nvfp4-pack-quantized": "torch.float8_e4m3fn"} | dict.fromkeys(
+            ("mxfp4-pack-quantized", "mxfp8-quantized"), "torch.uint8"
+        )
         return {
             "num_bits": element.bits, "type": "float" if element.name.startswith("fp") else "int", "symmetric": zero is None,
             "strategy": self.strategy, "group_size": self.group, "block_structure": list(self.block) if self.block else None,
@@ -251,18 +253,14 @@ def _chosen(source: Source) -> tuple[str, Schemes, dict[str, str], list[str]]:
     """
     dense = [held for held in source.tensors.values() if held.dense]
     sizes = {name: sum(len(h.shape) * h.shape[0] for h in dense if h.format.plain.element.name == name) for name in ("bf16", "fp16")}
-    best: tuple[Schemes, dict[str, str]] | None = None
     for dtype in sorted(sizes, key=lambda name: -sizes[name]):
         schemes, refused = _schemes(source, dtype)
         if not refused and all(_holds(held, dtype) for held in dense):
             return dtype, schemes, refused, []
-        best = best if best is not None and len(best[1]) <= len(refused) else (schemes, refused)
-    wide, still = _schemes(source, "fp32")
-    assert best is not None
-    if len(still) >= len(best[1]) and len({held.format.plain.element.name for held in dense}) == 1 and sizes["bf16"] + sizes["fp16"]:
-        return dense[0].format.plain.element.name, *best, []  # not the dtype is what stands in the way
+    schemes, refused = _schemes(source, "fp32")
     note = "no 16-bit dtype holds all scales and dense tensors, so that config.json says float32"
-    return "fp32", wide, still, [f"{note}; scales in the dtype of the dense tensors, as in int4@128:bf16, make a 16-bit model"]
+    advice = "scales in the dtype of the dense tensors, as in int4@128:bf16, make a 16-bit model"
+    return "fp32", schemes, refused, [] if refused else [f"{note}; {advice}"]
 
 
 def _groups(source: Source, schemes: Schemes) -> dict[str, Any]:
@@ -330,11 +328,13 @@ def _plan(source: Source, kind: str | None) -> Plan:
             note = "" if exact else "the global scale is a divisor there: its reciprocal is off by 2^-24"
             steps.append(Step(name, held.shape, text, f"{scheme.form} {scheme.target}", exact, items[-1].nbytes, note))
     if not schemes and not refused:
-        raise UsageError(f"{source.name}: nothing is quantized; name what to make, as in --to compressed-tensors:w4a16 (or nvfp4, a format)")
+        advice = "name what to make, as in --to compressed-tensors:w4a16 (or nvfp4, or a format)"
+        raise UsageError(f"{source.name}: nothing is quantized; {advice}")
     if kind is None:
         notes += _fused_notes(source, schemes)
     if any(scheme.target.zero is not None for scheme, _ in schemes.values()):
-        notes.append("transformers loads zero points only with CompressedTensorsConfig(dequantize=True) (seen with 5.23 and compressed-tensors 0.20)")
+        seen = "transformers 5.23 and compressed-tensors 0.20"
+        notes.append(f"{seen} load zero points only with CompressedTensorsConfig(dequantize=True)")
     if any(scheme.act for scheme, _ in schemes.values()):
         notes.append("int8 activations have one scale a token there, one a block here")
 

@@ -35,7 +35,8 @@ def _item(held: Held, element: str) -> Item:
         for start, stop in held.pieces():
             made[start:stop] = rounded(held.values(start, stop), element)
         if element == "fp16" and ((made & np.uint16(0x7C00)) == 0x7C00).any():
-            raise NonFiniteError(f"tensor '{held.name}' holds values beyond 65504, which float16 has not; use --to dequantized:bf16 or :f32")
+            advice = "use --to dequantized:bf16 or dequantized:f32"
+            raise NonFiniteError(f"tensor '{held.name}' holds values beyond 65504, which float16 has not; {advice}")
         held.release()
         return {held.name: made}
 

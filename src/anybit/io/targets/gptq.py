@@ -1,7 +1,7 @@
 """GPTQ directories, version 2 (zero points as they are), as GPTQModel, transformers and vLLM read them.
 
-One width (2, 3, 4 or 8 bits) and one group for all linear layers, symmetric or with zero points, scales in float16; the tensors are those of
-`io/containers/gptq.py`. Embedding and head stay dense.
+One width (2, 3, 4 or 8 bits) and one group for all linear layers, symmetric or with zero points, scales in float16; the tensors are those
+of `io/containers/gptq.py`. Embedding and head stay dense.
 
 Source: GPTQModel's qlinear and its quantize_config.json, which config.json repeats.
 """

@@ -30,7 +30,7 @@ Written = Callable[[str], None]
 class Held:
     """A tensor that is to be written.
 
-    `rows(start, stop)` gives the logical parts of some rows (as `anybit.io.coded.Coded`), `values(start, stop)` their float32 values; both take
+    `rows(start, stop)` gives the logical parts of some rows (as `io.coded.Coded`), `values(start, stop)` their float32 values; both take
     whole tensors, and cuts at multiples of `unit`. `grids()` are the whole tensor's parts without its codes. `act` is what a quantized
     layer takes as input, None for float. `release` gives memory back.
     """

@@ -64,7 +64,8 @@ def card(
     front = ["---", f"base_model: {_yaml(base)}", "tags:", *(f"- {_yaml(tag)}" for tag in ("anybit", *tags)), "---", ""]
     lines = [*front, f"# {_cell(title)}", ""]
     lines += _table(("", ""), [("base model", base), *facts.items()])
-    lines += _table(("tensors", "were", "are"), [(count, before, here) for before, here, count in stored])
+    if stored:
+        lines += _table(("tensors", "were", "are"), [(count, before, here) for before, here, count in stored])
     lines += [f"- {' '.join(note.split())}" for note in notes] + [""] * bool(notes)
     for found in quality:
         lines += quality_lines(found)

@@ -6,7 +6,7 @@
 #include <optional>
 #include <stdexcept>
 
-#include "operator.h"
+#include "around.h"
 
 namespace anybit {
 
@@ -49,6 +49,20 @@ struct PyProduct {
   void check(const Weight &w, Act act) const;
 };
 
+// A way of rounding tokens, with the tables that it reads.
+struct PyRounding {
+  nb::object keep;
+  Rounding rounding;
+};
+
+// A linear layer as the engine runs it: the objects whose memory `use` reads are kept.
+struct PyUse {
+  nb::object keep;
+  LinearUse use;
+  void expect(int64_t n, int64_t k) const { require(use.weight->n == n && use.weight->k == k, "a weight's shape differs from the model's"); }
+};
+
+void bind_around(nb::module_ &m);    // bind_around.cc: what runs around a product
 void bind_products(nanobind::module_ &m);  // bind_product.cc
 void bind_pack(nanobind::module_ &m);  // bind_pack.cc: packing, lossless codes
 void bind_ops(nanobind::module_ &m);   // bind_ops.cc: block operators, sampling, evaluation statistics

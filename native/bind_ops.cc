@@ -33,27 +33,6 @@ Cache &idle(PyCache &c) {
   return c.cache;
 }
 
-struct Use {
-  nb::object keep;
-  LinearUse use;
-  Use(nb::object weight, nb::object bias, int act, nb::object product) : keep(nb::make_tuple(weight, bias, product)) {
-    use.weight = &nb::cast<PyWeight &>(weight).weight;
-    require(act == 0 || act == 1 || (act == 2 && !product.is_none()), "act");
-    require(act == 0 || use.weight->segment_count > 0, "this weight has no integer path");
-    use.act = static_cast<Act>(act);
-    if (!product.is_none()) {
-      const PyProduct &rule = nb::cast<const PyProduct &>(product);
-      rule.check(*use.weight, use.act);
-      use.product = &rule.product;
-    }
-    if (bias.is_none()) return;
-    const Vector v = nb::cast<Vector>(bias);
-    require(static_cast<int64_t>(v.shape(0)) == use.weight->n, "bias: length differs from n");
-    use.bias = v.data();
-  }
-  void expect(int64_t n, int64_t k) const { require(use.weight->n == n && use.weight->k == k, "a weight's shape differs from the model's"); }
-};
-
 struct PyDecoder {
   Decoder d;
   bool sealed = false;  // a cache was made: layers can no longer be added
@@ -66,7 +45,7 @@ struct PyDecoder {
     return v.data();
   }
   const LinearUse &linear(nb::handle o, int64_t n, int64_t k) {
-    const Use &use = nb::cast<const Use &>(o);
+    const PyUse &use = nb::cast<const PyUse &>(o);
     use.expect(n, k);
     keep.push_back(nb::borrow(o));
     return use.use;
@@ -82,7 +61,7 @@ const Pattern *pattern_of(nb::handle product) {
 void make_decoder(PyDecoder *self, nb::object embedding, nb::object norm, float eps, nb::object head, nb::object attention) {
   new (self) PyDecoder();
   if (!attention.is_none()) self->d.attention = pattern_of(attention), self->keep.push_back(attention);
-  const LinearUse &table = nb::cast<const Use &>(embedding).use;
+  const LinearUse &table = nb::cast<const PyUse &>(embedding).use;
   self->d.vocab = table.weight->n, self->d.width = table.weight->k, self->d.eps = eps;
   self->d.embedding = self->linear(embedding, self->d.vocab, self->d.width).weight;
   self->d.norm = self->floats(norm, self->d.width);
@@ -113,7 +92,7 @@ void add_layer(PyDecoder &p, int64_t heads, int64_t kv_heads, int64_t dim, int64
   layer.k = p.linear(linears[1], kv_heads * dim, width);
   layer.v = p.linear(linears[2], kv_heads * dim, width);
   layer.o = p.linear(linears[3], width, heads * dim);
-  layer.inner = nb::cast<const Use &>(linears[4]).use.weight->n;
+  layer.inner = nb::cast<const PyUse &>(linears[4]).use.weight->n;
   layer.gate = p.linear(linears[4], layer.inner, width);
   layer.up = p.linear(linears[5], layer.inner, width);
   layer.down = p.linear(linears[6], width, layer.inner);
@@ -124,7 +103,7 @@ void add_layer(PyDecoder &p, int64_t heads, int64_t kv_heads, int64_t dim, int64
   p.d.layers.push_back(layer);
 }
 
-// None, or (layer, row, what) of the first value that is not finite.
+// None, or (layer, row, what, fault) of the first value that is not finite.
 nb::object forward(PyDecoder &p, Ids ids, nb::list caches, std::vector<int64_t> counts, bool all_logits, MatrixOut out) {
   require(nb::len(caches) == counts.size() && !counts.empty(), "one count for each cache");
   std::vector<PyCache *> used;
@@ -154,7 +133,7 @@ nb::object forward(PyDecoder &p, Ids ids, nb::list caches, std::vector<int64_t> 
     nb::gil_scoped_release release;
     fault = p.d.forward(ids.data(), sequences, all_logits, out.data());
   }
-  return fault.what ? nb::object(nb::make_tuple(fault.layer, fault.row, fault.what)) : nb::none();
+  return fault.what ? nb::object(nb::make_tuple(fault.layer, fault.row, fault.what, fault.fault)) : nb::none();
 }
 
 // ------------------------------------------------------------------------------------------------ sampling
@@ -347,7 +326,6 @@ void bind_ops(nb::module_ &m) {
         idle(c).truncate(length);
       }, "length"_a)
       .def("fork", [](PyCache &c) { return PyCache{idle(c)}; });
-  nb::class_<Use>(m, "Use").def(nb::init<nb::object, nb::object, int, nb::object>(), "weight"_a, "bias"_a.none(), "act"_a, "product"_a.none() = nb::none());
   nb::class_<PyDecoder>(m, "Decoder")
       .def("__init__", &make_decoder, "embedding"_a, "norm"_a, "eps"_a, "head"_a, "attention"_a.none() = nb::none())
       .def("add_rope", &add_rope, "inverse"_a, "inverse_long"_a, "scale"_a)

@@ -277,13 +277,18 @@ nb::tuple round_codes(const PyRound &r, Floats x, AnyOut out, uint64_t seed, int
   });
 }
 
-// Rows of k numbers in blocks with scales. False: some scale is too large or some number not finite; what out holds is then not defined.
-bool round_blocks(const PyRound &r, nb::dict d, Matrix x, nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu> out, uint64_t seed) {
+BlockPlan block_plan(const nb::dict &d) {
   BlockPlan b;
   b.size = one<int64_t>(d, "size"), b.power_of_two = one<bool>(d, "power_of_two"), b.top = one<int>(d, "top");
   b.most = one<double>(d, "most"), b.outer = one<double>(d, "outer"), b.smallest = one<double>(d, "smallest"), b.biggest = one<double>(d, "biggest");
   b.end = one<double>(d, "end");
   b.first = one<double>(d, "first"), b.mantissa = one<int>(d, "mantissa"), b.factor = one<float>(d, "factor"), b.limit = one<double>(d, "limit");
+  return b;
+}
+
+// Rows of k numbers in blocks with scales. False: some scale is too large or some number not finite; what out holds is then not defined.
+bool round_blocks(const PyRound &r, nb::dict d, Matrix x, nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu> out, uint64_t seed) {
+  const BlockPlan b = block_plan(d);
   const int64_t rows = static_cast<int64_t>(x.shape(0)), k = static_cast<int64_t>(x.shape(1));
   require(static_cast<int64_t>(out.shape(0)) == rows && static_cast<int64_t>(out.shape(1)) == k, "out: shape differs from x");
   require(b.size >= 1 && b.size <= k && b.mantissa >= 0 && b.mantissa <= 23, "block");
@@ -311,6 +316,23 @@ bool round_blocks(const PyRound &r, nb::dict d, Matrix x, nb::ndarray<float, nb:
     });
   }
   return std::all_of(good.begin(), good.end(), [](uint8_t g) { return g != 0; });
+}
+
+// Rows of tokens, each rounded by itself. Without fields each number by itself.
+PyRounding round_tokens(nb::object self, nb::object fields) {
+  const PyRound &r = nb::cast<const PyRound &>(self);
+  require(r.plan.mode != RoundMode::Stochastic && !r.keep_specials && !r.refuse_outside, "tokens are rounded to nearest, refuse NaN and clip");
+  PyRounding out{self, {}};
+  out.rounding.plan = &r.plan;
+  if (fields.is_none()) return out;
+  const nb::dict d = nb::cast<nb::dict>(fields);
+  out.rounding.blocks = true;
+  out.rounding.block = block_plan(d);
+  out.rounding.size = out.rounding.block.size;
+  require(out.rounding.size >= 0 && out.rounding.block.mantissa >= 0 && out.rounding.block.mantissa <= 23, "block");
+  out.rounding.second = one<bool>(d, "second");
+  out.rounding.top = one<double>(d, "second_top"), out.rounding.most_short = one<double>(d, "second_short");
+  return out;
 }
 
 // Values of codes; the number of bits that do not belong to any code, or 0.
@@ -351,11 +373,13 @@ uint32_t largest_magnitude(Floats x) {
 }  // namespace
 
 void bind_round(nb::module_ &m) {
+  nb::class_<PyRounding>(m, "Rounding");
   nb::class_<PyRound>(m, "Round")
       .def("__init__", &make_round, "fields"_a)
       .def("values", &round_values, "x"_a, "out"_a, "seed"_a, "start"_a)
       .def("codes", &round_codes, "x"_a, "out"_a, "seed"_a, "start"_a)
       .def("blocks", &round_blocks, "fields"_a, "x"_a, "out"_a, "seed"_a)
+      .def("tokens", [](nb::handle_t<PyRound> self, nb::object fields) { return round_tokens(nb::borrow(self), fields); }, "fields"_a.none())
       .def("decode", &decode_codes, "codes"_a, "out"_a);
   m.def("largest_magnitude", &largest_magnitude, "x"_a);
 }

@@ -60,9 +60,9 @@ struct Decoder::Run {
     parallel_for((count + unit - 1) / unit, [&](int64_t u) { body(u * unit, std::min(count, (u + 1) * unit)); });
   }
 
-  bool fail(int64_t layer, int64_t row, const char *what) {
+  bool fail(int64_t layer, int64_t row, const char *what, const char *how = "is not finite") {
     if (row < 0) return false;
-    fault = {layer, row, what};
+    fault = {layer, row, what, how};
     return true;
   }
 
@@ -76,23 +76,11 @@ struct Decoder::Run {
     return !fail(layer, bad.load() == INT64_MAX ? -1 : bad.load(), what);
   }
 
-  // Multiplies one input with several weights; those of equal geometry share the prepared input.
+  // One input through several linear layers; those of equal geometry share the prepared input.
   bool project(const LinearUse *const *uses, float *const *outs, int count, const float *in, int64_t rows, int64_t layer, const char *what) {
-    Input input;
-    for (int i = 0; i < count; i++) {
-      const Weight &w = *uses[i]->weight;
-      const auto shares = [&](int a, int b) {
-        return uses[a]->product == uses[b]->product && same_input(*uses[a]->weight, uses[a]->act, *uses[b]->weight, uses[b]->act);
-      };
-      if (i == 0 || !shares(i - 1, i)) {
-        bool wide = false;
-        for (int j = i; j < count && shares(i, j); j++) wide = wide || uses[j]->weight->kind == Kind::Wide16;
-        if (fail(layer, prepare(w, uses[i]->act, wide, in, w.k, rows, d.inputs_, &input, uses[i]->product), what)) return false;
-      }
-      multiply(w, input, uses[i]->bias, outs[i], w.n);
-    }
+    const Problem problem = anybit::project(uses, outs, count, in, rows, d.inputs_);
     d.inputs_.reset();
-    return true;
+    return !fail(layer, problem.row, problem.what ? problem.what : what, problem.fault);
   }
 
   void embed(const int32_t *ids) {

@@ -4,7 +4,7 @@
 #include <mutex>
 #include <vector>
 
-#include "operator.h"
+#include "around.h"
 #include "ops.h"
 
 namespace anybit {
@@ -42,13 +42,6 @@ class Cache {
   std::vector<std::shared_ptr<float>> pages_;
 };
 
-struct LinearUse {
-  const Weight *weight = nullptr;
-  const float *bias = nullptr;
-  Act act = Act::Float;
-  const Product *product = nullptr;  // nullptr: multiplication
-};
-
 struct RopePlan {
   int64_t half = 0;
   float scale = 1.0f;
@@ -72,6 +65,7 @@ struct Sequence {
 struct Fault {
   int64_t layer = 0, row = 0;
   const char *what = nullptr;
+  const char *fault = "is not finite";
 };
 
 class Decoder {

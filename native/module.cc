@@ -212,7 +212,8 @@ NB_MODULE(_native, m) {
     set_threads(count);
   }, "count"_a);
   m.def("usable_cores", &usable_cores);
+  bind_round(m);
+  bind_around(m);
   bind_ops(m);
   bind_pack(m);
-  bind_round(m);
 }

@@ -7,6 +7,7 @@
 #include <atomic>
 #include <new>
 
+#include "around.h"
 #include "pool.h"
 
 namespace anybit {
@@ -141,7 +142,7 @@ static void mask_padding(const Weight &w, int bits, int64_t m, int8_t *q) {
 }
 
 int64_t prepare(const Weight &w, Act act, bool wide, const float *x, int64_t stride, int64_t m, Workspace &workspace, Input *input,
-                const Product *product) {
+                const Product *product, float fixed) {
   *input = Input();
   input->product = product;
   input->m = m;
@@ -165,7 +166,11 @@ int64_t prepare(const Weight &w, Act act, bool wide, const float *x, int64_t str
     memset(q + m * w.codes_length, 0, static_cast<size_t>((all - m) * w.codes_length));
     memset(scale + m * w.segment_count, 0, sizeof(float) * static_cast<size_t>((all - m) * w.segment_count));
     memset(total + m * w.segment_count, 0, sizeof(int32_t) * static_cast<size_t>((all - m) * w.segment_count));
-    parallel_for(units, [&](int64_t u) { note(w.kernels->quantize(w, most, x, stride, u * per, std::min(m, (u + 1) * per), q, q16, scale, total)); });
+    parallel_for(units, [&](int64_t u) {
+      const int64_t first = u * per, end = std::min(m, first + per);
+      note(fixed > 0.0f ? transform_kernels_now().quantize(w, fixed, x, stride, first, end, q, q16, scale, total)
+                        : w.kernels->quantize(w, most, x, stride, first, end, q, q16, scale, total));
+    });
     input->integer = true;
     input->q = q, input->q16 = q16, input->scale = scale, input->total = total;
     if (product && product->lookup) mask_padding(w, product->act_bits, m, q);

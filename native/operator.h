@@ -32,9 +32,9 @@ enum class Act : int { Float = 0, Int8 = 1, Int4 = 2 };  // Int4: for lookup pro
 
 bool same_input(const Weight &a, Act act_a, const Weight &b, Act act_b);  // may share one prepared input, with the same product
 // Prepares x [m, k] (rows `stride` floats apart). `wide`: some weight that shares this input is Wide16. Returns the first row that holds a non-finite
-// value, or -1. The float path keeps the pointer x. `product` (nullptr: multiplication) is kept too.
+// value, or -1. The float path keeps the pointer x. `product` (nullptr: multiplication) is kept too. `fixed`: the scale of all int8 codes; 0: one each.
 int64_t prepare(const Weight &w, Act act, bool wide, const float *x, int64_t stride, int64_t m, Workspace &workspace, Input *input,
-                const Product *product = nullptr);
+                const Product *product = nullptr, float fixed = 0.0f);
 // y[m, n] (rows `stride` apart) = input weight^T + bias (may be nullptr), on the pool.
 void multiply(const Weight &w, const Input &input, const float *bias, float *y, int64_t stride);
 // out[i, k] = exact float32 values of row rows[i].

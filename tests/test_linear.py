@@ -63,10 +63,20 @@ def test_act_specs() -> None:
         with pytest.raises(NoKernelError, match="use float or int8") as error:
             ActSpec.named(name)
         assert error.value.exit_code == 6
-    for other in (ActSpec(Format("int4@32")), replace(spec, dynamic=False), replace(spec, scale=0.5)):
+    for other in (ActSpec(Format("uint4@32+zp")), ActSpec(Format("int8")), replace(spec, dynamic=False), replace(spec, scale=0.5)):
         with pytest.raises(NoKernelError, match="no kernel takes activations in"):
             replace(make(), act=other)(X)
     assert replace(spec, policy=Policy()) == spec
+    for name, why in [("e8p@32", "one number a code"), ("fp8_e4m3fn@tensor", "on the other tokens"), ("int2@32", "absmax or floor")]:
+        with pytest.raises(NoKernelError, match=why):
+            ActSpec.named(name)
+    rounded, given = ActSpec.named("mxfp4"), ActSpec.named("int8", 0.5)
+    assert rounded is not None and rounded.kernel_name is None and rounded.text == "fp4_e2m1@32:e8m0"
+    assert given is not None and given.kernel_name == "int8" and not given.dynamic and (given.text, given.scale) == ("int8", 0.5)
+    assert replace(make(), act=rounded).act_text == "fp4_e2m1@32:e8m0 (rounded, multiplied as float)"
+    assert replace(make(), act=given).act_text == "int8 (one scale)" and make().act_text == "float"
+    with pytest.raises(NoKernelError, match="it must lie from 2"):
+        ActSpec.named("int8", 1e-38)
 
 
 def test_what_no_kernel_runs_is_refused() -> None:
@@ -75,7 +85,7 @@ def test_what_no_kernel_runs_is_refused() -> None:
         replace(linear, pre=(Transform("hadamard", block=64),)), replace(linear, post=(Transform("scale"),)),
         replace(linear, branches=(Branch("low_rank"),)),
     ):  # fmt: skip
-        with pytest.raises(NoKernelError, match="no kernel runs transforms or branches yet"):
+        with pytest.raises(ShapeError, match=r"block=64 does not divide it|it needs data|a must be"):
             other(X)
     for fmt in ("bf16", "int12@32", "fp8_e4m3fn"):
         assert make(fmt)(X).shape == (3, 20)
@@ -83,14 +93,14 @@ def test_what_no_kernel_runs_is_refused() -> None:
             replace(make(fmt), act=ActSpec.named("int8"))(X)
 
 
-def test_a_transform_is_refused_without_assertions_too() -> None:
+def test_an_unknown_transform_is_refused_without_assertions_too() -> None:
     """python -O leaves assertions out; a layer must not run without its transform because of it."""
     script = (
         "import numpy as np, anybit; from anybit.linear import Linear, Transform\n"
-        "Linear(anybit.quantize(np.eye(16, 32), 'int4@32'), pre=(Transform('scale'),))(np.ones((1, 32)))"
+        "Linear(anybit.quantize(np.eye(16, 32), 'int4@32'), pre=(Transform('spin'),))(np.ones((1, 32)))"
     )
     done = subprocess.run([sys.executable, "-O", "-c", script], capture_output=True, text=True)
-    assert done.returncode == 1 and "no kernel runs transforms" in done.stderr, done.stderr
+    assert done.returncode == 1 and "it is none of scale, shift, permute" in done.stderr, done.stderr
 
 
 def test_weights_in_rows_run_as_explained() -> None:

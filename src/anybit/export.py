@@ -16,7 +16,7 @@ from anybit.io.save import atomic_directory, atomic_file
 from anybit.io.targets import TARGETS, Held, Plan, Source, Target
 from anybit.io.targets.fit import NoFit, same_codes
 from anybit.layouts import default_layout, sizes_known
-from anybit.sources import open_source, quantized_source
+from anybit.sources import foreign_of, open_source, quantized_source
 from anybit.stored import DENSE_FORMATS, KEEP, describe_layer, tables_of
 from anybit.tensor import QTensor
 
@@ -146,8 +146,10 @@ def model_path(export: Export, out: str | Path) -> Path:
 def write_checkpoint(path: str | Path, out: str | Path, progress: Progress | None = None) -> int:
     """Any model that opens as a checkpoint of ours, every code as it is, tensor by tensor; gives its safetensors bytes.
 
-    Raises: FileFormatError, OutputError: as `anybit.load` and `Model.save`.
+    Raises: FileFormatError, OutputError: as `anybit.load` and `Model.save`. UsageError: it is one of ours already.
     """
+    if foreign_of(path) is None:
+        raise UsageError(f"{path} is a checkpoint of anybit, or not quantized: there is nothing to convert")
     source = open_source(path)
     matrices = {name: held for name, held in source.tensors.items() if held.role not in ("norm", "bias")}
     done = 0
@@ -178,4 +180,4 @@ def _own_entry(held: Held) -> QuantizedEntry:
         return dict(made.parts)
 
     made = None if sizes_known(held.format, held.shape, layout) else produce()
-    return QuantizedEntry(describe_layer(held.format, held.shape, layout, held.act, made), produce)
+    return QuantizedEntry(describe_layer(held.format, held.shape, layout, None, made), produce)

@@ -2,68 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 
+from anybit.activations import INT4, INT8, ActSpec
 from anybit.errors import NoKernelError, NonFiniteError, ShapeError
-from anybit.formats import Format, Policy
 from anybit.formats.element import as_real
 from anybit.products import Product, parse_product
 from anybit.tensor import QTensor
+from anybit.transforms import Transform, native_steps
 
 
-@dataclass(frozen=True)
-class ActSpec:
-    """The format of a linear layer's input. `dynamic`: scales are taken from each block of each token; `scale`: a calibrated one."""
-
-    format: Format
-    dynamic: bool = True
-    scale: float | None = None
-    policy: Policy = field(default_factory=Policy)
-
-    @property
-    def kernel_name(self) -> str:
-        """The name under which kernels know it. NoKernelError: no kernel takes such activations."""
-        for name, spec in (("int8", INT8), ("int4", INT4)):
-            if self is spec or self == spec:
-                return name
-        raise NoKernelError(f"no kernel takes activations in {self.format}; use none (float) or dynamic int8")
-
-    @classmethod
-    def named(cls, name: str | None) -> ActSpec | None:
-        """None and "float" mean float activations, "int8" dynamic int8 (|q| <= 127), one scale a block of each token.
-
-        "int4" (|q| <= 7) is for product rules that look up codes.
-        """
-        if name in (None, "float"):
-            return None
-        if name in ("int8", "int4"):
-            return INT8 if name == "int8" else INT4
-        raise NoKernelError(f"no kernel takes '{name}' activations; use float or int8 (int4 with a table product)")
-
-
-INT8 = ActSpec(Format("int8_sym"))
-"""Dynamic int8 activations, the one integer input that kernels of multiplication take."""
-INT4 = ActSpec(Format("int4_sym"))
-"""Dynamic int4 activations, for look-ups of small codes."""
-
-
-@dataclass(frozen=True)
-class Transform:
-    """On the input, its inverse applied to the weight beforehand. kind: scale, permute, hadamard, rotate or shift."""
-
-    kind: str
-    block: int | None = None
-    data: np.ndarray | None = None
-    seed: int | None = None
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Branch:
-    """Added to the output in the same call. kind: low_rank, columns or residual."""
+    """Added to the output in the same call, before the bias. x is the transformed input, Q(x) what it is rounded to. kind:
+
+    low_rank  (x a^T) b^T in float32, a [r, k] and b [n, r]
+    columns   x[index] a^T in float32, a [n, columns]; the layer's weight sees +0 there, so that outliers do not widen its input's scales
+    residual  Q(x - Q(x))[index] a^T: what rounding the input left of some columns, rounded once more (dynamically), to activations as
+              the layer's; a [n, columns]. Source: ARCQuant, residual channels
+
+    a and b are QTensors of any format, dense ones included; index: int64[columns], ascending. `source`: who made it, for people.
+    """
 
     kind: str
     a: QTensor | None = None
@@ -71,13 +35,44 @@ class Branch:
     index: np.ndarray | None = None
     source: str = ""
 
+    def check(self, n: int, k: int, act: ActSpec | None) -> None:
+        """ShapeError: it fits no weight [n, k]. NoKernelError: nothing runs it with these activations."""
+        reason = self._wrong(n, k)
+        if reason is not None:
+            raise ShapeError(f"branch '{self.kind}' of a weight [{n}, {k}]: {reason}")
+        if self.kind != "residual":
+            return
+        if act is None or act.kernel_name == "int4" or (act.kernel_name is None and act.left_over() is None):
+            raise NoKernelError("a branch of kind 'residual' needs dynamic activations, or int8 ones: it runs what rounding them leaves")
+        assert self.a is not None
+        check_kernel(self.a, act.kernel_name, native=True)
+
+    def _wrong(self, n: int, k: int) -> str | None:
+        if self.kind not in ("low_rank", "columns", "residual"):
+            return "it is none of low_rank, columns, residual"
+        shapes = [None if part is None else list(part.shape) for part in (self.a, self.b)]
+        if self.kind == "low_rank":
+            rank = self.a.shape[0] if self.a is not None else 0
+            good = shapes == [[rank, k], [n, rank]] and self.index is None
+            return None if good else f"a must be [r, {k}] and b [{n}, r], with no index, not {shapes[0]} and {shapes[1]}"
+        index = self.index
+        good = index is not None and index.dtype == np.int64 and index.ndim == 1 and index.size > 0
+        if not good or index is None or index[0] < 0 or index[-1] >= k or (np.diff(index) <= 0).any():
+            return f"index must be int64, ascending, each once, from 0 to {k - 1}"
+        return None if shapes == [[n, index.size], None] else f"a must be [{n}, {index.size}], with no b, not {shapes[0]} and {shapes[1]}"
+
+    @cached_property
+    def arrays(self) -> int:
+        """Stored bytes."""
+        return sum(part.nbytes for part in (self.a, self.b) if part is not None) + (self.index.nbytes if self.index is not None else 0)
+
 
 @dataclass(frozen=True, eq=False)
 class Linear:
-    """y = x weight^T + bias, with the input's format, transforms before and after, and added branches.
+    """y = post(Q(pre(x)) weight^T + branches + bias): a weight with its input's format, transforms before and after, and added branches.
 
-    `weight` is a QTensor (dense weights are one too), `bias` float32[n], `product` the text of a product rule (None: multiplication). No
-    kernel runs transforms or branches yet: a layer that has one is refused when it is prepared.
+    `weight` is a QTensor (dense weights are one too), `bias` float32[n], `act` what Q rounds to (None: nothing), `product` the text of a
+    product rule (None: multiplication). All of it is one native call; the order of its arithmetic is in docs/contract.md.
     """
 
     weight: QTensor
@@ -90,8 +85,27 @@ class Linear:
 
     @property
     def act_name(self) -> str | None:
-        """Kernels' name of the input format: None (float) or "int8"."""
+        """Kernels' name of the input format: "int8", "int4", or None (float, which may have been rounded to a format before)."""
         return None if self.act is None else self.act.kernel_name
+
+    @property
+    def act_text(self) -> str:
+        """The input's format for people: "float", "int8", "int8 (one scale)", "fp4_e2m1@32:e8m0 (rounded, multiplied as float)"."""
+        if self.act is None:
+            return "float"
+        one = "" if self.act.dynamic else " (one scale)"
+        return f"{self.act.text}{one}" if self.act_name else f"{self.act.text}{one} (rounded, multiplied as float)"
+
+    @property
+    def around(self) -> tuple[str, ...]:
+        """The kinds of what runs around the weight, in their order."""
+        return (*(t.kind for t in self.pre), *(b.kind for b in self.branches), *(t.kind for t in self.post))
+
+    @property
+    def nbytes(self) -> int:
+        """Stored bytes: of the weight, and of the arrays of transforms and branches."""
+        data = sum(t.data.nbytes for t in (*self.pre, *self.post) if t.data is not None)
+        return self.weight.nbytes + data + sum(branch.arrays for branch in self.branches)
 
     @cached_property
     def rule(self) -> Product | None:
@@ -100,8 +114,7 @@ class Linear:
 
     @cached_property
     def native(self) -> Any:
-        """The native weight, for the engine. NoKernelError: something that no native kernel runs."""
-        self._check_plain()
+        """The native weight. NoKernelError: something that no native kernel runs."""
         check_kernel(self.weight, self.act_name, native=True, rule=self.rule)
         return self.weight.native
 
@@ -110,21 +123,64 @@ class Linear:
         """The native product rule for this weight; None: multiplication."""
         return _native_product(self.rule, self.weight, self.act_name)
 
-    def _check_plain(self) -> None:
-        """NoKernelError: it has something around its weight, which would be left out."""
-        if self.pre or self.post or self.branches:
-            raise NoKernelError("no kernel runs transforms or branches yet")
+    @cached_property
+    def use(self) -> Any:
+        """The native layer, for the engine. NoKernelError: nothing runs a part of it. ShapeError: a part does not fit."""
+        from anybit.kernels.cpu import ACTS, native
+
+        n, k = self.weight.shape
+        for branch in self.branches:
+            branch.check(n, k, self.act)
+        parts = [(branch.kind, *(None if w is None else w.native for w in (branch.a, branch.b)), branch.index) for branch in self.branches]
+        branches = [native.Branch(kind, a, b, index, n, k) for kind, a, b, index in parts]
+        bias = None if self.bias is None else np.ascontiguousarray(self.bias, np.float32)
+        input_plan = native_input(self.pre, self.cleared, self.act, k)
+        product = self.native_product
+        return native.Use(self.native, bias, ACTS[self.act_name], product, input_plan, branches, native_steps(self.post, n))
+
+    @property
+    def cleared(self) -> tuple[int, ...]:
+        """Columns of the input that the weight sees as +0, because a branch has them."""
+        columns = [branch.index for branch in self.branches if branch.kind == "columns" and branch.index is not None]
+        return tuple(sorted({int(i) for index in columns for i in index}))
 
     @property
     def input_key(self) -> tuple[object, ...]:
         """Layers with equal keys may share one prepared input (q, k, v; gate and up)."""
         block = self.weight.format.block
-        return (self.pre, self.act, self.weight.shape[1], str(block) if self.act is not None else None, self.product)
+        key = (self.pre, self.cleared, self.act, self.weight.shape[1])
+        return (*key, str(block) if self.act_name is not None else None, self.product)
 
     def __call__(self, x: Any) -> np.ndarray:
-        """float32[..., n] of float32[..., k]."""
-        self._check_plain()
-        return run_matmul(self.weight, x, self.act_name, self.bias, self.rule)
+        """float32[..., n] of float32[..., k]. Errors as `QTensor.matmul`, `Transform.check`, `Branch.check`."""
+        if not self.around and (self.act is None or self.act is INT8 or self.act is INT4):
+            return run_matmul(self.weight, x, self.act_name, self.bias, self.rule)
+        rows, shape = input_rows(self.weight, x, self.bias)
+        y, problem = self.use.run(rows)
+        if problem is not None:
+            row, what, fault = problem
+            raise NonFiniteError(f"{what} {fault} in row {row}")
+        return np.asarray(y).reshape(shape)
+
+
+_INPUTS: WeakValueDictionary[tuple[object, ...], Any] = WeakValueDictionary()
+
+
+def native_input(pre: tuple[Transform, ...], cleared: tuple[int, ...], act: ActSpec | None, k: int) -> Any:
+    """How the native module makes an input; one object for equal needs, by which layers share it. None: it is taken as it comes."""
+    from anybit.kernels.cpu import native
+
+    rounded = act is not None and act.kernel_name is None
+    scale = act.scale if act is not None and not rounded else None
+    if not pre and not cleared and not rounded and scale is None:
+        return None
+    key = (pre, cleared, act, k)
+    found = _INPUTS.get(key)
+    if found is None:
+        columns = np.array(cleared, np.int64) if cleared else None
+        rounding, residual = (act.rounding(), act.left_over()) if act is not None and rounded else (None, None)
+        found = _INPUTS[key] = native.InputPlan(native_steps(pre, k), columns, scale or 0.0, rounding, residual, k)
+    return found
 
 
 def check_kernel(weight: QTensor, act: str | None, native: bool = False, rule: Product | None = None) -> Any:
@@ -149,17 +205,12 @@ def run_matmul(weight: QTensor, x: Any, act: str | None, bias: np.ndarray | None
     from anybit.kernels.cpu import ACTS
 
     spec = ActSpec.named(act)
+    if spec is not None and spec.kernel_name is None:
+        return Linear(weight, bias, act=spec, product=None if rule is None else rule.name)(x)
     name = spec.kernel_name if spec else None
     kernel = check_kernel(weight, name, rule=rule).kernel
-    array = as_real(x)
-    if len(weight.shape) != 2 or array.ndim == 0 or array.shape[-1] != weight.shape[-1]:
-        raise ShapeError(f"x of shape {list(array.shape)} does not end in k = {weight.shape[-1]} of the weight {list(weight.shape)}")
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ShapeError(f"bias of shape {list(bias.shape)} is not [{weight.shape[0]}], one number for each output")
-    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, which is refused below
-        rows = np.ascontiguousarray(array, dtype=np.float32).reshape(-1, array.shape[-1])
+    rows, shape = input_rows(weight, x, bias)
     flat_bias = None if bias is None else np.ascontiguousarray(bias, dtype=np.float32)
-    shape = (*array.shape[:-1], weight.shape[0])
     if kernel.run is not None:
         bad = ~np.isfinite(rows).all(axis=1)
         if bad.any():
@@ -172,3 +223,15 @@ def run_matmul(weight: QTensor, x: Any, act: str | None, bias: np.ndarray | None
             raise NonFiniteError(str(error)) from None
         raise
     return np.asarray(y).reshape(shape)
+
+
+def input_rows(weight: QTensor, x: Any, bias: np.ndarray | None) -> tuple[np.ndarray, tuple[int, ...]]:
+    """An input as float32[m, k], and the result's shape. ShapeError: it does not end in k, or the bias is no number for each output."""
+    array = as_real(x)
+    if len(weight.shape) != 2 or array.ndim == 0 or array.shape[-1] != weight.shape[-1]:
+        raise ShapeError(f"x of shape {list(array.shape)} does not end in k = {weight.shape[-1]} of the weight {list(weight.shape)}")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ShapeError(f"bias of shape {list(bias.shape)} is not [{weight.shape[0]}], one number for each output")
+    with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite, which is refused later
+        rows = np.ascontiguousarray(array, dtype=np.float32).reshape(-1, array.shape[-1])
+    return rows, (*array.shape[:-1], weight.shape[0])

@@ -14,10 +14,10 @@ import numpy as np
 from anybit.engine.engine import Engine
 from anybit.engine.generate import Piece, generate
 from anybit.engine.sampling import Sampling
-from anybit.errors import FileFormatError, FormatError, NoKernelError, UsageError
+from anybit.errors import FileFormatError, FormatError, ShapeError, UsageError
 from anybit.foreign import foreign_weights
 from anybit.formats import Format, Spec
-from anybit.io.checkpoint import QuantizedEntry, save_checkpoint
+from anybit.io.checkpoint import save_checkpoint
 from anybit.io.foreign import Foreign, Sidecar, open_foreign
 from anybit.io.hf import CONFIG, open_model
 from anybit.linear import ActSpec, Linear, check_kernel
@@ -32,10 +32,11 @@ from anybit.stored import (
     check_request,
     chosen_names,
     dense_tensor,
-    describe_layer,
+    entry_of,
     float32_of,
+    formats_of,
     resolve,
-    stored_tensor,
+    stored_linear,
     tables_of,
 )  # fmt: skip
 from anybit.streaming import quantize_file
@@ -150,7 +151,7 @@ class Model:
     @property
     def nbytes(self) -> int:
         """Bytes of all weights as stored, padding included."""
-        return sum(linear.weight.nbytes for linear in self.linears.values()) + sum(array.nbytes for _, array in self.plain.values())
+        return sum(linear.nbytes for linear in self.linears.values()) + sum(array.nbytes for _, array in self.plain.values())
 
     @property
     def parameters(self) -> int:
@@ -165,8 +166,8 @@ class Model:
     @property
     def quantized_bits_per_weight(self) -> Fraction | None:
         """Stored bits a weight of the quantized matrices alone; None if there are none."""
-        chosen = [self.linears[name].weight for name in self.linears if name in self.quantized]
-        return Fraction(8 * sum(w.nbytes for w in chosen), sum(w.size for w in chosen)) if chosen else None
+        chosen = [self.linears[name] for name in self.linears if name in self.quantized]
+        return Fraction(8 * sum(linear.nbytes for linear in chosen), sum(linear.weight.size for linear in chosen)) if chosen else None
 
     @property
     def context(self) -> int:
@@ -181,14 +182,43 @@ class Model:
             native, weight, product = linear.native, linear.weight, linear.native_product
             rows.append({
                 "name": name, "shape": list(weight.shape), "format": weight.format.explicit, "layout": weight.layout,
-                "act": linear.act_name or "float", "kernel": choice.kernel.name, "isa": native.isa,
+                "act": linear.act_text, "around": list(linear.around), "kernel": choice.kernel.name, "isa": native.isa,
                 "table": weight.bound.element.table.kind, "dot": product.path if product else native.kind if linear.act_name else "float",
-                "product": linear.product or "multiplication", "bytes": weight.nbytes,
+                "product": linear.product or "multiplication", "bytes": linear.nbytes,
                 "others": choice.others,
             })  # fmt: skip
         return rows
 
     # ---------------------------------------------------------------------------------------------- changing
+    def replace(self, weights: Mapping[str, Linear | np.ndarray], policy: str | None = None) -> Model:
+        """The same model with some weights given anew: a `Linear` for a matrix, whatever runs around it, or float32 numbers for a norm.
+
+        policy: how codes were chosen, stored with the checkpoint. UsageError: no such weight. ShapeError: one of another shape, or a layer
+        that nothing runs. NoKernelError: activations or a branch that nothing runs.
+        """
+        plain = dict(self.plain)
+        shapes = {tensor.name: tensor for tensor in self.spec.tensors}
+        for name, given in weights.items():
+            if name not in self.weights:
+                raise UsageError(f"{self.name} has no weight '{name}'; it has {', '.join(list(self.weights)[:4])}, ...")
+            matrix, tensor = isinstance(self.weights[name], Linear), shapes[name]
+            found = given.weight.shape if isinstance(given, Linear) else given.shape
+            if isinstance(given, Linear) != matrix or tuple(found) != tensor.shape:
+                kind = "a Linear" if matrix else "an array"
+                raise ShapeError(f"weight '{name}' must be {kind} of shape {list(tensor.shape)}, not {type(given).__name__} {list(found)}")
+            if not isinstance(given, Linear):
+                plain[name] = ("F32", np.ascontiguousarray(given, np.float32))
+                continue
+            _ = given.use
+            bias = f"{tensor.module}.bias"
+            if bias in shapes and given.bias is None:
+                raise ShapeError(f"weight '{name}' needs a bias, as the model has one there")
+            before = self.weights[name]
+            if bias in shapes and isinstance(before, Linear) and given.bias is not before.bias:
+                plain[bias] = ("F32", np.ascontiguousarray(given.bias, np.float32))
+        norms = {name: plain[name][1] for name, given in weights.items() if not isinstance(given, Linear)}
+        return replace(self, weights={**self.weights, **weights, **norms}, plain=plain, policy=policy or self.policy)
+
     def with_act(self, act: str | None) -> Model:
         """The same weights with other activations in the quantized matrices: None or "float", or "int8"."""
         spec = ActSpec.named(act)
@@ -251,22 +281,15 @@ class Model:
         """
         if self.attention is not None:
             raise UsageError("a checkpoint does not store attention's product rule: save without it and name it when you evaluate")
-        entries = [(name, _entry(linear)) for name, linear in self.linears.items()]
+        listed = {tensor.module for tensor in self.spec.tensors if tensor.role == "bias"}
+        modules = {tensor.name: tensor.module for tensor in self.spec.tensors}
+        entries = [(name, entry_of(linear, modules[name] in listed)) for name, linear in self.linears.items()]
         plain = [(name, dtype, array) for name, (dtype, array) in self.plain.items()]
-        tables = tables_of(linear.weight.format for linear in self.linears.values())
+        tables = tables_of(fmt for linear in self.linears.values() for fmt in formats_of(linear))
         return save_checkpoint(path, self.config, entries, plain, self.sidecars, tables=tables, policy=self.policy)
 
     def __repr__(self) -> str:
         return f"Model({self.name}, {self.spec.family}, {self.parameters} weights, {float(self.bits_per_weight):.3f} bits a weight)"
-
-
-def _entry(linear: Linear) -> QuantizedEntry:
-    """A matrix as a checkpoint stores it."""
-    if linear.pre or linear.post or linear.branches:
-        raise NoKernelError("transforms and branches cannot be saved yet")
-    weight = linear.weight
-    stored = describe_layer(weight.format, weight.shape, weight.layout, linear.act_name, weight.parts, linear.product)
-    return QuantizedEntry(stored, lambda: dict(weight.parts))
 
 
 def load(path: str | Path, open: int | None = None) -> Model:
@@ -310,11 +333,10 @@ def load(path: str | Path, open: int | None = None) -> Model:
         if tensor.role in ("norm", "bias"):
             continue
         if name in layers:
-            weight, act = stored_tensor(source, name, layers[name], elements)
+            weights[name] = stored_linear(source, name, layers[name], elements, biases.get(tensor.module))
         else:
-            weight, act = dense_tensor(*source.get(name), name, where), None
+            weights[name] = Linear(dense_tensor(*source.get(name), name, where), biases.get(tensor.module))
             source.release(name)
-        weights[name] = Linear(weight, biases.get(tensor.module), act=act, product=layers[name].product if name in layers else None)
     spec = replace(spec, eos=source.eos or spec.eos)
     policy = source.quantization.policy if source.quantization else None
     model = Model(source.config, spec, weights, plain, source.sidecars, str(path), policy)

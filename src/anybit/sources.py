@@ -24,7 +24,7 @@ from anybit.layouts import LAYOUTS
 from anybit.methods import METHODS
 from anybit.methods.rtn import dequantize_parts
 from anybit.models import describe
-from anybit.stored import DENSE_FORMATS, brought_elements, check_dtype, chosen_names, resolve, stored_tensor
+from anybit.stored import DENSE_FORMATS, brought_elements, check_dtype, chosen_names, resolve, stored_linear
 from anybit.tensor import QTensor
 
 _CUT = ("tile16x4", "tile16x1", "base3")
@@ -77,12 +77,17 @@ def _level(part: str) -> int:
     return int(part.partition(".")[2] or 0)
 
 
+def foreign_of(path: str | Path) -> Foreign | None:
+    """The model of another tool at a path; None: it is none."""
+    return open_foreign(resolve(path))
+
+
 def open_source(path: str | Path) -> Source:
     """Opens a model to be written elsewhere: a Hugging Face directory, dense or quantized by any tool that is read, or a GGUF file.
 
     Raises: FileFormatError: as `anybit.load`. UsageError: layers that no other tool has (product rules).
     """
-    foreign = open_foreign(resolve(path))
+    foreign = foreign_of(path)
     if foreign is not None:
         return _of_foreign(foreign, str(path))
     directory = open_model(resolve(path))
@@ -98,11 +103,14 @@ def open_source(path: str | Path) -> Source:
         if name not in layers:
             tensors[name] = _dense(directory, name, tensor.role)
             continue
-        if layers[name].product is not None:
-            raise UsageError(f"{path}: layer '{name}' runs with the product rule '{layers[name].product}', which no other tool has")
-        weight, act = stored_tensor(directory, name, layers[name], elements)
-        release = _releaser(directory, name)
-        tensors[name] = held_tensor(name, tensor.role, weight, act.kernel_name if act else None, release)
+        linear = stored_linear(directory, name, layers[name], elements, None)
+        if linear.product is not None:
+            raise UsageError(f"{path}: layer '{name}' runs with the product rule '{linear.product}', which no other tool has")
+        if linear.pre or linear.branches or linear.post or linear.bias is not None:
+            around = "transforms, branches or a bias of its own around its weight"
+            raise UsageError(f"{path}: layer '{name}' runs with {around}, which no other tool has; export a model without them")
+        act = None if linear.act is None else linear.act.text + ("" if linear.act.dynamic else " (one scale)")
+        tensors[name] = held_tensor(name, tensor.role, linear.weight, act, _releaser(directory, name))
     return Source(directory.path, config, spec, tensors, directory.sidecars, directory.eos or spec.eos, str(path))
 
 

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from anybit.around import describe_around, read_around
 from anybit.errors import FileFormatError, FormatError, NoKernelError, NonFiniteError, ShapeError, UnknownNameError, UsageError
 from anybit.formats import Element, Format, Spec, brought_along, listed, parse_element
+from anybit.io.checkpoint import QuantizedEntry
 from anybit.io.hf import Source
 from anybit.io.quantization import PartInfo, Quantization, StoredLayer, Table
 from anybit.io.strict_json import shown
 from anybit.layouts import LAYOUTS, default_layout
-from anybit.linear import ActSpec
+from anybit.linear import ActSpec, Linear
 from anybit.methods import METHODS, SCALES
 from anybit.products import Product, names_a_file, parse_product
 from anybit.tensor import QTensor
@@ -116,7 +119,7 @@ def dense_tensor(array: np.ndarray, dtype: str, name: str, where: object) -> QTe
 
 # ---------------------------------------------------------------------------------------------- quantized layers
 def describe_layer(
-    fmt: Format, shape: tuple[int, ...], layout: str, act: str | None, made: Mapping[str, np.ndarray] | None = None,
+    fmt: Format, shape: tuple[int, ...], layout: str, act: ActSpec | None, made: Mapping[str, np.ndarray] | None = None,
     product: str | None = None,
 ) -> StoredLayer:
     """How a checkpoint describes a weight, known before the weight is made but for layouts whose sizes depend on it (`made`: its parts).
@@ -126,8 +129,37 @@ def describe_layer(
     if product is not None and names_a_file(product):
         raise UsageError(f"product rule '{product}' is a file, which no checkpoint holds; save without it, name it to evaluate")
     sizes = LAYOUTS[layout].parts(fmt, shape) if made is None else {name: (part.dtype, part.shape) for name, part in made.items()}
-    parts = {name: PartInfo("F32" if dtype.kind == "f" else _STORED[dtype.itemsize], size) for name, (dtype, size) in sizes.items()}
-    return StoredLayer(fmt.explicit, layout, shape, parts, act=act, product=product)
+    parts = {name: PartInfo(_dtype_name(dtype), size) for name, (dtype, size) in sizes.items()}
+    text, scale = (None, None) if act is None else (act.text, act.scale)
+    return StoredLayer(fmt.explicit, layout, shape, parts, act=text, product=product, act_scale=scale)
+
+
+def _dtype_name(dtype: np.dtype) -> str:
+    return "F32" if dtype.kind == "f" else "I64" if dtype.kind == "i" else _STORED[dtype.itemsize]
+
+
+def entry_of(linear: Linear, bias_apart: bool = False) -> QuantizedEntry:
+    """A layer that has been made, as a checkpoint stores it: weight, activations, product rule, transforms and branches.
+
+    bias_apart: the model lists the bias as a tensor of its own; otherwise a bias is one of the layer's parts.
+
+    UsageError: a product rule whose table is a file. NoKernelError, ShapeError: a part of it that nothing runs.
+    """
+    weight = linear.weight
+    _ = linear.use
+    keys, arrays = describe_around(linear)
+    parts = {**weight.parts, **arrays}
+    if linear.bias is not None and not bias_apart:
+        parts["bias"] = np.ascontiguousarray(linear.bias, np.float32)
+    stored = describe_layer(weight.format, weight.shape, weight.layout, linear.act, parts, linear.product)
+    stored = replace(stored, pre=keys["pre"], branches=keys["branches"], post=keys["post"])
+    return QuantizedEntry(stored, lambda: dict(parts))
+
+
+def formats_of(linear: Linear) -> list[Format]:
+    """Every format that a layer names."""
+    tensors = [linear.weight, *(part for branch in linear.branches for part in (branch.a, branch.b) if part is not None)]
+    return [tensor.format for tensor in tensors] + ([linear.act.format] if linear.act is not None else [])
 
 
 def tables_of(formats: Iterable[Format]) -> dict[str, Table]:
@@ -136,26 +168,44 @@ def tables_of(formats: Iterable[Format]) -> dict[str, Table]:
     return {name: tuple(tuple(v) if isinstance(v, list) else v for v in element.values.tolist()) for name, element in own.items()}
 
 
-def stored_tensor(source: Source, name: str, layer: StoredLayer, elements: Mapping[str, Element]) -> tuple[QTensor, ActSpec | None]:
-    """A quantized layer over its mapped parts, and its activations; its product rule is checked. `elements`: those that the
-    checkpoint brings along.
+def stored_linear(source: Source, name: str, layer: StoredLayer, elements: Mapping[str, Element], bias: np.ndarray | None) -> Linear:
+    """A quantized layer over its mapped parts, checked as a whole. `elements`: those that the checkpoint brings along.
 
     FileFormatError: what this anybit cannot run as meant.
     """
     where = f"{source.path}: layer '{name}'"
-    if layer.pre or layer.post or layer.branches:
-        raise FileFormatError(f"{where}: it has transforms or branches, which this anybit does not run; update anybit")
     if layer.product is not None and names_a_file(layer.product):
         raise FileFormatError(f"{where}: its product rule '{layer.product}' is a file, which no checkpoint may name; save the model again")
+    keys = {"pre": layer.pre, "branches": layer.branches, "post": layer.post}
     try:
-        weight = QTensor.from_stored(Format.parse(layer.format, elements), layer.shape, layer.layout, source.parts(name))
-        act = ActSpec.named(layer.act)
-        check_kernel(weight.format, weight.layout, act, None if layer.product is None else parse_product(layer.product))
-        _check_codes(weight)
-        _ = weight.bound  # a table of learned values is looked at now, not when the layer runs
+        parts: Mapping[str, np.ndarray] = source.parts(name)
+        fields: dict[str, Any] = {}
+        if any(keys.values()) or any("." in part and part.split(".")[0] in keys for part in parts):
+            rows, columns = layer.shape if len(layer.shape) == 2 else (1, 1)
+            fields, parts = read_around(keys, parts, (rows, columns), elements)
+        if bias is None and "bias" in parts:
+            bias, parts = _own_bias(dict(parts), layer.shape)
+        weight = QTensor.from_stored(Format.parse(layer.format, elements), layer.shape, layer.layout, parts)
+        act = ActSpec.named(layer.act, layer.act_scale)
+        linear = Linear(weight, bias, act=act, product=layer.product, **fields)
+        check_kernel(weight.format, weight.layout, act, linear.rule)
+        tensors = [weight, *(part for branch in linear.branches for part in (branch.a, branch.b) if part is not None)]
+        for tensor in tensors:
+            _check_codes(tensor)
+            _ = tensor.bound  # a table of learned values is looked at now, not when the layer runs
+        for branch in linear.branches:
+            branch.check(weight.shape[0], weight.shape[1], act)
     except (FormatError, ShapeError, UnknownNameError, UsageError, NoKernelError) as error:
         raise FileFormatError(f"{where}: {error}; save the model again") from None
-    return weight, act
+    return linear
+
+
+def _own_bias(parts: dict[str, np.ndarray], shape: tuple[int, ...]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """A bias among a layer's parts, and the others. ShapeError: it is no finite number for each output."""
+    bias = parts.pop("bias")
+    if bias.dtype != np.float32 or bias.shape != shape[:1] or not np.isfinite(bias).all():
+        raise ShapeError(f"part bias must be float32[{shape[0]}], finite, not {bias.dtype}{list(bias.shape)}")
+    return bias, parts
 
 
 def _check_codes(weight: QTensor) -> None:

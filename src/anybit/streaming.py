@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +11,10 @@ from anybit.errors import UsageError
 from anybit.foreign import check_foreign, coded_tensor, plain_tensor
 from anybit.formats import Format, Spec
 from anybit.io.checkpoint import QuantizedEntry, save_checkpoint
-from anybit.io.foreign import Foreign, open_foreign
+from anybit.io.foreign import Foreign, Sidecar, open_foreign
 from anybit.io.hf import CONFIG, Source, open_model
 from anybit.layouts import default_layout, sizes_known
+from anybit.linear import ActSpec
 from anybit.methods import METHODS
 from anybit.models import describe
 from anybit.models.spec import TensorSpec
@@ -37,9 +38,9 @@ Progress = Callable[[int, int, str], None]
 
 def quantize_file(
     path: str | Path, out: str | Path, fmt: Format | Spec | str, keep: str | None = KEEP, act: str | None = None, method: str = "rtn",
-    progress: Progress | None = None, product: str | None = None,
+    progress: Progress | None = None, product: str | None = None, files: Sequence[Sidecar] = (),
 ) -> int:  # fmt: skip
-    """Quantizes a stored model into a new checkpoint, tensor by tensor. Gives its safetensors bytes.
+    """Quantizes a stored model into a new checkpoint, tensor by tensor. Gives its safetensors bytes. `files` are written beside.
 
     Arguments and errors as `Model.quantize` and `load`; OutputError: `out` exists or cannot be written (nothing is left half written).
     Cost: the float32 values and the codes of the largest matrix; the source's pages are given back as soon as they are read.
@@ -47,7 +48,7 @@ def quantize_file(
     spec, act_spec = check_request(fmt, act, method, product)
     foreign = open_foreign(resolve(path))
     if foreign is not None:
-        return _quantize_foreign(foreign, out, spec, keep, act_spec.kernel_name if act_spec else None, method, progress, product)
+        return _quantize_foreign(foreign, out, spec, keep, act_spec, method, progress, product, files)
     source = open_model(resolve(path))
     where = source.path
     if source.quantization is not None:
@@ -58,9 +59,8 @@ def quantize_file(
         check_dtype(source.tensors[tensor.name].dtype, tensor.name, where)
     matrices = {tensor.name: tensor for tensor in model.tensors if tensor.role not in ("norm", "bias")}
     chosen = set(chosen_names(matrices, keep))
-    act_name = act_spec.kernel_name if act_spec else None
     entries = [
-        _entry(source, tensor, spec if name in chosen else None, act_name if name in chosen else None, method, product)
+        _entry(source, tensor, spec if name in chosen else None, act_spec if name in chosen else None, method, product)
         for name, tensor in matrices.items()
     ]
     plain = []
@@ -70,7 +70,7 @@ def quantize_file(
             check_finite(array, dtype, tensor.name, where)
             plain.append((tensor.name, dtype, array))
     return save_checkpoint(
-        out, source.config, entries, plain, source.sidecars, tables=tables_of([spec.format]), policy=str(spec.policy) or None,
+        out, source.config, entries, plain, (*source.sidecars, *files), tables=tables_of([spec.format]), policy=str(spec.policy) or None,
         on_written=_counted(progress, matrices),
     )  # fmt: skip
 
@@ -89,7 +89,7 @@ def _counted(progress: Progress | None, matrices: Mapping[str, TensorSpec]) -> C
 
 
 def _entry(
-    source: Source, tensor: TensorSpec, spec: Spec | None, act: str | None, method: str, product: str | None
+    source: Source, tensor: TensorSpec, spec: Spec | None, act: ActSpec | None, method: str, product: str | None
 ) -> tuple[str, QuantizedEntry]:
     """A matrix of the new checkpoint, made when its turn comes. spec None: it stays dense."""
     name, where = tensor.name, source.path
@@ -113,8 +113,8 @@ def _entry(
 
 
 def _quantize_foreign(
-    source: Foreign, out: str | Path, spec: Spec, keep: str | None, act: str | None, method: str, progress: Progress | None,
-    product: str | None,
+    source: Foreign, out: str | Path, spec: Spec, keep: str | None, act: ActSpec | None, method: str, progress: Progress | None,
+    product: str | None, files: Sequence[Sidecar] = (),
 ) -> int:  # fmt: skip
     """The same for another tool's container: dense matrices are quantized, those that `keep` names keep their codes."""
     model = describe(source.config, str(source.path))
@@ -130,13 +130,13 @@ def _quantize_foreign(
         entries.append(_foreign_entry(source, tensor, held, *one))
     plain = [(tensor.name, *plain_tensor(source, tensor.name)) for tensor in model.tensors if tensor.role in ("norm", "bias")]
     return save_checkpoint(
-        out, source.config, entries, plain, source.sidecars, tables=tables_of([spec.format]), policy=str(spec.policy) or None,
+        out, source.config, entries, plain, (*source.sidecars, *files), tables=tables_of([spec.format]), policy=str(spec.policy) or None,
         on_written=_counted(progress, matrices),
     )  # fmt: skip
 
 
 def _foreign_entry(
-    source: Foreign, tensor: TensorSpec, held: Format, spec: Spec | None, act: str | None, method: str, product: str | None
+    source: Foreign, tensor: TensorSpec, held: Format, spec: Spec | None, act: ActSpec | None, method: str, product: str | None
 ) -> tuple[str, QuantizedEntry]:
     """A matrix of the new checkpoint, made when its turn comes. spec None: it keeps its codes, in the format `held`."""
     fmt = spec.format if spec else held

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from anybit.engine.state import State
-from anybit.errors import DoesNotFitError, NonFiniteError, ShapeError, UsageError
-from anybit.kernels.cpu import ACTS, native
+from anybit.errors import DoesNotFitError, NoKernelError, NonFiniteError, ShapeError, UsageError
+from anybit.kernels.cpu import native
 from anybit.kernels.product import native_product
 from anybit.linear import Linear
 from anybit.models.spec import ModelSpec, Rope
@@ -72,8 +72,9 @@ class Engine:
         linear = self._weights[name]
         if not isinstance(linear, Linear):
             raise ShapeError(f"weight '{name}' must be a Linear")
-        bias = None if linear.bias is None else np.ascontiguousarray(linear.bias, np.float32)
-        return native.Use(linear.native, bias, ACTS[linear.act_name], linear.native_product)
+        if name == self.spec.embedding and linear.around:
+            raise NoKernelError(f"weight '{name}' is the embedding: its rows are read as they are, so nothing may run around it")
+        return linear.use
 
     def _norm(self, name: str | None) -> Any:
         return None if name is None else np.ascontiguousarray(self._weights[name], np.float32)
@@ -134,9 +135,9 @@ class Engine:
         fault = self._decoder.forward(ids, [state.native for state in states], counts, all_logits, out)
         if fault is None:
             return
-        layer, row, what = fault
+        layer, row, what, how = fault
         index = int(np.searchsorted(np.cumsum(counts), row, side="right"))
         token = states[index].length + row - sum(counts[:index])
         where = f"layer {layer}" if layer >= 0 else "after the last layer"
         sequence = f" of sequence {index}" if len(states) > 1 else ""
-        raise NonFiniteError(f"{where}: {what} is not finite at token {token}{sequence}")
+        raise NonFiniteError(f"{where}: {what} {how} at token {token}{sequence}")

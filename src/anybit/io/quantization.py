@@ -55,6 +55,7 @@ class StoredLayer:
     branches: tuple[dict[str, Any], ...] = ()
     post: tuple[dict[str, Any], ...] = ()
     product: str | None = None
+    act_scale: float | None = None
 
     @property
     def nbytes(self) -> int:
@@ -80,6 +81,8 @@ def _layer_json(layer: StoredLayer) -> dict[str, Any]:
     parts = {name: {"dtype": part.dtype, "shape": list(part.shape)} for name, part in layer.parts.items()}
     result: dict[str, Any] = {"weight": {"format": layer.format, "layout": layer.layout, "shape": list(layer.shape), "parts": parts}}
     optional = {"act": layer.act, "pre": layer.pre, "branches": layer.branches, "post": layer.post, "product": layer.product}
+    if layer.act_scale is not None:
+        optional["act_scale"] = float(layer.act_scale).hex()
     return result | {key: list(value) if isinstance(value, tuple) else value for key, value in optional.items() if value}
 
 
@@ -143,6 +146,16 @@ class _Fields:
             raise FileFormatError(f"{self.where}: '{key}' is no shape: {shown(value, 60)}; {_ADVICE}")
         return tuple(value)
 
+    def scale(self, key: str) -> float | None:
+        """A positive float32 number as a hexadecimal float, or None."""
+        text = self.take(key, str, None)
+        if text is None:
+            return None
+        value = float.fromhex(text) if _HEX_FLOAT.fullmatch(text) else math.nan
+        if not 2.0**-126 <= value < 2.0**127:
+            raise FileFormatError(f"{self.where}: '{key}' is no scale: {shown(text, 60)}; {_ADVICE}")
+        return value
+
     def done(self) -> None:
         if self.left:
             known = "this anybit knows checkpoint version 1"
@@ -170,6 +183,7 @@ def _parse_layer(value: object, where: str) -> StoredLayer:
         branches=fields.kinds("branches"),
         post=fields.kinds("post"),
         product=fields.take("product", str, None),
+        act_scale=fields.scale("act_scale"),
     )
     weight.done()
     fields.done()

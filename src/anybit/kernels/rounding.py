@@ -51,6 +51,10 @@ class Rounding:
         """
         return bool(self._native.blocks(fields, x, out, int(seed)))
 
+    def tokens(self, fields: dict[str, Any] | None) -> Any:
+        """The native rounding of rows, each by itself; `fields` as native/around.h's Rounding says, None: without scales."""
+        return self._native.tokens(fields)
+
     def decode(self, codes: np.ndarray, out: np.ndarray) -> bool:
         """Writes the float32 values of codes [n]; False where some are no codes of the element."""
         return not self._native.decode(codes, out)

@@ -85,3 +85,50 @@ def _outer(spec: Spec, top: float) -> tuple[float, float]:
     chain.settle([(slice(0, 1), np.abs(SCALES[spec.scale_rule](seen)[0]))])
     rows = slice(0, 1)
     return float(chain.outer(rows)[0, 0]), float(chain.factor(rows)[0, 0])
+
+
+def token_rounding(spec: Spec, scale: float | None) -> tuple[Any, str]:
+    """The native rounding of rows, each by itself, to a spec; or None and the reason why there is none.
+
+    scale: one for all numbers, of a format of one block in all, or of the second level; None: taken from each row, "tensor" being the row.
+    """
+    fmt, policy = spec.format, spec.policy
+    if stochastic_bits(policy.round) is not None or policy.over != "saturate" or policy.nonfinite != "error":
+        return None, "activations are rounded without random numbers, saturate, and must be finite"
+    if fmt.element.dim > 1 or fmt.element.learned or fmt.element.bits > 16:
+        return None, "elements of activations have up to 16 bits, values of their own, and one number a code"
+    plan = rounding(fmt.element, policy.round, policy.over, "error")
+    if plan is None:
+        return None, f"no native path rounds {fmt.element}"
+    if fmt.block is None:
+        return (None, "it has no scale to be given") if scale is not None else (plan.tokens(None), "")
+    whole = fmt.block.kind == "tensor"
+    if whole and scale is None:
+        return None, "a scale for the whole tensor depends on the other tokens; use @token, or give a scale"
+    outer = len(fmt.levels) == 2
+    if whole:
+        if outer or fmt.zero is not None or fmt.offset is not None or fmt.pack:
+            return None, "a scale that is given is the only one"
+        assert scale is not None
+        held = float(np.float32(scale))
+        fields: dict[str, Any] | None = {
+            "mantissa": 23, "first": 2.0**-126, "smallest": held, "biggest": held, "end": np.inf, "limit": np.inf, "power_of_two": False,
+            "top": 0, "most": 1.0,
+        }  # fmt: skip
+    else:
+        fields = _fields(spec)
+    if fields is None:
+        return None, "rounding takes symmetric elements in blocks along a row, no zero points or offsets, scales by absmax or floor"
+    if not whole and scale is not None and not outer:
+        return None, "its scales are taken from the input, a block each; none can be given"
+    if outer and fields["mantissa"] == 0:
+        return None, "scales of one level are powers of two, or there is one level"
+    second = {"second": False, "second_top": 1.0, "second_short": 1.0, "outer": 1.0, "factor": 1.0}
+    if outer and scale is not None:
+        second |= {"outer": float(np.float32(scale)), "factor": float(np.float32(scale))}
+    elif outer:
+        first = fmt.levels[0].element
+        if fmt.levels[1].element.name != "fp32" or first.max >= 2.0**64:
+            return None, "a second level of activations is fp32, above a first of fewer binades"
+        second |= {"second": True, "second_top": first.max, "second_short": (first.max + first.beyond[1]) / 2}
+    return plan.tokens(fields | {"size": 0 if whole else fmt.block.size or 0} | second), ""

@@ -118,3 +118,13 @@ def test_errors(
     assert match in err
     assert len(err.splitlines()) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_quantize_writes_a_card(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = model(tmp_path / "model")
+    code, _, _ = run(capsys, "quantize", source, tmp_path / "q", "--format", "int4@64", "--act", "int8", "--no-progress")
+    assert code == 0
+    card = (tmp_path / "q" / "README.md").read_text()
+    assert "| format | int4@64 (int4@64:bf16) |" in card
+    assert f"anybit quantize {source} {tmp_path / 'q'} --format 'int4@64' --act 'int8'" in card
+    verify_directory(tmp_path / "q")

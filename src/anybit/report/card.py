@@ -65,7 +65,6 @@ def card(
     lines = [*front, f"# {_cell(title)}", ""]
     lines += _table(("", ""), [("base model", base), *facts.items()])
     if stored:
-        if stored:
         lines += _table(("tensors", "were", "are"), [(count, before, here) for before, here, count in stored])
     lines += [f"- {' '.join(note.split())}" for note in notes] + [""] * bool(notes)
     for found in quality:

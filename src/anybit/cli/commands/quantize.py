@@ -161,7 +161,8 @@ def _card(model: str, out: str, spec: Spec, method: str, act: str, product: str 
     from anybit.report.card import card
 
     given = [("--method", method, "rtn"), ("--act", act, "float"), ("--product", product, None), ("--keep", keep, None)]
-    line = f"anybit quantize {model} {out} --format '{spec}'" + "".join(f" {name} '{value}'" for name, value, usual in given if value != usual)
+    more = "".join(f" {name} '{value}'" for name, value, usual in given if value != usual)
+    line = f"anybit quantize {model} {out} --format '{spec}'{more}"
     facts = {
         "format": f"{spec.format.alias or spec.format} ({spec.format.explicit})", "method": method, "scales": spec.scale_rule,
         "bits per weight": f"{float(spec.format.bits_per_weight):.4g} in the quantized layers", "activations": act,

@@ -119,6 +119,12 @@ class QTensor:
         """Codes in the tensor's own order and scales on their block grids."""
         return LAYOUTS[self.layout].unpack(self.format, self.shape, self.parts)
 
+    def grids(self) -> Mapping[str, np.ndarray]:
+        """Scales, offsets and zero points on their block grids, without the codes where the layout keeps them apart."""
+        if self.layout == "tile16x4" and self.format.block is not None:
+            return _Grids(self)
+        return {name: part for name, part in self.logical().items() if name != "codes"}
+
     def to(self, layout: str) -> QTensor:
         """The same codes in another layout."""
         return self if layout == self.layout else QTensor.pack(self.format, self.shape, self.logical(), layout)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from anybit.cli import options
 from anybit.cli.progress import Reporter
+
+if TYPE_CHECKING:
+    from anybit.formats import Spec
 
 
 @click.command(
@@ -64,6 +67,8 @@ def command(
     options.use_threads(threads)
     options.refuse_existing(out)
 
+    from anybit.export import CARD
+    from anybit.io.foreign import Made
     from anybit.model import KEEP, quantize_file
 
     begun = time.perf_counter()
@@ -76,8 +81,11 @@ def command(
                 stage = progress.stage("quantize", total)
             stage(1, name)
 
+        card = Made(CARD, lambda: _card(model, out, spec, method, act, product, keep).encode())
         kept = KEEP if keep is None else keep
-        written = quantize_file(model, out, spec, kept, options.parse_act(act), method, step, product, attention_product)
+        written = quantize_file(
+            model, out, spec, kept, options.parse_act(act), method, step, product, attention_product, files=(card,)
+        )
     seconds = time.perf_counter() - begun
 
     result = options.load(out)
@@ -151,3 +159,19 @@ def by_recipe(
         f" layers, recipe {recipe.name}, {result.seconds:.1f} s"
     )
     click.echo(f"next: anybit eval {out} --reference {model}")
+
+
+def _card(model: str, out: str, spec: Spec, method: str, act: str, product: str | None, keep: str | None) -> str:
+    """The model card of the new folder."""
+    from anybit import __version__
+    from anybit.report.card import card
+
+    given = [("--method", method, "rtn"), ("--act", act, "float"), ("--product", product, None), ("--keep", keep, None)]
+    more = "".join(f" {name} '{value}'" for name, value, usual in given if value != usual)
+    line = f"anybit quantize {model} {out} --format '{spec}'{more}"
+    facts = {
+        "format": f"{spec.format.alias or spec.format} ({spec.format.explicit})", "method": method, "scales": spec.scale_rule,
+        "bits per weight": f"{float(spec.format.bits_per_weight):.4g} in the quantized layers", "activations": act,
+        "made with": f"anybit {__version__}",
+    }  # fmt: skip
+    return card(Path(out).name, model, facts, (), line)

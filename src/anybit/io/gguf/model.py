@@ -34,12 +34,12 @@ class Architecture:
 
 ARCHITECTURES = {"llama": Architecture("llama", interleaved=True), "qwen2": Architecture("qwen2"), "qwen3": Architecture("qwen3")}
 
-_MODULES = {
+MODULES = {
     "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj",
     "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj", "attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm",
     "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
 }  # fmt: skip
-_WHOLE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+WHOLE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 _NAME = re.compile(r"(?:blk\.(0|[1-9][0-9]{0,5})\.)?([a-z0-9_]+)\.(weight|bias)")
 _FACTORS = "rope_freqs.weight"
 _LONG, _SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
@@ -160,7 +160,7 @@ def _config(file: Container) -> tuple[dict[str, Any], Architecture]:
     return config | {"bos_token_id": ids[0], "eos_token_id": ends or None}, architecture
 
 
-def _row_order(heads: int, rows: int) -> np.ndarray | None:
+def row_order(heads: int, rows: int) -> np.ndarray | None:
     """For each row of a matrix in Hugging Face's order, its row in the file; None: the rows do not divide into heads.
 
     The file has element i + j d/2 of a head at 2 i + j (j is 0 or 1).
@@ -190,11 +190,11 @@ def _tensors(file: Container, config: Mapping[str, Any], architecture: Architect
             continue
         match = _NAME.fullmatch(name)
         layer, module, part = match.groups() if match else (None, "", "")
-        new = _MODULES.get(module) if layer is not None else _WHOLE.get(module)
+        new = MODULES.get(module) if layer is not None else WHOLE.get(module)
         if new is None:
             raise FileFormatError(f"{file.path}: tensor {shown(name)} has no place in a {architecture.family} model; update anybit")
         heads = config["num_attention_heads" if module == "attn_q" else "num_key_value_heads"]
-        order = _row_order(heads, info.shape[0]) if architecture.interleaved and module in ("attn_q", "attn_k") else None
+        order = row_order(heads, info.shape[0]) if architecture.interleaved and module in ("attn_q", "attn_k") else None
 
         def read(name: str = name, order: np.ndarray | None = order) -> Coded:
             made = _with_factor(file, name)

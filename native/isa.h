@@ -50,6 +50,7 @@ AB_INLINE float half_float(uint32_t h) {
 
 #if ANYBIT_512
 // ------------------------------------------------------------------------------------------------ AVX-512 F, BW, VL, DQ; with or without VNNI and VBMI
+constexpr bool kManyRegisters = true;  // a register block's sums fit beside its dots
 constexpr int kRowsInt = 8, kRowsWide = 8, kRowsFloat = 12;  // rows of a register block: 8 to 16 accumulators of 16 lanes
 #if ANYBIT_VNNI
 constexpr int kStreamRows = 8;  // the most rows that share one decoding in registers
@@ -157,6 +158,8 @@ AB_INLINE B b_lookup64(const uint8_t *t, B at) { return {_mm512_permutexvar_epi8
 AB_INLINE B b_lookup128(const uint8_t *t, B at) {  // the low 7 bits of `at` count
   return {_mm512_permutex2var_epi8(_mm512_loadu_si512(t), at.v, _mm512_loadu_si512(t + 64))};
 }
+AB_INLINE B b_permute64(B table, B at) { return {_mm512_permutexvar_epi8(at.v, table.v)}; }
+AB_INLINE B b_permute(B low, B high, B at) { return {_mm512_permutex2var_epi8(low.v, at.v, high.v)}; }  // tables in registers
 #else
 constexpr bool kByteTables = false;
 #endif
@@ -191,6 +194,7 @@ AB_INLINE C c_zero() { return {_mm512_setzero_si512()}; }
 AB_INLINE B q_four(const int8_t *q) { int32_t x; memcpy(&x, q, 4); return {_mm512_set1_epi32(x)}; }
 #if ANYBIT_VNNI
 constexpr bool kWideDot = true;  // dpbusd: any u8 x s8, summed in int32
+AB_INLINE C c_from(I sum) { return {sum.v}; }  // a sum to go on from
 AB_INLINE C c_step(C c, B u, B q) { return {_mm512_dpbusd_epi32(c.v, u.v, q.v)}; }
 AB_INLINE I c_end(I sum, C c) { return {_mm512_add_epi32(sum.v, c.v)}; }
 AB_INLINE I signed_dot(I sum, B w, B q) {  // s8 x s8; not chosen on this ISA (the biased form is), kept right for tests
@@ -200,6 +204,7 @@ AB_INLINE I signed_dot(I sum, B w, B q) {  // s8 x s8; not chosen on this ISA (t
 }
 #else
 constexpr bool kWideDot = false;  // as on AVX2
+AB_INLINE C c_from(I) { return c_zero(); }  // never called: sums are int16 pairs
 AB_INLINE C c_step(C c, B u, B q) {
   C r = {_mm512_add_epi16(c.v, _mm512_maddubs_epi16(u.v, q.v))};
   __asm__("" : "+v"(r.v));  // as on AVX2
@@ -236,6 +241,7 @@ AB_INLINE I w_end(W s) {
 
 #elif ANYBIT_256
 // ------------------------------------------------------------------------------------------------ AVX2, FMA, F16C; with or without VNNI
+constexpr bool kManyRegisters = false;
 constexpr int kRowsInt = 4, kRowsWide = 2, kRowsFloat = 6;
 #if ANYBIT_VNNI
 constexpr int kStreamRows = 4;
@@ -410,6 +416,7 @@ constexpr bool kWideDot = true;
 #else
 #define AB_DPBUSD _mm256_dpbusd_avx_epi32
 #endif
+AB_INLINE C c_from(I sum) { return {sum.a, sum.b}; }
 AB_INLINE C c_step(C c, B u, B q) { return {AB_DPBUSD(c.a, u.a, q.a), AB_DPBUSD(c.b, u.b, q.b)}; }
 AB_INLINE I c_end(I sum, C c) { return {_mm256_add_epi32(sum.a, c.a), _mm256_add_epi32(sum.b, c.b)}; }
 AB_INLINE I signed_dot(I sum, B w, B q) {  // as on AVX-512 with VNNI
@@ -418,6 +425,7 @@ AB_INLINE I signed_dot(I sum, B w, B q) {  // as on AVX-512 with VNNI
 }
 #else
 constexpr bool kWideDot = false;  // maddubs saturates in int16: the unsigned side must stay <= 129
+AB_INLINE C c_from(I) { return c_zero(); }  // never called: sums are int16 pairs
 AB_INLINE C c_step(C c, B u, B q) {
   C r = {_mm256_add_epi16(c.a, _mm256_maddubs_epi16(u.a, q.a)), _mm256_add_epi16(c.b, _mm256_maddubs_epi16(u.b, q.b))};
   __asm__("" : "+x"(r.a), "+x"(r.b));  // keeps sums in their registers: compilers regroup integer adds, and spill what they hoist
@@ -464,7 +472,7 @@ AB_INLINE I w_end(W s) { return {_mm256_hadd_epi32(s.a, s.b), _mm256_hadd_epi32(
 #else
 // ------------------------------------------------------------------------------------------------ any machine: plain C++, fma from libm
 constexpr int kRowsInt = 4, kRowsWide = 4, kRowsFloat = 4, kStreamRows = 0;
-constexpr bool kWideDot = true, kByteTables = false;
+constexpr bool kWideDot = true, kByteTables = false, kManyRegisters = false;
 struct F { float v[16]; };
 struct I { int32_t v[16]; };
 struct B { uint8_t v[64]; };
@@ -580,11 +588,12 @@ AB_INLINE I h_end(H even, H odd) {  // sixteen outputs, each the sum of its four
 
 AB_INLINE C c_zero() { C r; memset(&r, 0, sizeof r); return r; }
 AB_INLINE B q_four(const int8_t *q) { AB_BYTES((uint8_t)q[j & 3]); }
+AB_INLINE C c_from(I sum) { C r; memcpy(r.v, sum.v, 64); return r; }
 AB_INLINE C c_step(C c, B u, B q) {
   for (int j = 0; j < 64; j++) c.v[j >> 2] += (int32_t)u.v[j] * (int8_t)q.v[j];
   return c;
 }
-AB_INLINE I c_end(I sum, C c) { AB_LANES(I, sum.v[j] + c.v[j]); }
+AB_INLINE I c_end(I sum, C c) { AB_LANES(I, (int32_t)((uint32_t)sum.v[j] + (uint32_t)c.v[j])); }  // the parts of a wide dot may pass the ends: sums do not
 AB_INLINE I signed_dot(I sum, B w, B q) {
   for (int j = 0; j < 64; j++) sum.v[j >> 2] += (int32_t)(int8_t)w.v[j] * (int8_t)q.v[j];
   return sum;
@@ -611,6 +620,8 @@ AB_INLINE I w_end(W s) { I r; memcpy(r.v, s.v, 64); return r; }
 #if !ANYBIT_VBMI
 AB_INLINE B b_lookup64(const uint8_t *, B at) { return at; }  // never called: see kByteTables
 AB_INLINE B b_lookup128(const uint8_t *, B at) { return at; }
+AB_INLINE B b_permute64(B, B at) { return at; }
+AB_INLINE B b_permute(B, B, B at) { return at; }
 #endif
 AB_INLINE F f_zero() { return f_set(0.0f); }
 AB_INLINE I i_zero() { return i_set(0); }

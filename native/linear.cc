@@ -80,7 +80,7 @@ static void scale_rows(const Scale &s, int64_t tile, int64_t b0, int64_t b1, int
 struct Side {
   int64_t first;  // the block that the arrays start with
   float *scale, *offset;
-  int32_t *shift;  // integer path: zero point + bias
+  int32_t *shift;  // integer path: zero points
 };
 
 AB_INLINE I zero_row(const Weight &w, int64_t tile, int64_t b) {
@@ -200,14 +200,14 @@ template <int rows, int count> AB_INLINE void unsigned_steps(C *c, const uint8_t
   }
 }
 
-// One chain: `run` groups summed in the narrow accumulators, then into sum (or as its first value). Moves p and q on.
-template <int rows> AB_INLINE int64_t unsigned_chain(I *sum, bool first, int64_t run, const uint8_t *&p, const int8_t *&q, int64_t stride) {
+// One chain: `run` groups summed in the narrow accumulators, then into sum. Moves p and q on.
+template <int rows> AB_INLINE int64_t unsigned_chain(I *sum, int64_t run, const uint8_t *&p, const int8_t *&q, int64_t stride) {
   C c[rows];
   for (int r = 0; r < rows; r++) c[r] = c_zero();
   int64_t left = run;
   for (; left >= 4; left -= 4, p += 256, q += 16) unsigned_steps<rows, 4>(c, p, q, stride);
   for (; left > 0; left--, p += 64, q += 4) unsigned_steps<rows, 1>(c, p, q, stride);
-  for (int r = 0; r < rows; r++) sum[r] = c_end(first ? i_zero() : sum[r], c[r]);
+  for (int r = 0; r < rows; r++) sum[r] = c_end(sum[r], c[r]);
   return run;
 }
 
@@ -219,49 +219,50 @@ template <int rows, int count> AB_INLINE void signed_steps(I *sum, const uint8_t
   }
 }
 
-// Extra work at the end of a segment: nothing, a constant correction (bias), or zero points and offsets.
-enum class Extra { None, Bias, Full };
-
-// What the end of a segment reads: scales, totals and corrections of some rows.
+// What the end of a segment reads: scales, sums and corrections of some rows.
 struct Ends {
   const float *scales, *sws, *offsets;  // of the input [rows, segments]; of the weight [blocks][16], and its offsets or nullptr
-  const int32_t *totals, *shifts;       // sums of the input's codes [rows, segments]; zero points + bias [blocks][16] or nullptr
+  const int32_t *totals, *shifts;       // sums of the input's codes [rows, segments]; zero points [blocks][16] or nullptr
+  const int32_t *starts;                // what dots of t + bias begin with, -bias * total: [rows, segments]
   int64_t segments;
-  int32_t bias;
 };
 
-AB_INLINE Ends ends_of(const Weight &w, const Side &side, const Input &in, int64_t row) {
+AB_INLINE Ends ends_of(const Weight &w, const Side &side, const Input &in, const int32_t *starts, int64_t row) {
   const int64_t at = row * w.segment_count;
-  return {in.scale + at, side.scale, w.has_offset ? side.offset : nullptr, in.total + at, w.zero ? side.shift : nullptr, w.segment_count, w.bias};
+  return {in.scale + at, side.scale, w.has_offset ? side.offset : nullptr, in.total + at, w.zero ? side.shift : nullptr, starts + at, w.segment_count};
 }
 
-// One segment's dots of row r added to its sums: acc = fma(float(dot), fl(sx * sw), acc), then the offset.
-template <Extra extra> AB_INLINE F settled(const Ends &e, I dot, int64_t r, int64_t segment, int64_t side_at, F acc) {
-  const int32_t total = e.totals[r * e.segments + segment];
+// One segment's dots of row r added to its sums: acc = fma(float(dot), fl(sx * sw), acc). `full`: with a zero point or an offset.
+template <bool full> AB_INLINE F settled(const Ends &e, I dot, int64_t r, int64_t segment, int64_t side_at, F acc) {
   const F sx = f_set(e.scales[r * e.segments + segment]);
-  if constexpr (extra == Extra::Bias) dot = i_sub(dot, i_set(e.bias * total));
-  if constexpr (extra == Extra::Full) dot = i_sub(dot, e.shifts ? i_mul(i_load(e.shifts + side_at), i_set(total)) : i_set(e.bias * total));
+  const int32_t total = full ? e.totals[r * e.segments + segment] : 0;
+  if (full && e.shifts) dot = i_sub(dot, i_mul(i_load(e.shifts + side_at), i_set(total)));
   acc = f_fma(i_to_f(dot), f_mul(sx, f_load(e.sws + side_at)), acc);
-  if constexpr (extra == Extra::Full)
-    if (e.offsets) acc = f_fma(f_mul(sx, f_set((float)total)), f_load(e.offsets + side_at), acc);
+  if (full && e.offsets) acc = f_fma(f_mul(sx, f_set((float)total)), f_load(e.offsets + side_at), acc);
   return acc;
 }
 
-template <int rows, Kind kind, Extra extra>
-static void dot_rows(const Weight &w, const Panel &panel, const uint8_t *bytes, const Side &side, const Input &in, int64_t row, float *state) {
+template <int rows, Kind kind, bool full>
+static void dot_rows(const Weight &w, const Panel &panel, const uint8_t *bytes, const Side &side, const Input &in, const int32_t *starts, int64_t row, float *state) {
   const int64_t stride = w.codes_length, base = panel.c0 * 8, chain = w.chain, first = side.first;
-  const Ends ends = ends_of(w, side, in, row);
+  const Ends ends = ends_of(w, side, in, starts, row);
   const int8_t *const codes = in.q + row * stride;
+  constexpr bool held = kManyRegisters && !(kind == Kind::Wide16 && rows > 4);  // sums of short blocks stay in registers
+  F acc[rows];
+  const bool keep = held && w.block <= 64 && w.blocks > 1;
+  if (keep)
+    for (int r = 0; r < rows; r++) acc[r] = f_load(state + 16 * r);
   for (int64_t s = panel.s0; s < panel.s1; s++) {
     const Segment &seg = w.segments[s];
     const int64_t side_at = 16 * (seg.block - first);
+    const int32_t *const start = ends.starts + s;
     int64_t left = seg.g1 - seg.g0;
     I sum[rows];
     if constexpr (kind == Kind::Wide16 && kWideDot) {  // t + bias = low + 256 high: two dots of unsigned bytes
       const int8_t *q = codes + seg.at;
       const uint8_t *p = bytes + (seg.g0 - base) * 128;
       C lo[rows], hi[rows];
-      for (int r = 0; r < rows; r++) lo[r] = hi[r] = c_zero();
+      for (int r = 0; r < rows; r++) lo[r] = c_from(i_set(start[r * ends.segments])), hi[r] = c_zero();
       for (; left > 0; left--, q += 4, p += 128) {
         const B low = b_load(p), high = b_load(p + 64);
         for (int r = 0; r < rows; r++) {
@@ -282,39 +283,51 @@ static void dot_rows(const Weight &w, const Panel &panel, const uint8_t *bytes, 
       const int8_t *q = codes + seg.at;
       const uint8_t *p = bytes + (seg.g0 - base) * 64;
       if constexpr (kind == Kind::Signed8) {
-        for (int r = 0; r < rows; r++) sum[r] = i_zero();
+        for (int r = 0; r < rows; r++) sum[r] = i_set(start[r * ends.segments]);
         for (; left >= 4; left -= 4, p += 256, q += 16) signed_steps<rows, 4>(sum, p, q, stride);
         for (; left > 0; left--, p += 64, q += 4) signed_steps<rows, 1>(sum, p, q, stride);
+      } else if constexpr (kWideDot) {
+        C c[rows];
+        for (int r = 0; r < rows; r++) c[r] = c_from(i_set(start[r * ends.segments]));
+        for (; left >= 4; left -= 4, p += 256, q += 16) unsigned_steps<rows, 4>(c, p, q, stride);
+        for (; left > 0; left--, p += 64, q += 4) unsigned_steps<rows, 1>(c, p, q, stride);
+        for (int r = 0; r < rows; r++) sum[r] = c_end(i_zero(), c[r]);
       } else {
-        const int64_t most = kWideDot ? left : chain;
-        left -= unsigned_chain<rows>(sum, true, left < most ? left : most, p, q, stride);
-        while (left > 0) left -= unsigned_chain<rows>(sum, false, left < most ? left : most, p, q, stride);
+        for (int r = 0; r < rows; r++) sum[r] = i_set(start[r * ends.segments]);
+        while (left > 0) left -= unsigned_chain<rows>(sum, left < chain ? left : chain, p, q, stride);
       }
     }
-    for (int r = 0; r < rows; r++) f_store(state + 16 * r, settled<extra>(ends, sum[r], r, s, side_at, f_load(state + 16 * r)));
-    AB_KEEP_IN_MEMORY();  // the sums above stay in memory: registers belong to the dots
+    if (keep) {
+      for (int r = 0; r < rows; r++) acc[r] = settled<full>(ends, sum[r], r, s, side_at, acc[r]);
+    } else {
+      for (int r = 0; r < rows; r++) f_store(state + 16 * r, settled<full>(ends, sum[r], r, s, side_at, f_load(state + 16 * r)));
+      AB_KEEP_IN_MEMORY();  // the sums above stay in memory: registers belong to the dots
+    }
   }
+  if (keep)
+    for (int r = 0; r < rows; r++) f_store(state + 16 * r, acc[r]);
 }
 
 template <int rows, Kind kind>
-AB_INLINE void dot_with(const Weight &w, const Panel &p, const uint8_t *b, const Side &side, const Input &in, int64_t row, float *state) {
-  if (w.zero || w.has_offset) dot_rows<rows, kind, Extra::Full>(w, p, b, side, in, row, state);
-  else if (w.bias) dot_rows<rows, kind, Extra::Bias>(w, p, b, side, in, row, state);
-  else dot_rows<rows, kind, Extra::None>(w, p, b, side, in, row, state);
+AB_INLINE void dot_with(const Weight &w, const Panel &p, const uint8_t *b, const Side &side, const Input &in, const int32_t *starts, int64_t row, float *state) {
+  if (w.zero || w.has_offset) dot_rows<rows, kind, true>(w, p, b, side, in, starts, row, state);
+  else dot_rows<rows, kind, false>(w, p, b, side, in, starts, row, state);
 }
 
-template <Kind kind, int rows> AB_INLINE void dot_some(int64_t count, const Weight &w, const Panel &p, const uint8_t *b, const Side &side, const Input &in, int64_t row, float *state) {
+template <Kind kind, int rows>
+AB_INLINE void dot_some(int64_t count, const Weight &w, const Panel &p, const uint8_t *b, const Side &side, const Input &in, const int32_t *starts, int64_t row, float *state) {
   if constexpr (rows > 0) {
-    if (count == rows) dot_with<rows, kind>(w, p, b, side, in, row, state);
-    else dot_some<kind, rows - 1>(count, w, p, b, side, in, row, state);
+    if (count == rows) dot_with<rows, kind>(w, p, b, side, in, starts, row, state);
+    else dot_some<kind, rows - 1>(count, w, p, b, side, in, starts, row, state);
   }
 }
 
-template <Kind kind> static void dot_all(const Weight &w, const Panel &p, const uint8_t *bytes, const Side &side, const Input &in, int64_t m0, int64_t m1, float *state) {
+template <Kind kind>
+static void dot_all(const Weight &w, const Panel &p, const uint8_t *bytes, const Side &side, const Input &in, const int32_t *starts, int64_t m0, int64_t m1, float *state) {
   constexpr int rows = kind == Kind::Wide16 ? kRowsWide : kRowsInt;
   int64_t row = m0;
-  for (; row + rows <= m1; row += rows) dot_with<rows, kind>(w, p, bytes, side, in, row, state + (row - m0) * 16);
-  dot_some<kind, rows - 1>(m1 - row, w, p, bytes, side, in, row, state + (row - m0) * 16);
+  for (; row + rows <= m1; row += rows) dot_with<rows, kind>(w, p, bytes, side, in, starts, row, state + (row - m0) * 16);
+  dot_some<kind, rows - 1>(m1 - row, w, p, bytes, side, in, starts, row, state + (row - m0) * 16);
 }
 
 #include "stream.h"
@@ -458,7 +471,8 @@ static int64_t panel_blocks(const Weight &w) {  // the most blocks that a panel 
   return most;
 }
 
-static void multiply_integer(const Weight &w, const Input &in, const float *bias, int64_t tile, int64_t m0, int64_t m1, float *y, int64_t stride, float *buffer) {
+static void multiply_integer(const Weight &w, const Input &in, const int32_t *starts, const float *bias, int64_t tile, int64_t m0, int64_t m1, float *y, int64_t stride,
+                             float *buffer) {
   const int64_t rows = m1 - m0, most = panel_blocks(w) * 16;
   float *state = buffer;
   Side side = {0, state + kRowBlock * 16, state + kRowBlock * 16 + most, (int32_t *)(state + kRowBlock * 16 + 2 * most)};
@@ -472,18 +486,18 @@ static void multiply_integer(const Weight &w, const Input &in, const float *bias
     side.first = b0;
     scale_rows(w.scale, tile, b0, b1, w.n, w.step, side.scale);
     if (w.has_offset) scale_rows(w.offset, tile, b0, b1, w.n, 1.0f, side.offset);
-    if (w.zero) for (int64_t b = b0; b < b1; b++) i_store(side.shift + 16 * (b - b0), i_add(zero_row(w, tile, b), i_set(w.bias)));
+    if (w.zero) for (int64_t b = b0; b < b1; b++) i_store(side.shift + 16 * (b - b0), zero_row(w, tile, b));
     if (streamed) {
-      streamed(w, *p, codes, side, in, m0, state);
+      streamed(w, *p, codes, side, in, starts, m0, state);
     } else if (w.kind == Kind::Wide16) {
       kPanelWide[w.bits](w, codes, p->c1 - p->c0, bytes);
-      dot_all<Kind::Wide16>(w, *p, bytes, side, in, m0, m1, state);
+      dot_all<Kind::Wide16>(w, *p, bytes, side, in, starts, m0, m1, state);
     } else {
       if (w.trits) trit_panel(w, tile, p->c0, p->c1, bytes);
       else if (!direct) kPanelBytes[w.bits](w, codes, p->c1 - p->c0, bytes);
       const uint8_t *from = direct ? codes : bytes;
-      if (w.kind == Kind::Signed8) dot_all<Kind::Signed8>(w, *p, from, side, in, m0, m1, state);
-      else dot_all<Kind::Unsigned8>(w, *p, from, side, in, m0, m1, state);
+      if (w.kind == Kind::Signed8) dot_all<Kind::Signed8>(w, *p, from, side, in, starts, m0, m1, state);
+      else dot_all<Kind::Unsigned8>(w, *p, from, side, in, starts, m0, m1, state);
     }
   }
   const int64_t n0 = tile * 16, count = w.n - n0 < 16 ? w.n - n0 : 16;
@@ -491,19 +505,34 @@ static void multiply_integer(const Weight &w, const Input &in, const float *bias
 }
 
 // ------------------------------------------------------------------------------------------------ the table of this ISA
+// How many prepared rows a product with m rows may read.
+static int64_t rows_read(int64_t m) { return m == 0 ? 0 : (m - 1) / kRowBlock * kRowBlock + stream_rows((m - 1) % kRowBlock + 1); }
+
+static int64_t start_bytes(const Weight &w, int64_t rows) { return (4 * rows_read(rows) * w.segment_count + 63) / 64 * 64; }
+
+// -bias * total of rows [m0, m1) and of those that a register block reads beyond them, as a block of zeros' would be.
+static const int32_t *starts_of(const Weight &w, const Input &in, int64_t m0, int64_t m1, int32_t *out) {
+  const int64_t count = rows_read(m1 - m0) * w.segment_count;
+  const int32_t *total = in.total + m0 * w.segment_count;
+  for (int64_t i = 0; i < count; i++) out[i] = (int32_t)((uint32_t)-w.bias * (uint32_t)total[i]);
+  return out - m0 * w.segment_count;
+}
+
 static size_t scratch_bytes(const Weight &w, const Input &in) {
   const int64_t rows = in.m < kRowBlock ? in.m : kRowBlock;
   if (!in.integer) return sizeof(float) * (size_t)(kFloatTiles * (kFloatPanel * 16 + 2 * float_side(w) + rows * 32));
   int64_t chunks = 0;
   for (const Panel *p = w.panels, *end = p + w.panel_count; p < end; p++) chunks = p->c1 - p->c0 > chunks ? p->c1 - p->c0 : chunks;
-  return (size_t)(kRowBlock * 64 + panel_blocks(w) * 192 + chunks * (w.kind == Kind::Wide16 ? 1024 : 512));
+  return (size_t)(kRowBlock * 64 + panel_blocks(w) * 192 + chunks * (w.kind == Kind::Wide16 ? 1024 : 512) + start_bytes(w, rows));
 }
 
 static void multiply(const Weight &w, const Input &in, const float *bias, int64_t t0, int64_t t1, float *y, int64_t stride, void *scratch) {
   for (int64_t m0 = 0; m0 < in.m; m0 += kRowBlock) {
     const int64_t m1 = m0 + kRowBlock < in.m ? m0 + kRowBlock : in.m;
     if (in.integer) {
-      for (int64_t t = t0; t < t1; t++) multiply_integer(w, in, bias, t, m0, m1, y, stride, (float *)scratch);
+      const int32_t *starts = starts_of(w, in, m0, m1, (int32_t *)scratch);
+      float *rest = (float *)((char *)scratch + start_bytes(w, m1 - m0));
+      for (int64_t t = t0; t < t1; t++) multiply_integer(w, in, starts, bias, t, m0, m1, y, stride, rest);
     } else {
       const int64_t side = m1 - m0 == 1 ? kFloatTiles : 1;
       for (int64_t t = t0; t < t1; t += side) multiply_float(w, in, bias, t, t1 - t < side ? t1 - t : side, m0, m1, y, stride, (float *)scratch);
@@ -642,8 +671,6 @@ static void dequantize(const Weight &w, int64_t tile, int64_t only, float *out, 
     }
   }
 }
-
-static int64_t rows_read(int64_t m) { return m == 0 ? 0 : (m - 1) / kRowBlock * kRowBlock + stream_rows((m - 1) % kRowBlock + 1); }
 
 }  // namespace
 

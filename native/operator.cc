@@ -82,7 +82,7 @@ void OwnedWeight::finish(const int32_t *integers) {
   // An affine table is read off the code: t + bias = code ^ flip, as an unsigned or a signed byte.
   if (affine) flip = kind == Kind::Unsigned8 ? sign : sign ? 0 : 128;
   chain = kind == Kind::Wide16 ? 1 : std::max(1, 32767 / (2 * 127 * std::max(1, hi + bias)));
-  for (int c = 0; c < std::max(count, 16); c++) {  // fewer than 16 entries repeat: a shuffle reads 16
+  for (int c = 0; c < std::max(count, 64); c++) {  // fewer entries repeat: shuffles read 16, permutes 64
     const uint32_t t = static_cast<uint32_t>(integers[c % count] + bias);
     low[c] = static_cast<uint8_t>(t);
     high[c] = static_cast<uint8_t>(t >> 8);

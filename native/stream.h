@@ -57,10 +57,10 @@ template <Path path, int rows> struct Dots {
   C lo[rows][chains], hi[rows][chains];
 };
 
-template <Path path, int rows> AB_INLINE void begin(Dots<path, rows> &d, const int32_t *starts, int64_t stride) {
+template <Path path, int rows> AB_INLINE void begin(Dots<path, rows> &d, const int32_t *starts) {
   for (int r = 0; r < rows; r++)
     for (int c = 0; c < Dots<path, rows>::chains; c++) {
-      d.lo[r][c] = kWideDot && path != Path::Mirrored && c == 0 ? c_from(i_set(starts[r * stride])) : c_zero();
+      d.lo[r][c] = kWideDot && path != Path::Mirrored && c == 0 ? c_from(i_set(starts[r])) : c_zero();
       if (Dots<path, rows>::pairs) d.hi[r][c] = c_zero();
     }
 }
@@ -80,31 +80,31 @@ struct Decode {  // registers that stay: what is xored to stored bytes, and tabl
   B turn, low, high;
 };
 
-// Groups [at, end) of the chunk at p; q: the first row's codes of the chunk, others `stride` further.
+// Groups [at, end) of the chunk at p; q: the rows' codes of the chunk, four of each row in turn.
 template <int bits, Path path, int rows, int at, int end>
-AB_INLINE void add_groups(const Weight &w, const Decode &by, const uint8_t *p, const int8_t *q, int64_t stride, Dots<path, rows> &d) {
+AB_INLINE void add_groups(const Weight &w, const Decode &by, const uint8_t *p, const int8_t *q, Dots<path, rows> &d) {
   if constexpr (at < end) {
     constexpr int chain = at % Dots<path, rows>::chains;
     const B code = code_at<bits, at, path == Path::Codes || !kByteTables>(p, by.turn);
     if constexpr (path == Path::Codes) {
-      for (int r = 0; r < rows; r++) d.lo[r][chain] = c_step(d.lo[r][chain], code, q_four(q + r * stride + 4 * at));
+      for (int r = 0; r < rows; r++) d.lo[r][chain] = c_step(d.lo[r][chain], code, q_four(q + 4 * (rows * at + r)));
     } else {
       if constexpr (path == Path::Bytes) {
         const B t = bytes_of<bits, false>(w.low, by.low, code);
-        for (int r = 0; r < rows; r++) d.lo[r][chain] = c_step(d.lo[r][chain], t, q_four(q + r * stride + 4 * at));
+        for (int r = 0; r < rows; r++) d.lo[r][chain] = c_step(d.lo[r][chain], t, q_four(q + 4 * (rows * at + r)));
       } else {
         constexpr bool sized = path == Path::Mirrored;
         const B lo = bytes_of<bits, sized>(sized ? w.size_low : w.low, by.low, code), hi = bytes_of<bits, sized>(sized ? w.size_high : w.high, by.high, code);
         const B sign = b_shl<8 - bits>(code);
         for (int r = 0; r < rows; r++) {
-          B four = q_four(q + r * stride + 4 * at);
+          B four = q_four(q + 4 * (rows * at + r));
           if (sized) four = b_negate(four, sign);
           d.lo[r][chain] = c_step(d.lo[r][chain], lo, four);
           d.hi[r][chain] = c_step(d.hi[r][chain], hi, four);
         }
       }
     }
-    add_groups<bits, path, rows, at + 1, end>(w, by, p, q, stride, d);
+    add_groups<bits, path, rows, at + 1, end>(w, by, p, q, d);
   }
 }
 
@@ -138,8 +138,7 @@ template <int bits, Path path, int rows>
 static void stream(const Weight &w, const Panel &panel, const uint8_t *codes, const Side &side, const Input &in, const int32_t *starts, int64_t row, float *state) {
   const Ends ends = ends_of(w, side, in, starts, row);
   const bool full = w.zero || w.has_offset;
-  const int64_t stride = w.codes_length, segments = w.segment_count;
-  const int8_t *const q0 = in.q + row * stride;
+  const int8_t *const q0 = in.q + row * w.codes_length;
   const bool short_chain = !kWideDot && w.chain < 8;
   constexpr int top = kTopPlane<bits>;
   constexpr bool sized = path == Path::Mirrored;
@@ -152,23 +151,22 @@ static void stream(const Weight &w, const Panel &panel, const uint8_t *codes, co
   int8_t pad[rows * 32];
   const auto padded = [&](const int8_t *q, int64_t groups) AB_LAMBDA {  // what lies after the codes is not ours, and the chunk's last codes are zero
     memset(pad, 0, sizeof pad);
-    for (int r = 0; r < rows; r++) memcpy(pad + 32 * r, q + r * stride, (size_t)(4 * groups));
+    memcpy(pad, q, (size_t)(4 * rows * groups));
   };
   if (w.block == 16 && w.blocks > 1) {  // two segments a chunk; the last may have no second, or be short
     const uint8_t *p = codes;
     for (int64_t s = panel.s0; s < panel.s1; s += 2, p += 64 * bits) {
       ask<64 * bits>(p);
-      const int8_t *q = q0 + 16 * s;
-      int64_t step = stride;
-      if (16 * s + 32 > w.k) padded(q, (w.k - 16 * s + 3) / 4), q = pad, step = 32;
-      begin(d, ends.starts + s, segments);
-      add_groups<bits, path, rows, 0, 4>(w, by, p, q, step, d);
-      for (int r = 0; r < rows; r++) sum[r] = total(d, r, kWideDot ? i_zero() : i_set(ends.starts[r * segments + s]));
+      const int8_t *q = q0 + 16 * rows * s;
+      if (16 * s + 32 > w.k) padded(q, (w.k - 16 * s + 3) / 4), q = pad;
+      begin(d, ends.starts + rows * s);
+      add_groups<bits, path, rows, 0, 4>(w, by, p, q, d);
+      for (int r = 0; r < rows; r++) sum[r] = total(d, r, kWideDot ? i_zero() : i_set(ends.starts[rows * s + r]));
       sums.settle(ends, full, sum, s, 16 * (s - side.first));
       if (s + 1 == panel.s1) break;
-      begin(d, ends.starts + s + 1, segments);
-      add_groups<bits, path, rows, 4, 8>(w, by, p, q, step, d);
-      for (int r = 0; r < rows; r++) sum[r] = total(d, r, kWideDot ? i_zero() : i_set(ends.starts[r * segments + s + 1]));
+      begin(d, ends.starts + rows * (s + 1));
+      add_groups<bits, path, rows, 4, 8>(w, by, p, q, d);
+      for (int r = 0; r < rows; r++) sum[r] = total(d, r, kWideDot ? i_zero() : i_set(ends.starts[rows * (s + 1) + r]));
       sums.settle(ends, full, sum, s + 1, 16 * (s + 1 - side.first));
     }
     sums.store();
@@ -177,24 +175,23 @@ static void stream(const Weight &w, const Panel &panel, const uint8_t *codes, co
   for (int64_t s = panel.s0; s < panel.s1; s++) {
     const Segment &seg = w.segments[s];
     const uint8_t *p = codes + (seg.g0 / 8 - panel.c0) * 64 * bits;
-    const int8_t *q = q0 + seg.at;
+    const int8_t *q = q0 + rows * seg.at;
     if (!kWideDot)
-      for (int r = 0; r < rows; r++) sum[r] = i_set(ends.starts[r * segments + s]);
-    begin(d, ends.starts + s, segments);
-    for (int64_t left = seg.g1 - seg.g0; left > 0; left -= 8, p += 64 * bits, q += 32) {
+      for (int r = 0; r < rows; r++) sum[r] = i_set(ends.starts[rows * s + r]);
+    begin(d, ends.starts + rows * s);
+    for (int64_t left = seg.g1 - seg.g0; left > 0; left -= 8, p += 64 * bits, q += 32 * rows) {
       const int8_t *from = q;
-      int64_t step = stride;
-      if (left < 8) padded(q, left), from = pad, step = 32;
+      if (left < 8) padded(q, left), from = pad;
       ask<64 * bits>(p);
-      add_groups<bits, path, rows, 0, 4>(w, by, p, from, step, d);
+      add_groups<bits, path, rows, 0, 4>(w, by, p, from, d);
       if (!kWideDot && short_chain) {
         for (int r = 0; r < rows; r++) sum[r] = total(d, r, sum[r]);
-        begin(d, ends.starts, segments);
+        begin(d, ends.starts);
       }
-      add_groups<bits, path, rows, 4, 8>(w, by, p, from, step, d);
+      add_groups<bits, path, rows, 4, 8>(w, by, p, from, d);
       if (!kWideDot) {
         for (int r = 0; r < rows; r++) sum[r] = total(d, r, sum[r]);
-        begin(d, ends.starts, segments);
+        begin(d, ends.starts);
       }
     }
     if (kWideDot)
@@ -209,8 +206,8 @@ template <int rows>
 static void stream_trits(const Weight &w, const Panel &panel, const uint8_t *codes, const Side &side, const Input &in, const int32_t *starts, int64_t row, float *state) {
   const Ends ends = ends_of(w, side, in, starts, row);
   const bool full = w.zero || w.has_offset;
-  const int64_t stride = w.codes_length, segments = w.segment_count, g = w.segments[panel.s0].g0, most = kWideDot ? INT64_MAX : w.chain;
-  const int8_t *const q0 = in.q + row * stride;
+  const int64_t g = w.segments[panel.s0].g0, most = kWideDot ? INT64_MAX : w.chain;
+  const int8_t *const q0 = in.q + row * w.codes_length;
   const Trits trits = trits_ready();
   Sums<Path::Codes, rows> sums;
   sums.load(state);
@@ -225,9 +222,9 @@ static void stream_trits(const Weight &w, const Panel &panel, const uint8_t *cod
   if (digit) open();
   for (int64_t s = panel.s0; s < panel.s1; s++) {
     const Segment &seg = w.segments[s];
-    const int8_t *q = q0 + seg.at;
+    const int8_t *q = q0 + rows * seg.at;
     I sum[rows];
-    for (int r = 0; r < rows; r++) sum[r] = i_set(ends.starts[r * segments + s]);
+    for (int r = 0; r < rows; r++) sum[r] = i_set(ends.starts[rows * s + r]);
     for (int64_t left = seg.g1 - seg.g0; left > 0;) {
       int64_t run = left < most ? left : most;
       left -= run;
@@ -239,14 +236,14 @@ static void stream_trits(const Weight &w, const Panel &panel, const uint8_t *cod
           B t[5];
           trits_of(trits, b_load(p), t), p += 64;
           for (int i = 0; i < 5; i++)
-            for (int r = 0; r < rows; r++) c[r] = c_step(c[r], t[i], q_four(q + r * stride + 4 * i));
-          q += 20, run -= 5;
+            for (int r = 0; r < rows; r++) c[r] = c_step(c[r], t[i], q_four(q + 4 * (rows * i + r)));
+          q += 20 * rows, run -= 5;
           continue;
         }
         if (digit == 0) open();
         const B t = b_load(waiting + 64 * digit);
-        for (int r = 0; r < rows; r++) c[r] = c_step(c[r], t, q_four(q + r * stride));
-        q += 4, run--, digit = digit == 4 ? 0 : digit + 1;
+        for (int r = 0; r < rows; r++) c[r] = c_step(c[r], t, q_four(q + 4 * r));
+        q += 4 * rows, run--, digit = digit == 4 ? 0 : digit + 1;
       }
       for (int r = 0; r < rows; r++) sum[r] = c_end(sum[r], c[r]);
     }
@@ -275,14 +272,14 @@ template <int rows> static Stream stream_for(const Weight &w) {
   return nullptr;
 }
 
-// What streams the last `rows` rows, or nullptr: they need panels. Inputs have rows of zeros after the last one, up to stream_rows(rows).
-static Stream stream_of(const Weight &w, int64_t rows) {
-  if (rows > kStreamRows) return nullptr;
+// What streams the last `rows` rows, or nullptr: they need panels. A group may hold rows of zeros after them.
+static Stream stream_of(const Weight &w, const Input &in, int64_t rows) {
+  if (in.group > kStreamRows || rows > in.group) return nullptr;
   if (w.trits ? w.kind != Kind::Unsigned8 || (w.block % 4 && w.blocks > 1) : w.block % 32 && w.block != 16 && w.blocks > 1) return nullptr;
   if (!kWideDot && !w.trits && (w.bits > 4 || w.chain < 4)) return nullptr;
-  if (rows == 1) return stream_for<kStreamRows ? 1 : 0>(w);
+  if (in.group == 1) return stream_for<kStreamRows ? 1 : 0>(w);
   if constexpr (kStreamRows >= 4)
-    if (rows <= 4) return stream_for<4>(w);
+    if (in.group == 4) return stream_for<4>(w);
   return stream_for<kStreamRows>(w);
 }
 

@@ -99,10 +99,12 @@ struct Input {  // m rows prepared for weights of one geometry
   int64_t stride = 0;
   const float *sums = nullptr;  // float path with offsets: [m, blocks]
   bool integer = false;
-  const int8_t *q = nullptr;       // [m, codes_length]
-  const int16_t *q16 = nullptr;    // the same, for Wide16 where dots are not wide
-  const float *scale = nullptr;    // [m, segments]
-  const int32_t *total = nullptr;  // [m, segments]
+  // Rows stand in groups of `group`, side by side; the last group is filled up with zeros. One row a group: plain rows.
+  int64_t group = 1;
+  const int8_t *q = nullptr;       // [groups][codes_length / 4][group][4]
+  const int16_t *q16 = nullptr;    // [m, codes_length]: the same codes, for Wide16 where dots are not wide
+  const float *scale = nullptr;    // [groups][segments][group]
+  const int32_t *total = nullptr;  // the same
 };
 
 constexpr int64_t kPatternPanel = 128;  // k of a panel of patterns: a multiple of 32
@@ -110,10 +112,12 @@ constexpr int64_t kPatternPanel = 128;  // k of a panel of patterns: a multiple 
 // The functions that linear.cc gives for one ISA.
 struct LinearKernels {
   const char *isa;
-  int64_t (*rows)(int64_t m);  // how many prepared rows a product with m rows may read: zeros follow the last
+  int64_t (*group)(int64_t m);  // how many rows of an input of m stand side by side
   bool wide_dot;  // any u8 x s8 product sum is exact (dpbusd); otherwise the unsigned side must stay <= 129
+  bool signed_dot;  // the weight's bytes are signed (sdot)
   // Codes (|q| <= most_code) of rows [m0, m1) into the input's arrays. Returns the first row with a non-finite value, or -1.
-  int64_t (*quantize)(const Weight &w, float most_code, const float *x, int64_t stride, int64_t m0, int64_t m1, int8_t *q, int16_t *q16, float *scale, int32_t *total);
+  int64_t (*quantize)(const Weight &w, float most_code, const float *x, int64_t stride, int64_t m0, int64_t m1, int64_t group, int8_t *q, int16_t *q16, float *scale,
+                      int32_t *total);
   int64_t (*row_sums)(const Weight &w, const float *x, int64_t stride, int64_t m0, int64_t m1, float *sums);
   // y[m, n0..] = input x weight^T (+ bias) for tiles [t0, t1); scratch holds scratch_bytes(w, input).
   void (*multiply)(const Weight &w, const Input &in, const float *bias, int64_t t0, int64_t t1, float *y, int64_t stride, void *scratch);

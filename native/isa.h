@@ -162,6 +162,12 @@ AB_INLINE B b_lookup128(const uint8_t *t, B at) {  // the low 7 bits of `at` cou
   return {_mm512_permutex2var_epi8(_mm512_loadu_si512(t), at.v, _mm512_loadu_si512(t + 64))};
 }
 AB_INLINE B b_permute64(B table, B at) { return {_mm512_permutexvar_epi8(at.v, table.v)}; }
+// Floats of k = 4 * group + j from their bytes: low of bits 16 to 23, high of bits 24 to 31.
+template <int j> AB_INLINE F b_halves(B low, B high) {
+  const __m512i lane = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44, 48, 52, 56, 60);  // a byte's place, and 64 more for those of `high`
+  const __m512i at = _mm512_add_epi32(_mm512_add_epi32(_mm512_slli_epi32(lane, 16), _mm512_slli_epi32(lane, 24)), _mm512_set1_epi32((j << 16) | ((64 + j) << 24)));
+  return {_mm512_castsi512_ps(_mm512_maskz_permutex2var_epi8(0xccccccccccccccccu, low.v, at, high.v))};
+}
 AB_INLINE B b_permute(B low, B high, B at) { return {_mm512_permutex2var_epi8(low.v, at.v, high.v)}; }  // tables in registers
 #else
 constexpr bool kByteTables = false;
@@ -798,6 +804,7 @@ AB_INLINE I w_end(W s) { I r; memcpy(r.v, s.v, 64); return r; }
 AB_INLINE B b_lookup64(const uint8_t *, B at) { return at; }  // never called: see kByteTables
 AB_INLINE B b_lookup128(const uint8_t *, B at) { return at; }
 AB_INLINE B b_permute64(B, B at) { return at; }
+template <int> AB_INLINE F b_halves(B low, B) { return i_float(b_dwords(low)); }
 AB_INLINE B b_permute(B, B, B at) { return at; }
 #endif
 #if ANYBIT_SIGNED_DOT

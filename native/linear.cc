@@ -428,6 +428,8 @@ static void finish_tile(const float *sums, int64_t step, int64_t rows, const flo
   }
 }
 
+#include "stream_float.h"
+
 static int64_t float_side(const Weight &w) {  // floats that the scales of one tile need: the most blocks that a float panel touches
   const int64_t most = kFloatPanel / w.block + 2;
   return 16 * (most < w.blocks ? most : w.blocks);
@@ -438,16 +440,26 @@ static void multiply_float(const Weight &w, const Input &in, const float *bias, 
   float *const scales = buffer + kFloatTiles * panel_tile, *const offsets = w.has_offset ? scales + kFloatTiles * side : nullptr;
   float *const state = scales + 2 * kFloatTiles * side;
   memset(state, 0, sizeof(float) * tiles * state_tile);
+  FloatStream stream;
+  const char *why;
+  const StreamFloat streamed = rows == 1 && tiles == kFloatTiles ? stream_float_of(w, stream, &why) : nullptr;
   for (int64_t k0 = 0; k0 < w.k; k0 += kFloatPanel) {
     const int64_t k1 = k0 + kFloatPanel < w.k ? k0 + kFloatPanel : w.k, b0 = k0 / w.block, b1 = (k1 - 1) / w.block + 1;
     const float *panel = buffer;
     int64_t step = panel_tile;
-    if (w.dense == Dense::Float32) panel = float_panel(w, w.table, tile, k0, k1, buffer), step = w.k * 16;
+    if (streamed) {
+      for (int64_t t = 0; t < tiles; t++)
+        stream.codes[t] = w.codes + (w.dense != Dense::None ? ((tile + t) * w.k + k0) * 32 : ((tile + t) * w.chunks + k0 / 32) * 64 * w.bits);
+    } else if (w.dense == Dense::Float32) panel = float_panel(w, w.table, tile, k0, k1, buffer), step = w.k * 16;
     else for (int64_t t = 0; t < tiles; t++) float_panel(w, w.table, tile + t, k0, k1, buffer + t * panel_tile);
     for (int64_t t = 0; t < tiles; t++) {
       if (w.dense != Dense::None) f_store(scales + t * side, f_set(1.0f));
       else scale_rows(w.scale, tile + t, b0, b1, w.n, w.float_step, scales + t * side);
       if (offsets) scale_rows(w.offset, tile + t, b0, b1, w.n, 1.0f, offsets + t * side);
+    }
+    if (streamed) {
+      streamed(w, in, {k0, k1, tile, m0, nullptr, 0, state, state_tile, scales, offsets, side}, stream);
+      continue;
     }
     if (rows == 1 && tiles == kFloatTiles) {
       fma_rows<1, kFloatTiles>(w, in, {k0, k1, tile, m0, panel, step, state, state_tile, scales, offsets, side});
@@ -521,6 +533,12 @@ static const int32_t *starts_of(const Weight &w, const Input &in, int64_t m0, in
   for (; i + 16 <= count; i += 16) i_store(out + i, i_mul(i_load(total + i), factor));
   for (; i < count; i++) out[i] = -w.bias * total[i];
   return out - m0 * w.segment_count;
+}
+
+static int64_t streams(const Weight &w, bool integer, const char **why) {
+  if (integer) return (*why = why_panels(w)) ? 0 : kStreamRows;
+  FloatStream stream;
+  return stream_float_of(w, stream, why) ? 1 : 0;
 }
 
 static size_t scratch_bytes(const Weight &w, const Input &in) {
@@ -691,7 +709,7 @@ extern const PanelKernels panel_kernels;
 const PanelKernels panel_kernels = {float_panel, codes, sides, finish_tile};
 #define AB_TEXT(x) #x
 #define AB_NAME(x) AB_TEXT(x)
-const LinearKernels linear_kernels = {AB_NAME(ANYBIT_ISA), group, kWideDot, kSignedDot, quantize, row_sums, multiply, scratch_bytes, dequantize};
+const LinearKernels linear_kernels = {AB_NAME(ANYBIT_ISA), group, kWideDot, kSignedDot, quantize, row_sums, multiply, scratch_bytes, dequantize, streams};
 
 }  // namespace ANYBIT_ISA
 }  // namespace anybit

@@ -58,7 +58,9 @@ void OwnedWeight::finish(const int32_t *integers) {
   sign = integers[count - 1] < 0 ? top : 0;
   int lo = integers[0], hi = integers[0];
   mirrored = true;
+  doubled = bits <= 4;
   for (int c = 0; c < count; c++) {
+    doubled = doubled && integers[c] == integers[0] + 2 * c;
     mirrored = mirrored && integers[c] == -integers[c ^ top];
     affine = affine && integers[c] == (c ^ sign) - sign;
     lo = std::min(lo, integers[c]);

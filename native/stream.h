@@ -6,9 +6,9 @@
 // Per chunk of 32 k and 16 outputs: 64 * bits bytes read; about 2 operations a group to part the codes, 1 to look a byte up (two bytes for
 // int16 tables), then one byte dot a row and byte.
 
-// Codes: integers, t + bias is the code with its sign bit turned. Bytes: t + bias from a table. Pairs: in two unsigned bytes. Mirrored: |t| in two
+// Codes: integers, t + bias is the code with its sign bit turned. Doubles: t + bias is twice the code (binary, odd integers). Bytes: t + bias from a table. Pairs: in two unsigned bytes. Mirrored: |t| in two
 // unsigned bytes, the sign given to the input.
-enum class Path { Codes, Bytes, Pairs, Mirrored };
+enum class Path { Codes, Doubles, Bytes, Pairs, Mirrored };
 
 constexpr int64_t kAhead = 2048;  // bytes that are asked for before they are read: hardware stops asking at the end of a page
 
@@ -28,13 +28,13 @@ template <int width, int at, int to, bool masked = true> AB_INLINE B plane_at(co
   else return b_shr<from>(x);
 }
 
-template <int bits, int at, bool masked = true> AB_INLINE B code_at(const uint8_t *p, B turn) {
+template <int bits, int at, bool masked = true, int up = 0> AB_INLINE B code_at(const uint8_t *p, B turn) {  // shifted `up`
   const B none = b_set(0);
-  if constexpr (bits == 3) return b_or(plane_at<2, at, 0>(p, none), plane_at<1, at, 2>(p + 128, turn));
+  if constexpr (bits == 3) return b_or(plane_at<2, at, up>(p, none), plane_at<1, at, 2 + up>(p + 128, turn));
   else if constexpr (bits == 5) return b_or(plane_at<4, at, 0>(p, none), plane_at<1, at, 4>(p + 256, turn));
   else if constexpr (bits == 6) return b_or(plane_at<4, at, 0>(p, none), plane_at<2, at, 4>(p + 256, turn));
   else if constexpr (bits == 7) return b_or(b_or(plane_at<4, at, 0>(p, none), plane_at<2, at, 4>(p + 256, none)), plane_at<1, at, 6>(p + 384, turn));
-  else return plane_at<bits, at, 0, masked>(p, turn);
+  else return plane_at<bits, at, up, masked>(p, turn);
 }
 
 // The bytes that codes stand for. Tables repeat (weight.h), so that bits beyond a code do not matter where a permute reads six of them, nor the sign in
@@ -85,8 +85,9 @@ template <int bits, Path path, int rows, int at, int end>
 AB_INLINE void add_groups(const Weight &w, const Decode &by, const uint8_t *p, const int8_t *q, Dots<path, rows> &d) {
   if constexpr (at < end) {
     constexpr int chain = at % Dots<path, rows>::chains;
-    const B code = code_at<bits, at, path == Path::Codes || !kByteTables>(p, by.turn);
-    if constexpr (path == Path::Codes) {
+    constexpr bool plain = path == Path::Codes || path == Path::Doubles;
+    const B code = code_at<bits, at, plain || !kByteTables, path == Path::Doubles>(p, by.turn);
+    if constexpr (plain) {
       for (int r = 0; r < rows; r++) d.lo[r][chain] = c_step(d.lo[r][chain], code, q_four(q + 4 * (rows * at + r)));
     } else {
       if constexpr (path == Path::Bytes) {
@@ -254,7 +255,7 @@ static void stream_trits(const Weight &w, const Panel &panel, const uint8_t *cod
 
 using Stream = void (*)(const Weight &, const Panel &, const uint8_t *, const Side &, const Input &, const int32_t *, int64_t, float *);
 template <int bits, Path path, int rows> constexpr Stream stream_if() {
-  if constexpr ((kWideDot || bits <= 4) && (path != Path::Mirrored || bits > 1)) return stream<bits, path, rows>;
+  if constexpr ((kWideDot || bits <= 4) && (path != Path::Mirrored || bits > 1) && (path != Path::Doubles || bits <= 4)) return stream<bits, path, rows>;
   else return nullptr;
 }
 template <Path path, int rows>
@@ -264,6 +265,7 @@ const Stream kStream[9] = {nullptr, stream_if<1, path, rows>(), stream_if<2, pat
 template <int rows> static Stream stream_for(const Weight &w) {
   if constexpr (rows > 0) {
     if (w.trits) return stream_trits<rows>;
+    if (w.kind == Kind::Unsigned8 && w.doubled) return kStream<Path::Doubles, rows>[w.bits];
     if (w.kind == Kind::Unsigned8) return w.affine ? kStream<Path::Codes, rows>[w.bits] : kStream<Path::Bytes, rows>[w.bits];
   }
   if constexpr (rows > 0 && kWideDot) {
@@ -272,11 +274,21 @@ template <int rows> static Stream stream_for(const Weight &w) {
   return nullptr;
 }
 
-// What streams the last `rows` rows, or nullptr: they need panels. A group may hold rows of zeros after them.
+// Why a weight's few rows need panels on this instruction set; nullptr: they do not.
+static const char *why_panels(const Weight &w) {
+  if (kStreamRows == 0) return "plain C++ has no registers for it";
+  if (w.trits ? w.block % 4 && w.blocks > 1 : w.block % 32 && w.block != 16 && w.blocks > 1)
+    return w.trits ? "blocks begin inside a group of 4 k" : "blocks begin inside a chunk of 32 k";
+  if (kWideDot) return nullptr;
+  if (w.kind == Kind::Wide16) return "int16 tables need dots of bytes in 32 bits, which this set does not have";
+  if (w.kind == Kind::Signed8) return "8-bit numbers are read as they lie";
+  if (!w.trits && w.bits > 4) return "tables of more than 16 entries take as long as a panel without dots of bytes in 32 bits";
+  return !w.trits && w.chain < 4 ? "sums of four groups leave 16 bits" : nullptr;
+}
+
+// What streams `rows` rows, or nullptr: they need panels. A group may hold rows of zeros after them.
 static Stream stream_of(const Weight &w, const Input &in, int64_t rows) {
-  if (in.group > kStreamRows || rows > in.group) return nullptr;
-  if (w.trits ? w.kind != Kind::Unsigned8 || (w.block % 4 && w.blocks > 1) : w.block % 32 && w.block != 16 && w.blocks > 1) return nullptr;
-  if (!kWideDot && !w.trits && (w.bits > 4 || w.chain < 4)) return nullptr;
+  if (in.group > kStreamRows || rows > in.group || why_panels(w)) return nullptr;
   if (in.group == 1) return stream_for<kStreamRows ? 1 : 0>(w);
   if constexpr (kStreamRows >= 4)
     if (in.group == 4) return stream_for<4>(w);

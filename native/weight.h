@@ -54,6 +54,7 @@ struct Weight {
   float float_step = 1.0f;  // float path: value = table * float_step
   Kind kind = Kind::Float;
   bool affine = false;  // codes are integers: no table
+  bool doubled = false;   // t = 2 code + t[0], at most 4 bits
   bool mirrored = false;  // t[c + half] = -t[c]: the top bit is a sign
   int sign = 0;         // affine: the sign bit of two's complement, 0 for unsigned
   int flip = 0;         // affine: code ^ flip is what the panel holds
@@ -124,6 +125,8 @@ struct LinearKernels {
   size_t (*scratch_bytes)(const Weight &w, const Input &in);
   // float32 values of tile row t: out[r, k] for its 16 rows, those at or beyond n left out; `only` >= 0: just that row.
   void (*dequantize)(const Weight &w, int64_t tile, int64_t only, float *out, int64_t stride, void *scratch);
+  // Up to how many rows go from stored bits to products in registers; 0, and why not: all go by panels.
+  int64_t (*streams)(const Weight &w, bool integer, const char **why);
 };
 
 // Parts of linear.cc that product.cc shares, for one ISA.

@@ -2,6 +2,10 @@
 
 #include <atomic>
 #include <string_view>
+#if defined(ANYBIT_ARM)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
 
 namespace anybit {
 
@@ -36,6 +40,9 @@ bool isa_supported(Isa isa) {
   if (isa == Isa::avx512vl || isa == Isa::avx512vnni) return vnni;
   if (isa == Isa::avx512vbmi) return vnni && __builtin_cpu_supports("avx512vbmi");
 #endif
+#endif
+#if defined(ANYBIT_ARM)
+  if (isa == Isa::neondot) return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
 #endif
   return false;
 }

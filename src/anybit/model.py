@@ -174,7 +174,7 @@ class Model:
         return self.engine.context
 
     def explain(self) -> list[dict[str, Any]]:
-        """For each matrix the kernel that serves it, its instruction set and integer path, and why no other kernel does."""
+        """For each matrix the kernel that serves it and how, its instruction set and integer path, and why no other kernel does."""
         rows = []
         for name, linear in self.linears.items():
             choice = check_kernel(linear.weight, linear.act_name, native=True, rule=linear.rule)
@@ -184,7 +184,7 @@ class Model:
                 "act": linear.act_text, "around": list(linear.around), "kernel": choice.kernel.name, "isa": native.isa,
                 "table": weight.bound.element.table.kind, "dot": product.path if product else native.kind if linear.act_name else "float",
                 "product": linear.product or "multiplication", "bytes": linear.nbytes,
-                "others": choice.others,
+                "why": choice.kernel.about + ("" if product else "; " + native.how(1 if linear.act_name else 0)), "others": choice.others,
             })  # fmt: skip
         return rows
 

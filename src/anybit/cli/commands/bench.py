@@ -80,11 +80,11 @@ def say(result: dict[str, Any]) -> None:
         ("memory", f"{size(result['added_bytes'])} more than before the model at its peak, {size(result['peak_bytes'])} in all"),
     ])  # fmt: skip
     if "kernels" in result:
-        names = ("layer", "format", "activations", "product", "kernel", "table", "dot", "isa", "why no other")
+        names = ("layer", "format", "activations", "product", "kernel", "table", "dot", "isa", "why", "why no other")
         columns = [Column(name, "left") for name in names]
         rows = [
             [
-                *(str(row[key]) for key in ("name", "format", "act", "product", "kernel", "table", "dot", "isa")),
+                *(str(row[key]) for key in ("name", "format", "act", "product", "kernel", "table", "dot", "isa", "why")),
                 "; ".join(f"{name}: {why}" for name, why in row["others"].items()),
             ]
             for row in result["kernels"]

@@ -163,7 +163,8 @@ def parse_recipe(value: Any, where: str) -> Recipe:
     measured = _Reader(value.get("measured", {}), f"{where}: measured", MEASURED)
     said = {key: each for key, each in value.items() if key not in ("about", "source", "published", "measured")}
     return Recipe(
-        name=top.get("name", str, Path(where).stem), about=top.get("about", str, ""), source=top.get("source", str, ""),
+        name=top.get("name", str, Path(where).stem if where.endswith((".yaml", ".yml")) else where),
+        about=top.get("about", str, ""), source=top.get("source", str, ""),
         published=top.get("published", str, ""), calibration=_calibration(value.get("calibration", {}), f"{where}: calibration"),
         steps=steps,  # type: ignore[arg-type]
         rules=tuple(_rule(item, f"{where}: rules[{i}]", nonfinite) for i, item in enumerate(rules)),

@@ -54,7 +54,8 @@ class Model:
 
     `weights` holds a `Linear` for every matrix (embedding and head too) and float32 arrays for norms; `plain` the norms and biases as they
     were stored, (dtype, array), for saving. Everything is read-only; `quantize`, `replace`, `with_act`, `with_product`,
-    `with_attention` and `with_cache` give new models that share what is equal. `attention`: the product rule of q k^T and p v, which a checkpoint does not store.
+    `with_attention` and `with_cache` give new models that share what is equal. `attention`: the product rule of q k^T and p v, which a
+    checkpoint does not store.
     `cache`: formats of keys and values between tokens.
     """
 

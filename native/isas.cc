@@ -34,7 +34,9 @@ bool isa_supported(Isa isa) {
                       __builtin_cpu_supports("avx512dq");
   [[maybe_unused]] const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
   if (isa == Isa::avx2) return avx2;
-#if !defined(ANYBIT_SIMDE)
+#if defined(ANYBIT_FEW) && !defined(ANYBIT_SIMDE)
+  if (isa == Isa::avx512vbmi) return vnni && __builtin_cpu_supports("avx512vbmi");
+#elif !defined(ANYBIT_FEW)
   if (isa == Isa::avxvnni) return avx2 && __builtin_cpu_supports("avxvnni");
   if (isa == Isa::avx512) return avx512;
   if (isa == Isa::avx512vl || isa == Isa::avx512vnni) return vnni;

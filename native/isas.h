@@ -6,7 +6,7 @@
 
 // avx512vl is the AVX-VNNI source with AVX-512's encoding of the same 256-bit instructions: the one that most machines can run.
 
-#if defined(ANYBIT_SIMDE)
+#if defined(ANYBIT_FEW)  // emulation and sanitizers: one of each width
 #define AB_ISAS(X, ...) X(generic, __VA_ARGS__) X(avx2, __VA_ARGS__) X(avx512vbmi, __VA_ARGS__)
 #elif defined(ANYBIT_X86)
 #define AB_ISAS(X, ...) \

@@ -220,6 +220,8 @@ NB_MODULE(_native, m) {
     set_threads(count);
   }, "count"_a);
   m.def("usable_cores", &usable_cores);
+  m.def("cgroup_cores", &cgroup_cores, "root"_a, "membership"_a);
+  m.def("fork_join", &fork_join_ns, "tasks"_a, "most_ns"_a, nb::call_guard<nb::gil_scoped_release>());
   bind_round(m);
   bind_around(m);
   bind_ops(m);

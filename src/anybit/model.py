@@ -208,7 +208,7 @@ class Model:
             if not isinstance(given, Linear):
                 plain[name] = ("F32", np.ascontiguousarray(given, np.float32))
                 continue
-            _ = given.use
+            given.check()
             bias = f"{tensor.module}.bias"
             if bias in shapes and given.bias is None:
                 raise ShapeError(f"weight '{name}' needs a bias, as the model has one there")

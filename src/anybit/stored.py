@@ -146,8 +146,8 @@ def entry_of(linear: Linear, bias_apart: bool = False) -> QuantizedEntry:
 
     UsageError: a product rule whose table is a file. NoKernelError, ShapeError: a part of it that nothing runs.
     """
+    linear.check()
     weight = linear.weight
-    _ = linear.use
     keys, arrays = describe_around(linear)
     parts = {**weight.parts, **arrays}
     if linear.bias is not None and not bias_apart:
@@ -189,13 +189,11 @@ def stored_linear(source: Source, name: str, layer: StoredLayer, elements: Mappi
         weight = QTensor.from_stored(Format.parse(layer.format, elements), layer.shape, layer.layout, parts)
         act = ActSpec.named(layer.act, layer.act_scale)
         linear = Linear(weight, bias, act=act, product=layer.product, **fields)
-        check_kernel(weight.format, weight.layout, act, linear.rule)
         tensors = [weight, *(part for branch in linear.branches for part in (branch.a, branch.b) if part is not None)]
         for tensor in tensors:
             _check_codes(tensor)
             _ = tensor.bound  # a table of learned values is looked at now, not when the layer runs
-        for branch in linear.branches:
-            branch.check(weight.shape[0], weight.shape[1], act)
+        linear.check()
     except (FormatError, ShapeError, UnknownNameError, UsageError, NoKernelError) as error:
         raise FileFormatError(f"{where}: {error}; save the model again") from None
     return linear

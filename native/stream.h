@@ -6,8 +6,8 @@
 // Per chunk of 32 k and 16 outputs: 64 * bits bytes read; about 2 operations a group to part the codes, 1 to look a byte up (two bytes for
 // int16 tables), then one byte dot a row and byte.
 
-// Codes: integers, t + bias is the code with its sign bit turned. Doubles: t + bias is twice the code (binary, odd integers). Bytes: t + bias from a table. Pairs: in two unsigned bytes. Mirrored: |t| in two
-// unsigned bytes, the sign given to the input.
+// Codes: t + bias is the code, its sign bit turned. Doubles: twice the code (binary, odd integers). Bytes: from a table. Pairs: its two unsigned bytes
+// from two tables. Mirrored: the two bytes of |t|, the sign given to the input.
 enum class Path { Codes, Doubles, Bytes, Pairs, Mirrored };
 
 constexpr int64_t kAhead = 2048;  // bytes that are asked for before they are read: hardware stops asking at the end of a page

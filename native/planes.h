@@ -92,8 +92,8 @@ constexpr TritTables trit_tables() {
   return t;
 }
 static constexpr TritTables kTritTables = trit_tables();
-struct Trits {
-  B four[4], fifth[4];
+struct Trits {  // by name: compilers keep arrays in memory
+  B four0, four1, four2, four3, fifth0, fifth1, fifth2, fifth3;
 };
 AB_INLINE B next_trit(B &x) {  // x + 128: the order of signed bytes is that of unsigned x, and 3 (x + 128) = 3 x + 128
   const B digit = b_sub(b_sub(b_set(0), b_above(x, -43)), b_above(x, 42));  // x >= 86, x >= 171
@@ -102,17 +102,16 @@ AB_INLINE B next_trit(B &x) {  // x + 128: the order of signed bytes is that of 
 }
 
 AB_INLINE Trits trits_ready() {
-  Trits t;
-  if constexpr (kByteTables)
-    for (int i = 0; i < 4; i++) t.four[i] = b_load(kTritTables.four + 64 * i), t.fifth[i] = b_load(kTritTables.fifth + 64 * i);
-  return t;
+  if constexpr (!kByteTables) return Trits();
+  const uint8_t *a = kTritTables.four, *b = kTritTables.fifth;
+  return {b_load(a), b_load(a + 64), b_load(a + 128), b_load(a + 192), b_load(b), b_load(b + 64), b_load(b + 128), b_load(b + 192)};
 }
 
 AB_INLINE void trits_of(const Trits &t, B x, B *digits) {  // the five digits of 64 stored bytes
   if constexpr (kByteTables) {
-    const B four = b_pick(b_permute(t.four[0], t.four[1], x), b_permute(t.four[2], t.four[3], x), x);
+    const B four = b_pick(b_permute(t.four0, t.four1, x), b_permute(t.four2, t.four3, x), x);
     digits[0] = field<2, 0, 0>(four), digits[1] = field<2, 2, 0>(four), digits[2] = field<2, 4, 0>(four), digits[3] = field<2, 6, 0>(four);
-    digits[4] = b_pick(b_permute(t.fifth[0], t.fifth[1], x), b_permute(t.fifth[2], t.fifth[3], x), x);
+    digits[4] = b_pick(b_permute(t.fifth0, t.fifth1, x), b_permute(t.fifth2, t.fifth3, x), x);
   } else {
     x = b_xor(x, b_set(128));
     for (int i = 0; i < 5; i++) digits[i] = next_trit(x);

@@ -6,8 +6,8 @@
 // Per chunk of 32 k and 16 outputs: 64 * bits bytes read; about 2 operations a group to part the codes, 1 to look a byte up (two bytes for
 // int16 tables), then one byte dot a row and byte.
 
-// Codes: integers, t + bias is the code with its sign bit turned. Doubles: t + bias is twice the code (binary, odd integers). Bytes: t + bias from a table. Pairs: in two unsigned bytes. Mirrored: |t| in two
-// unsigned bytes, the sign given to the input.
+// Codes: t + bias is the code, its sign bit turned. Doubles: twice the code (binary, odd integers). Bytes: from a table. Pairs: its two unsigned bytes
+// from two tables. Mirrored: the two bytes of |t|, the sign given to the input.
 enum class Path { Codes, Doubles, Bytes, Pairs, Mirrored };
 
 constexpr int64_t kAhead = 2048;  // bytes that are asked for before they are read: hardware stops asking at the end of a page
@@ -50,27 +50,28 @@ template <int bits, bool sizes> AB_INLINE B bytes_of(const uint8_t *table, B hel
   else return table_bytes<bits - sizes>(table, code, b_and(code, b_set(15)));
 }
 
-// Running dots of `rows` rows; one row gets two chains, because a byte dot takes longer than the next one waits.
-template <Path path, int rows> struct Dots {
-  static constexpr bool pairs = path == Path::Pairs || path == Path::Mirrored;
-  static constexpr int chains = rows > 1 ? 1 : 2;
+// Running dots of `rows` rows; one row gets several chains where a byte dot takes longer than parting the next one's codes.
+template <Path path> constexpr bool kPairs = path == Path::Pairs || path == Path::Mirrored;
+template <int bits, Path path, int rows> struct Dots {
+  static constexpr bool pairs = kPairs<path>;
+  static constexpr int chains = rows > 1 || !kWideDot ? 1 : bits <= 3 && !pairs ? 4 : 2;
   C lo[rows][chains], hi[rows][chains];
 };
 
-template <Path path, int rows> AB_INLINE void begin(Dots<path, rows> &d, const int32_t *starts) {
+template <int bits, Path path, int rows> AB_INLINE void begin(Dots<bits, path, rows> &d, const int32_t *starts) {
   for (int r = 0; r < rows; r++)
-    for (int c = 0; c < Dots<path, rows>::chains; c++) {
+    for (int c = 0; c < Dots<bits, path, rows>::chains; c++) {
       d.lo[r][c] = kWideDot && path != Path::Mirrored && c == 0 ? c_from(i_set(starts[r])) : c_zero();
-      if (Dots<path, rows>::pairs) d.hi[r][c] = c_zero();
+      if (Dots<bits, path, rows>::pairs) d.hi[r][c] = c_zero();
     }
 }
 
-template <Path path, int rows> AB_INLINE I total(const Dots<path, rows> &d, int r, I sum) {
-  if constexpr (kWideDot && Dots<path, rows>::chains == 1 && !Dots<path, rows>::pairs) return c_end(sum, d.lo[r][0]);
-  for (int c = 0; c < Dots<path, rows>::chains; c++) sum = c_end(sum, d.lo[r][c]);
-  if constexpr (Dots<path, rows>::pairs) {
+template <int bits, Path path, int rows> AB_INLINE I total(const Dots<bits, path, rows> &d, int r, I sum) {
+  if constexpr (kWideDot && Dots<bits, path, rows>::chains == 1 && !Dots<bits, path, rows>::pairs) return c_end(sum, d.lo[r][0]);
+  for (int c = 0; c < Dots<bits, path, rows>::chains; c++) sum = c_end(sum, d.lo[r][c]);
+  if constexpr (Dots<bits, path, rows>::pairs) {
     I high = i_zero();
-    for (int c = 0; c < Dots<path, rows>::chains; c++) high = c_end(high, d.hi[r][c]);
+    for (int c = 0; c < Dots<bits, path, rows>::chains; c++) high = c_end(high, d.hi[r][c]);
     sum = i_add(sum, i_shl(high, 8));
   }
   return sum;
@@ -82,9 +83,9 @@ struct Decode {  // registers that stay: what is xored to stored bytes, and tabl
 
 // Groups [at, end) of the chunk at p; q: the rows' codes of the chunk, four of each row in turn.
 template <int bits, Path path, int rows, int at, int end>
-AB_INLINE void add_groups(const Weight &w, const Decode &by, const uint8_t *p, const int8_t *q, Dots<path, rows> &d) {
+AB_INLINE void add_groups(const Weight &w, const Decode &by, const uint8_t *p, const int8_t *q, Dots<bits, path, rows> &d) {
   if constexpr (at < end) {
-    constexpr int chain = at % Dots<path, rows>::chains;
+    constexpr int chain = at % Dots<bits, path, rows>::chains;
     constexpr bool plain = path == Path::Codes || path == Path::Doubles;
     const B code = code_at<bits, at, plain || !kByteTables, path == Path::Doubles>(p, by.turn);
     if constexpr (plain) {
@@ -111,7 +112,7 @@ AB_INLINE void add_groups(const Weight &w, const Decode &by, const uint8_t *p, c
 
 // Sums of the rows: in registers where there are enough, otherwise in memory, as registers belong to the dots.
 template <Path path, int rows> struct Sums {
-  static constexpr bool held = rows == 1 || (kManyRegisters && (!Dots<path, rows>::pairs || rows <= 4));
+  static constexpr bool held = rows == 1 || (kManyRegisters && (!kPairs<path> || rows <= 4));
   F acc[held ? rows : 1];
   float *state;
 
@@ -147,7 +148,7 @@ static void stream(const Weight &w, const Panel &panel, const uint8_t *codes, co
                      held_table<bits, sized>(sized ? w.size_low : w.low), held_table<bits, sized>(sized ? w.size_high : w.high)};
   Sums<path, rows> sums;
   sums.load(state);
-  Dots<path, rows> d;
+  Dots<bits, path, rows> d;
   I sum[rows];
   int8_t pad[rows * 32];
   const auto padded = [&](const int8_t *q, int64_t groups) AB_LAMBDA {  // what lies after the codes is not ours, and the chunk's last codes are zero
@@ -229,15 +230,16 @@ static void stream_trits(const Weight &w, const Panel &panel, const uint8_t *cod
     for (int64_t left = seg.g1 - seg.g0; left > 0;) {
       int64_t run = left < most ? left : most;
       left -= run;
-      C c[rows];
-      for (int r = 0; r < rows; r++) c[r] = c_zero();
+      constexpr int chains = rows > 1 || !kWideDot ? 1 : 5;
+      C c[rows * chains];
+      for (int r = 0; r < rows * chains; r++) c[r] = c_zero();
       while (run > 0) {
         if (digit == 0 && run >= 5) {
           ask<64>(p);
           B t[5];
           trits_of(trits, b_load(p), t), p += 64;
           for (int i = 0; i < 5; i++)
-            for (int r = 0; r < rows; r++) c[r] = c_step(c[r], t[i], q_four(q + 4 * (rows * i + r)));
+            for (int r = 0; r < rows; r++) c[r + i % chains] = c_step(c[r + i % chains], t[i], q_four(q + 4 * (rows * i + r)));
           q += 20 * rows, run -= 5;
           continue;
         }
@@ -246,7 +248,8 @@ static void stream_trits(const Weight &w, const Panel &panel, const uint8_t *cod
         for (int r = 0; r < rows; r++) c[r] = c_step(c[r], t, q_four(q + 4 * r));
         q += 4 * rows, run--, digit = digit == 4 ? 0 : digit + 1;
       }
-      for (int r = 0; r < rows; r++) sum[r] = c_end(sum[r], c[r]);
+      for (int r = 0; r < rows; r++)
+        for (int i = 0; i < chains; i++) sum[r] = c_end(sum[r], c[r + i]);
     }
     sums.settle(ends, full, sum, s, 16 * (seg.block - side.first));
   }

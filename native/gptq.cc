@@ -40,6 +40,7 @@ void run(const FeedbackPlan &p, int64_t first, int64_t rows, float *held) {
   float *error = held, *moved = held + p.count * kRows;
   alignas(64) float x[kRows], scale[kRows], zero[kRows], offset[kRows], ratio[kRows], weight[kRows];
   alignas(64) int32_t codes[kRows];
+  alignas(64) uint8_t stored[2 * kRows];
   const float end = 3.4028234663852886e38f;
   if (p.full)
     for (int64_t j = 0; j < p.count; j++) fill(p.error + j * p.n + first, rows, error + j * kRows);
@@ -69,7 +70,8 @@ void run(const FeedbackPlan &p, int64_t first, int64_t rows, float *held) {
     if (p.zero)
       for (int64_t r = 0; r < kRows; r++) ratio[r] = (p.whole_zero ? __builtin_rintf(ratio[r]) : ratio[r]) + zero[r];
     for (int64_t r = 0; r < kRows; r++) ratio[r] = ratio[r] > end ? end : ratio[r] >= -end ? ratio[r] : -end;  // NaN too: plans take finite numbers
-    round_kernels.codes(*p.round, ratio, nullptr, kRows, codes);
+    round_kernels.codes(*p.round, ratio, nullptr, kRows, p.width, stored, false);
+    for (int64_t r = 0; r < kRows; r++) codes[r] = p.width == 1 ? stored[r] : reinterpret_cast<const uint16_t *>(stored)[r];
     fill((p.second ? p.moved : p.weight) + i * p.n + first, rows, weight);
     for (int64_t r = 0; r < kRows; r++) {
       float value = p.decoded[codes[r]];
@@ -84,7 +86,7 @@ void run(const FeedbackPlan &p, int64_t first, int64_t rows, float *held) {
     if (p.second) memcpy(moved + i * kRows, x, sizeof x);
     memcpy(p.moved + i * p.n + first, x, sizeof(float) * (size_t)rows);
     memcpy(p.error + i * p.n + first, error + i * kRows, sizeof(float) * (size_t)rows);
-    round_kernels.narrow(codes, rows, p.width, p.codes + (i * p.n + first) * p.width);
+    memcpy(p.codes + (i * p.n + first) * p.width, stored, (size_t)(rows * p.width));
   }
 }
 

@@ -25,7 +25,7 @@ def read_variants(kind: str, first: int, count: int, folder: Path) -> dict[str, 
     paths = [HERE.parent / "src", HERE, HERE / "io"]
     run = subprocess.run(
         [sys.executable, "-m", "malformed.worker", kind, str(first), str(count), str(folder)], capture_output=True, text=True, check=False,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths)), "ANYBIT_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths)), "ANYBIT_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "RUST_BACKTRACE": "0"},
     )  # fmt: skip
     if run.returncode != 0:
         current = (folder / "current").read_text() if (folder / "current").exists() else "base"
@@ -42,7 +42,7 @@ def test_variants(tmp_path: Path, kind: str) -> None:
     assert found["problems"] == []
     assert found["slowest"] < 1 and found["refused"] > COUNT // 2, "most of them are wrong, and none takes long"
     assert found["refused"] + found["accepted"] == COUNT
-    least = {"safetensors_files": 1.0, "gguf_files": 0.9, "tokenizers_files": 1.0, "checkpoints": 0.8, "foreign_checkpoints": 0.7}[kind]
+    least = {"safetensors_files": 1.0, "gguf_files": 0.9, "tokenizers_files": 1.0, "checkpoints": 0.9, "foreign_checkpoints": 0.75}[kind]
     assert found["without_place"] <= (1 - least) * found["refused"], "a byte is named wherever there is one"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import struct
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from gguf_file import SIZES, Field, File, Tensor, small
 
+from anybit.errors import NonFiniteError
 from anybit.io import gguf
 from anybit.model import load
 from malformed.json_damage import TEXTS, Raw, damage_bytes
@@ -192,8 +194,9 @@ def read(folder: Path) -> None:
             file.metadata[key]
         for name in file:
             file[name]
-        is_model = file.metadata.get("general.architecture") in ("llama", "qwen2", "qwen3") and "token_embd.weight" in file
+        is_model = "token_embd.weight" in file
     if is_model:
         loaded = load(folder / "a.gguf")
         loaded.tokenizer.encode("abcd \u00e4\U0001f600")
-        loaded.logits([0])
+        with suppress(NonFiniteError):  # of what the weights give
+            loaded.logits([0])

@@ -84,7 +84,7 @@ def run(kind: str, first: int, count: int, folder: Path) -> dict[str, Any]:
         except (FileFormatError, NonFiniteError) as error:
             found["refused"] += 1
             message = str(error)
-            if not message.startswith(str(place)) or "\n" in message or ";" not in message or len(message) > 2000:
+            if not message.startswith(str(place)) or "\n" in message or ";" not in message or len(message) > 5000:
                 problem = f"message {message[:300]!r}"
             elif PLACE.search(message) is None:
                 found["without_place"] += 1

@@ -187,7 +187,7 @@ def tokenizer_json(file: Container) -> bytes:
     """
     kind = file.metadata.get("tokenizer.ggml.model")
     makers = {"gpt2": _byte_level, "llama": _sentence_piece}
-    if kind not in makers:
+    if not isinstance(kind, str) or kind not in makers:
         known = ", ".join(makers)
         what = f"is {shown(kind, 60)}, which is not supported{file.metadata.at('tokenizer.ggml.model')}"
         raise FileFormatError(f"{file.path}: field 'tokenizer.ggml.model' {what}; supported: {known}")

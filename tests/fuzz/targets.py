@@ -1,4 +1,4 @@
-"""One function a parser: takes bytes, and lets nothing out but what the parser promises. Each has seeds and a mutation that knows its structure."""
+"""One function a parser: takes bytes, and lets nothing out but what the parser promises. With seeds, and mutations that know the format."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from malformed.json_damage import damage, dump, parse
+
 from anybit.errors import FileFormatError, NonFiniteError
 from anybit.io import gguf, strict_json
 from anybit.io.foreign import open_foreign
@@ -19,7 +21,6 @@ from anybit.io.packed import packed
 from anybit.io.quantization import parse_quantization
 from anybit.io.safetensors import SafeFile
 from anybit.io.tokenizer import read_tokenizer
-from malformed.json_damage import damage, dump, parse
 
 
 @cache
@@ -117,7 +118,8 @@ def fuzz_foreign(data: bytes) -> None:
     from malformed import foreign_checkpoints as made
 
     _, tensors = made.bases()[data[0] % len(made.bases())] if data else made.bases()[0]
-    for name, content in made._directory('{"model_type": "llama", "quantization_config": ' + data[1:].decode("latin-1") + "}", tensors).items():
+    config = '{"model_type": "llama", "quantization_config": ' + data[1:].decode("latin-1") + "}"
+    for name, content in made._directory(config, tensors).items():
         _file(name, content)
     try:
         foreign = open_foreign(folder())

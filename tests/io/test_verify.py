@@ -80,7 +80,11 @@ def test_what_is_not(copy: Path, damage: Callable[[Path], object], says: str, ca
 def test_without_digests_the_answer_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     safetensors.numpy.save_file({"a": np.zeros(3, np.float32)}, tmp_path / "a.safetensors")
     (tmp_path / "b.gguf").write_bytes(small().bytes())
-    for path, kind, tensors in ((tmp_path / "a.safetensors", "safetensors", 1), (tmp_path / "b.gguf", "gguf", 4), (tmp_path, "safetensors", 5)):
+    for path, kind, tensors in (
+        (tmp_path / "a.safetensors", "safetensors", 1),
+        (tmp_path / "b.gguf", "gguf", 4),
+        (tmp_path, "safetensors", 5),
+    ):
         found = verify(path)
         assert (found.kind, found.digest, found.files, found.tensors) == (kind, None, 0, tensors)
     with pytest.raises(SystemExit) as left:

@@ -25,7 +25,7 @@ MAX_REGEX = 2048
 MODELS = ("BPE", "Unigram", "WordPiece", "WordLevel")
 _STAGES = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 _ADVICE = "save the model's fast tokenizer again (tokenizer.save_pretrained)"
-_TRIAL = "a\u00e9\u4e2d \U0001f600  1234\n\tThe end's"
+_TRIALS = ("", "a\u00e9\u4e2d \U0001f600  1234\n\tThe end's", " \0 \x1b", "a" * 40)
 
 # one unit of an expression: an escape, a class (one level of classes inside), or any character
 _UNIT = re.compile(r"\\[pPxukg]\{[^}]*\}|\\.|\[\^?\]?(?:\\.|\[:?[^\]]*\]|[^\]\\])*\]|.", re.DOTALL)
@@ -114,8 +114,8 @@ class _Reader:
             if not (isinstance(parts, list) and len(parts) == 2 and all(isinstance(part, str) for part in parts)):
                 raise self.fail(where, f"has {shown(merge, 60)} at {i}, no pair of tokens")
             left, right = parts
-            joined = left + (right[len(prefix) :] if prefix and right.startswith(prefix) else right)
-            if left not in words or right not in words or joined not in words:
+            joined = left + right[len(prefix) :]
+            if left not in words or right not in words or joined not in words or not right.startswith(prefix):
                 raise self.fail(where, f"has {shown(merge, 60)} at {i}, which does not join two tokens into a third")
 
     def step(self, value: object, where: Where, depth: int) -> None:
@@ -145,6 +145,8 @@ class _Reader:
                 if not (isinstance(pair, list) and len(pair) == limit):
                     raise self.fail(where / name, f"is {shown(pair, 40)}; a word and its number are needed")
                 self.number(pair[1], where / name)
+        if fields["type"] == "Strip" and fields.get("stop"):
+            raise self.fail(where / "stop", "is not 0: the library aborts at a token that is shorter")
         if fields["type"] == "TemplateProcessing":
             self.template(fields, where)
         for token, special in self.special(fields, where):
@@ -160,6 +162,9 @@ class _Reader:
         for key in ("single", "pair"):
             pieces = fields.get(key, [])
             for piece in pieces if isinstance(pieces, list) else []:
+                inner = piece.get("Sequence") if isinstance(piece, dict) else None
+                if key == "single" and isinstance(inner, dict) and inner.get("id") != "A":
+                    raise self.fail(where / key, "asks for a second text")
                 named = piece.get("SpecialToken", {}) if isinstance(piece, dict) else {}
                 if named and (not isinstance(named, dict) or not isinstance(named.get("id"), str) or named["id"] not in known):
                     raise self.fail(where / key, f"names {shown(named, 40)}, which special_tokens does not define")
@@ -251,7 +256,10 @@ def read_tokenizer(content: bytes, where: Path | str) -> Any:
         made = Tokenizer.from_str(content.decode())
         made.no_truncation()
         made.no_padding()
-        made.decode(made.encode(_TRIAL).ids)
+        for text in _TRIALS:
+            made.decode(made.encode(text).ids)
+        for index in range(min(made.get_vocab_size(), 256)):
+            made.decode([index])
     except BaseException as error:  # the library raises nothing narrower than Exception, and its panics are no Exception
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise

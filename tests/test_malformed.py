@@ -1,6 +1,6 @@
 """Malformed files by the thousand (`malformed/`): one exception with file, field and byte; no crash, no hang, bounded memory.
 
-1,000 of each kind here, by default; ANYBIT_MALFORMED=10000 reads so many. The time and memory of a variant are measured in a process of its own.
+1,000 of each kind by default; ANYBIT_MALFORMED=10000 reads so many. Time and memory are measured in processes of their own.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from malformed import worker
+from malformed import KINDS, worker
 
 HERE = Path(__file__).parent
 COUNT = int(os.environ.get("ANYBIT_MALFORMED", "1000"))
@@ -25,7 +25,10 @@ def read_variants(kind: str, first: int, count: int, folder: Path) -> dict[str, 
     paths = [HERE.parent / "src", HERE, HERE / "io"]
     run = subprocess.run(
         [sys.executable, "-m", "malformed.worker", kind, str(first), str(count), str(folder)], capture_output=True, text=True, check=False,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths)), "ANYBIT_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+        env={
+            **os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths)), "ANYBIT_THREADS": "1", "OPENBLAS_NUM_THREADS": "1",
+            "RUST_BACKTRACE": "0",
+        },
     )  # fmt: skip
     if run.returncode != 0:
         current = (folder / "current").read_text() if (folder / "current").exists() else "base"
@@ -36,13 +39,13 @@ def read_variants(kind: str, first: int, count: int, folder: Path) -> dict[str, 
 
 
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="memory is measured through Linux's /proc")
-@pytest.mark.parametrize("kind", worker.KINDS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_variants(tmp_path: Path, kind: str) -> None:
     found = read_variants(kind, 0, COUNT, tmp_path / "w")
     assert found["problems"] == []
     assert found["slowest"] < 1 and found["refused"] > COUNT // 2, "most of them are wrong, and none takes long"
     assert found["refused"] + found["accepted"] == COUNT
-    least = {"safetensors_files": 1.0, "gguf_files": 0.9, "tokenizers_files": 1.0, "checkpoints": 0.8, "foreign_checkpoints": 0.7}[kind]
+    least = {"safetensors_files": 1.0, "gguf_files": 0.9, "tokenizers_files": 1.0, "checkpoints": 0.9, "foreign_checkpoints": 0.75}[kind]
     assert found["without_place"] <= (1 - least) * found["refused"], "a byte is named wherever there is one"
 
 
@@ -62,15 +65,13 @@ def test_the_worker_notices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """Each of the limits is one that can be exceeded."""
     from malformed import safetensors_files
 
-    kept: list[bytes] = []
-
     def bad(folder: Path) -> None:
         size = (folder / "a.safetensors").stat().st_size
         if size % 4 == 0:
             raise KeyError("another exception")
         if size % 4 == 1:
-            kept.append(b"x" * (70 << 20))
-            raise worker.FileFormatError(f"{folder}: memory at byte 0; free it")
+            hog = b"x" * (70 << 20)
+            raise worker.FileFormatError(f"{folder}: {len(hog)} of memory at byte 0; free it")
         raise worker.FileFormatError("a message without the path")
 
     real, calls = safetensors_files.read, [0]

@@ -1,9 +1,9 @@
 """Runs saves under the shim in forked processes: `python driver.py FOLDER SCENARIO STRIDE`; prints what happened as JSON.
 
-Every STRIDE-th call is tried, each ACTION beginning at another. kill: the process dies before the call; torn: after it, a write being cut in
-the middle; short: a write takes half of its bytes; once-CODE: the call fails; full-CODE: it and all after it that make or change anything.
-FOLDER holds a model `m`. After each the folder must hold the old version or the whole new one, and the same save again must succeed, give
-the same bytes, and leave nothing beside them.
+Every STRIDE-th call is tried, each action beginning at another. kill: the process dies before the call; torn: after it, a write being cut
+in the middle; short: a write takes half of its bytes; once-CODE: the call fails; full-CODE: it and all after it that make or change
+anything. FOLDER holds a model `m`. After each the folder must hold the old version or the whole new one, and the same save again must
+succeed, give the same bytes, and leave nothing beside them.
 """
 
 from __future__ import annotations

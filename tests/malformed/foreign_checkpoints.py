@@ -28,7 +28,12 @@ def _random(dtype: str, *shape: int) -> tuple[str, list[int], bytes]:
 
 
 def _ct(group: dict[str, Any], form: str = "pack-quantized") -> dict[str, Any]:
-    return {"quant_method": "compressed-tensors", "format": form, "ignore": ["lm_head"], "config_groups": {"group_0": {"targets": ["Linear"], **group}}}
+    return {
+        "quant_method": "compressed-tensors",
+        "format": form,
+        "ignore": ["lm_head"],
+        "config_groups": {"group_0": {"targets": ["Linear"], **group}},
+    }
 
 
 @cache
@@ -39,30 +44,72 @@ def bases() -> tuple[tuple[dict[str, Any], Tensors], ...]:
     text = json.dumps(state).encode()
     nf4 = np.array([-1, -0.7, -0.5, -0.4, -0.3, -0.2, -0.1, 0, 0.1, 0.2, 0.25, 0.3, 0.4, 0.55, 0.7, 1], np.float32)
     return (
-        (_ct({"weights": four, "input_activations": None}), {
-            "m.weight_packed": _random("I32", N, K // 8), "m.weight_scale": _random("BF16", N, K // 32), "m.weight_shape": shape}),
-        (_ct({"weights": {**four, "symmetric": False}}), {
-            "m.weight_packed": _random("I32", N, K // 8), "m.weight_scale": _random("F16", N, K // 32), "m.weight_shape": shape,
-            "m.weight_zero_point": _random("I32", N // 8, K // 32)}),
-        (_ct({"weights": {**four, "num_bits": 8, "type": "float", "strategy": "block", "block_structure": [8, 32]}}, "float-quantized"), {
-            "m.weight": _random("F8_E4M3", N, K), "m.weight_scale": _random("F32", N // 8, K // 32), "m.input_scale": _random("F32", 1)}),
-        (_ct({"weights": {**four, "type": "float", "strategy": "tensor_group", "group_size": 16}}, "nvfp4-pack-quantized"), {
-            "m.weight_packed": _random("U8", N, K // 2), "m.weight_scale": _random("F8_E4M3", N, K // 16),
-            "m.weight_global_scale": _random("F32", 1)}),
-        ({"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": False, "sym": True, "checkpoint_format": "gptq", "damp_percent": 0.01}, {
-            "m.qweight": _random("I32", K // 8, N), "m.qzeros": _random("I32", K // 32, N // 8), "m.scales": _random("F16", K // 32, N),
-            "m.g_idx": ("I32", [K], (np.arange(K, dtype=np.int32) // 32).tobytes())}),
-        ({"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm", "zero_point": True}, {
-            "m.qweight": _random("I32", K, N // 8), "m.qzeros": _random("I32", K // 32, N // 8), "m.scales": _random("F16", K // 32, N)}),
-        ({"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}, {
-            "m.weight": _random("U8", N * K // 2, 1), "m.weight.absmax": _random("U8", N * K // 32), "m.weight.quant_map": ("F32", [16], nf4.tobytes()),
-            "m.weight.nested_quant_map": _random("F32", 256), "m.weight.nested_absmax": _random("F32", 1),
-            "m.weight.quant_state.bitsandbytes__nf4": ("U8", [len(text)], text)}),
-        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, {
-            "m.weight": _random("I8", N, K), "m.SCB": _random("F32", N), "m.weight_format": ("U8", [], b"\0")}),
-        ({"quant_method": "fp8", "weight_block_size": [8, 32], "activation_scheme": "dynamic"}, {
-            "m.weight": _random("F8_E4M3", N, K), "m.weight_scale_inv": _random("F32", N // 8, K // 32)}),
-    )  # fmt: skip
+        (
+            _ct({"weights": four, "input_activations": None}),
+            {"m.weight_packed": _random("I32", N, K // 8), "m.weight_scale": _random("BF16", N, K // 32), "m.weight_shape": shape},
+        ),
+        (
+            _ct({"weights": {**four, "symmetric": False}}),
+            {
+                "m.weight_packed": _random("I32", N, K // 8),
+                "m.weight_scale": _random("F16", N, K // 32),
+                "m.weight_shape": shape,
+                "m.weight_zero_point": _random("I32", N // 8, K // 32),
+            },
+        ),
+        (
+            _ct({"weights": {**four, "num_bits": 8, "type": "float", "strategy": "block", "block_structure": [8, 32]}}, "float-quantized"),
+            {"m.weight": _random("F8_E4M3", N, K), "m.weight_scale": _random("F32", N // 8, K // 32), "m.input_scale": _random("F32", 1)},
+        ),
+        (
+            _ct({"weights": {**four, "type": "float", "strategy": "tensor_group", "group_size": 16}}, "nvfp4-pack-quantized"),
+            {
+                "m.weight_packed": _random("U8", N, K // 2),
+                "m.weight_scale": _random("F8_E4M3", N, K // 16),
+                "m.weight_global_scale": _random("F32", 1),
+            },
+        ),
+        (
+            {
+                "quant_method": "gptq",
+                "bits": 4,
+                "group_size": 32,
+                "desc_act": False,
+                "sym": True,
+                "checkpoint_format": "gptq",
+                "damp_percent": 0.01,
+            },
+            {
+                "m.qweight": _random("I32", K // 8, N),
+                "m.qzeros": _random("I32", K // 32, N // 8),
+                "m.scales": _random("F16", K // 32, N),
+                "m.g_idx": ("I32", [K], (np.arange(K, dtype=np.int32) // 32).tobytes()),
+            },
+        ),
+        (
+            {"quant_method": "awq", "bits": 4, "group_size": 32, "version": "gemm", "zero_point": True},
+            {"m.qweight": _random("I32", K, N // 8), "m.qzeros": _random("I32", K // 32, N // 8), "m.scales": _random("F16", K // 32, N)},
+        ),
+        (
+            {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True},
+            {
+                "m.weight": _random("U8", N * K // 2, 1),
+                "m.weight.absmax": _random("U8", N * K // 32),
+                "m.weight.quant_map": ("F32", [16], nf4.tobytes()),
+                "m.weight.nested_quant_map": _random("F32", 256),
+                "m.weight.nested_absmax": _random("F32", 1),
+                "m.weight.quant_state.bitsandbytes__nf4": ("U8", [len(text)], text),
+            },
+        ),
+        (
+            {"quant_method": "bitsandbytes", "load_in_8bit": True},
+            {"m.weight": _random("I8", N, K), "m.SCB": _random("F32", N), "m.weight_format": ("U8", [], b"\0")},
+        ),
+        (
+            {"quant_method": "fp8", "weight_block_size": [8, 32], "activation_scheme": "dynamic"},
+            {"m.weight": _random("F8_E4M3", N, K), "m.weight_scale_inv": _random("F32", N // 8, K // 32)},
+        ),
+    )
 
 
 def _directory(config: str, tensors: Tensors) -> dict[str, bytes]:
@@ -92,7 +139,18 @@ def _tensor(tensors: Tensors, rng: random.Random) -> str:
         tensors.pop(name)
         return f"without {name}"
     if kind == 1:
-        other = rng.choice((name + "x", "n." + name, name.replace("weight", "Weight"), "m.weight", "m.weight_scale", "m.weight_g_idx", "m.qweight", "m.SCB"))
+        other = rng.choice(
+            (
+                name + "x",
+                "n." + name,
+                name.replace("weight", "Weight"),
+                "m.weight",
+                "m.weight_scale",
+                "m.weight_g_idx",
+                "m.qweight",
+                "m.SCB",
+            )
+        )
         tensors[other] = tensors[name] if rng.random() < 0.5 else tensors.pop(name)
         return f"{name} as {other}"
     if kind == 2:  # another dtype and shape over the same bytes

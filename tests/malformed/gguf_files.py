@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import struct
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -11,16 +12,51 @@ from pathlib import Path
 import numpy as np
 from gguf_file import SIZES, Field, File, Tensor, small
 
+from anybit.errors import NonFiniteError
 from anybit.io import gguf
 from anybit.model import load
 from malformed.json_damage import TEXTS, Raw, damage_bytes
 
 COUNTS = (
-    0, 1, 2, 3, 5, 13, 31, 33, 255, 2**16, 2**20, 2**24, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**40, 2**42 + 1, 2**48, 2**60, 2**61, 2**62,
-    2**63 - 1, 2**63, 2**64 - 33, 2**64 - 8, 2**64 - 1,
-)  # fmt: skip
+    0,
+    1,
+    2,
+    3,
+    5,
+    13,
+    31,
+    33,
+    255,
+    2**16,
+    2**20,
+    2**24,
+    2**31 - 1,
+    2**31,
+    2**32 - 1,
+    2**32,
+    2**40,
+    2**42 + 1,
+    2**48,
+    2**60,
+    2**61,
+    2**62,
+    2**63 - 1,
+    2**63,
+    2**64 - 33,
+    2**64 - 8,
+    2**64 - 1,
+)
 NAMES: list[str | bytes] = [text for text in TEXTS if not isinstance(text, Raw)]
-NAMES += [b"\xff\xfe", b"\xc0\xaf", b"\xed\xa0\x80", "x" * 257, "token_embd.weight", "blk.0.attn_q.weight", "blk.99999999.ffn_up.weight", "output.bias"]
+NAMES += [
+    b"\xff\xfe",
+    b"\xc0\xaf",
+    b"\xed\xa0\x80",
+    "x" * 257,
+    "token_embd.weight",
+    "blk.0.attn_q.weight",
+    "blk.99999999.ffn_up.weight",
+    "output.bias",
+]
 KINDS = (*range(13), 13, 14, 255, 2**31, 2**32 - 1)
 TYPES = (*range(43), 99, 255, 2**31, 2**32 - 1)
 
@@ -47,14 +83,20 @@ def model() -> File:
     numbers |= {"attention.head_count": 4, "attention.head_count_kv": 2, "rope.dimension_count": 8, "attention.key_length": 8}
     fields = [Field("general.architecture", 8, "llama"), *(Field(f"llama.{key}", 4, n) for key, n in numbers.items())]
     fields += [
-        Field("llama.attention.layer_norm_rms_epsilon", 6, 1e-5), Field("llama.rope.freq_base", 6, 10000.0),
-        Field("llama.rope.scaling.type", 8, "linear"), Field("llama.rope.scaling.factor", 6, 2.0),
-        Field("tokenizer.ggml.model", 8, "llama"), Field("tokenizer.ggml.tokens", 9, words, 8),
+        Field("llama.attention.layer_norm_rms_epsilon", 6, 1e-5),
+        Field("llama.rope.freq_base", 6, 10000.0),
+        Field("llama.rope.scaling.type", 8, "linear"),
+        Field("llama.rope.scaling.factor", 6, 2.0),
+        Field("tokenizer.ggml.model", 8, "llama"),
+        Field("tokenizer.ggml.tokens", 9, words, 8),
         Field("tokenizer.ggml.scores", 9, [-float(i) for i in range(32)], 6),
-        Field("tokenizer.ggml.token_type", 9, [2, 3, 3] + [1] * 29, 5), Field("tokenizer.ggml.bos_token_id", 4, 1),
-        Field("tokenizer.ggml.eos_token_id", 4, 2), Field("tokenizer.ggml.add_bos_token", 7, 1),
-        Field("tokenizer.chat_template", 8, "{{ messages }}"), Field("general.alignment", 4, 32),
-    ]  # fmt: skip
+        Field("tokenizer.ggml.token_type", 9, [2, 3, 3] + [1] * 29, 5),
+        Field("tokenizer.ggml.bos_token_id", 4, 1),
+        Field("tokenizer.ggml.eos_token_id", 4, 2),
+        Field("tokenizer.ggml.add_bos_token", 7, 1),
+        Field("tokenizer.chat_template", 8, "{{ messages }}"),
+        Field("general.alignment", 4, 32),
+    ]
     return File(tuple(fields), tuple(tensors))
 
 
@@ -63,11 +105,18 @@ def bytes_model() -> File:
     """The same with the fields of a byte-level tokenizer."""
     words = ["<|end|>", *"abcdefghijklmnopqrstuvwxyz", "ab", "cd", "abcd", "\u0120", "\u0120a"]
     kept = tuple(f for f in model().fields if not str(f.key).startswith("tokenizer."))
-    return replace(model(), fields=(
-        *kept, Field("tokenizer.ggml.model", 8, "gpt2"), Field("tokenizer.ggml.pre", 8, "qwen2"), Field("tokenizer.ggml.tokens", 9, words, 8),
-        Field("tokenizer.ggml.token_type", 9, [3] + [1] * 31, 5), Field("tokenizer.ggml.eos_token_id", 4, 0),
-        Field("tokenizer.ggml.merges", 9, ["a b", "c d", "ab cd", "\u0120 a"], 8),
-    ))  # fmt: skip
+    return replace(
+        model(),
+        fields=(
+            *kept,
+            Field("tokenizer.ggml.model", 8, "gpt2"),
+            Field("tokenizer.ggml.pre", 8, "qwen2"),
+            Field("tokenizer.ggml.tokens", 9, words, 8),
+            Field("tokenizer.ggml.token_type", 9, [3] + [1] * 31, 5),
+            Field("tokenizer.ggml.eos_token_id", 4, 0),
+            Field("tokenizer.ggml.merges", 9, ["a b", "c d", "ab cd", "\u0120 a"], 8),
+        ),
+    )
 
 
 def base() -> dict[str, bytes]:
@@ -81,7 +130,9 @@ def _field(file: File, rng: random.Random) -> tuple[str, File]:
     if kind == 0:
         change = {"key_length": rng.choice((*COUNTS, len(old.key) + 1))}
     elif kind == 1:
-        change = {"key": rng.choice(NAMES) if rng.random() < 0.5 else str(old.key)[: rng.randrange(len(old.key))] + rng.choice(("", "x", "\0"))}
+        change = {
+            "key": rng.choice(NAMES) if rng.random() < 0.5 else str(old.key)[: rng.randrange(len(old.key))] + rng.choice(("", "x", "\0"))
+        }
     elif kind == 2 and old.kind == 9:
         change = {"count": rng.choice((*COUNTS, len(old.value) + 1, max(0, len(old.value) - 1)))}
     elif kind == 3:  # another type over the same bytes
@@ -97,15 +148,19 @@ def _field(file: File, rng: random.Random) -> tuple[str, File]:
         change = {"raw": nested}
     elif kind == 7 and old.kind in (4, 5, 6, 8):  # a wrong value of the right type
         values_of = {
-            4: [n for n in COUNTS if n < 2**32], 5: [-1, 0, 2**31 - 1, -(2**31)], 8: ["llama", "gpt2", "qwen2", "bert", "yarn", "none", *TEXTS[:20]],
+            4: [n for n in COUNTS if n < 2**32],
+            5: [-1, 0, 2**31 - 1, -(2**31)],
+            8: ["llama", "gpt2", "qwen2", "bert", "yarn", "none", *TEXTS[:20]],
             6: [0.0, -1.0, float("nan"), float("inf"), 1e-40, 3e38, 1e-30],
-        }  # fmt: skip
+        }
         change = {"value": rng.choice(values_of[old.kind])}
     elif kind == 8 and old.kind == 9 and old.value:
         values = list(old.value)
         at = rng.randrange(len(values))
         if old.of == 8:
-            values[at] = rng.choice((*[t for t in TEXTS if not isinstance(t, Raw)], values[at - 1], "<0x-1>", "<0xZZ>", "a b c", "\u2581" * 2000))
+            values[at] = rng.choice(
+                (*[t for t in TEXTS if not isinstance(t, Raw)], values[at - 1], "<0x-1>", "<0xZZ>", "a b c", "\u2581" * 2000)
+            )
         elif old.of == 6:
             values[at] = rng.choice((float("nan"), float("inf"), -float("inf"), 0.0, 3e38))
         else:
@@ -138,7 +193,11 @@ def _tensor(file: File, rng: random.Random) -> tuple[str, File]:
         at = rng.randrange(len(old.sizes))
         change = {"sizes": tuple(rng.choice(COUNTS) if j == at else n for j, n in enumerate(old.sizes))}
     elif kind == 4:
-        change = {"sizes": rng.choice(((2**32, 2**32), (2**63, 2), (2**42 + 1, 2**22), (2**16,) * 4, (2**61 + 32, 8), old.sizes[::-1], (*old.sizes, 1)))}
+        change = {
+            "sizes": rng.choice(
+                ((2**32, 2**32), (2**63, 2), (2**42 + 1, 2**22), (2**16,) * 4, (2**61 + 32, 8), old.sizes[::-1], (*old.sizes, 1))
+            )
+        }
     elif kind == 5:
         change = {"kind": rng.choice(TYPES)}
     elif kind == 6:
@@ -159,7 +218,9 @@ def _tensor(file: File, rng: random.Random) -> tuple[str, File]:
 def variant(rng: random.Random) -> tuple[str, dict[str, bytes]]:
     file = rng.choice((model(), model(), bytes_model(), small()))
     if rng.random() < 0.3:
-        file = file.changed(**rng.choice(({"version": 2}, {"order": ">"}, {"order": ">", "version": 2}, {"alignment": 8}, {"alignment": 64})))
+        file = file.changed(
+            **rng.choice(({"version": 2}, {"order": ">"}, {"order": ">", "version": 2}, {"alignment": 8}, {"alignment": 64}))
+        )
     kind, done = rng.random(), []
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         if kind < 0.45:
@@ -167,11 +228,16 @@ def variant(rng: random.Random) -> tuple[str, dict[str, bytes]]:
         elif kind < 0.8:
             what, file = _tensor(file, rng)
         elif kind < 0.9:
-            change = rng.choice((
-                {"magic": rng.choice((b"GGML", b"FUGG", b"\0\0\0\0", b"GGUF"))}, {"version": rng.choice((0, 1, 2, 3, 4, 0x3000000, 2**32 - 1))},
-                {"count": rng.choice((*COUNTS, len(file.tensors) + 1))}, {"field_count": rng.choice((*COUNTS, len(file.fields) + 1))},
-                {"alignment": rng.choice((8, 16, 4096))}, {"tail": rng.randbytes(50)},
-            ))  # fmt: skip
+            change = rng.choice(
+                (
+                    {"magic": rng.choice((b"GGML", b"FUGG", b"\0\0\0\0", b"GGUF"))},
+                    {"version": rng.choice((0, 1, 2, 3, 4, 0x3000000, 2**32 - 1))},
+                    {"count": rng.choice((*COUNTS, len(file.tensors) + 1))},
+                    {"field_count": rng.choice((*COUNTS, len(file.fields) + 1))},
+                    {"alignment": rng.choice((8, 16, 4096))},
+                    {"tail": rng.randbytes(50)},
+                )
+            )
             what, file = str(change), file.changed(**change)
         else:
             what = "bytes"
@@ -192,8 +258,9 @@ def read(folder: Path) -> None:
             file.metadata[key]
         for name in file:
             file[name]
-        is_model = file.metadata.get("general.architecture") in ("llama", "qwen2", "qwen3") and "token_embd.weight" in file
+        is_model = "token_embd.weight" in file
     if is_model:
         loaded = load(folder / "a.gguf")
         loaded.tokenizer.encode("abcd \u00e4\U0001f600")
-        loaded.logits([0])
+        with suppress(NonFiniteError):  # of what the weights give
+            loaded.logits([0])

@@ -18,15 +18,17 @@ class Raw(str):
 
 
 NUMBERS: list[Any] = [
-    -1, 0, 1, 2, 3, 7, 31, 255, 256, 65535, 65536, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**48, 2**53 + 1, 2**62, 2**63 - 1, 2**63, 2**64 - 1,
-    2**64, -(2**31), -(2**63), 10**19, 10**30, 0.5, -0.0, 1e-320, 1e300, Raw("1e400"), Raw("-1e400"), Raw("NaN"), Raw("Infinity"), Raw("-Infinity"),
-    Raw("1" * 5000), Raw("0." + "1" * 5000), Raw("01"), Raw("+1"), Raw(".5"), Raw("0x10"), Raw("1e"), Raw("-"),
+    -1, 0, 1, 2, 3, 7, 31, 255, 256, 65535, 65536, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**48, 2**53 + 1, 2**62, 2**63 - 1, 2**63,
+    2**64 - 1, 2**64, -(2**31), -(2**63), 10**19, 10**30, 0.5, -0.0, 1e-320, 1e300, Raw("1e400"), Raw("-1e400"), Raw("NaN"),
+    Raw("Infinity"), Raw("-Infinity"), Raw("1" * 5000), Raw("0." + "1" * 5000), Raw("01"), Raw("+1"), Raw(".5"), Raw("0x10"), Raw("1e"),
+    Raw("-"),
 ]  # fmt: skip
 TEXTS: list[Any] = [
-    "", " ", "a", "..", "../../etc/passwd", "/etc/passwd", "\\\\host\\share", "a\0b", "a\nb", "\x1b[31mred", "\x7f", "\u202eevil", "\u2028",
-    "x" * 300, "x" * 70000, "-1", "0", "null", "NaN", "F32", "U8", "BF16", "F8_E4M3", "I64", "int4@32", "int4", "fp32", "uint4@32:fp16+zp",
-    "nf4@64:fp32", "int4@999999999", "fp8_e4m3fn@tensor:fp32", "rows", "tile16x4", "int8", "lmul", "${x}", "{{ 7 * 7 }}", "%s%n", "\U0001f600",
-    "e\u0301", Raw('"\\ud800"'), Raw('"\\udc00\\ud800"'), Raw('"\\u00"'), Raw('"\\x41"'), Raw('"open'), Raw("'a'"), Raw('"tab\there"'),
+    "", " ", "a", "..", "../../etc/passwd", "/etc/passwd", "\\\\host\\share", "a\0b", "a\nb", "\x1b[31mred", "\x7f", "\u202eevil",
+    "\u2028", "x" * 300, "x" * 70000, "-1", "0", "null", "NaN", "F32", "U8", "BF16", "F8_E4M3", "I64", "int4@32", "int4", "fp32",
+    "uint4@32:fp16+zp", "nf4@64:fp32", "int4@999999999", "fp8_e4m3fn@tensor:fp32", "rows", "tile16x4", "int8", "lmul", "${x}",
+    "{{ 7 * 7 }}", "%s%n", "\U0001f600", "e\u0301", Raw('"\\ud800"'), Raw('"\\udc00\\ud800"'), Raw('"\\u00"'), Raw('"\\x41"'),
+    Raw('"open'), Raw("'a'"), Raw('"tab\there"'),
 ]  # fmt: skip
 OTHERS: list[Any] = [
     None, True, False, [], Object(), [[]], [Object()], Object([("a", 1)]), Object([("a", 1), ("a", 2)]), Object([("kind", "rotation")]),
@@ -87,7 +89,9 @@ def _nudged(value: Any, rng: random.Random) -> Any:
         return rng.choice((value + 1, value - 1, -value, value * 2, value // 2 if value else 5, value + 0.5, str(value), value + 2**32))
     if isinstance(value, str):
         cut = rng.randrange(len(value) + 1)
-        return rng.choice((value[:cut], value + value, value.upper(), value[:cut] + "\0" + value[cut:], value + " ", value[::-1], value[:cut] + "é"))
+        return rng.choice(
+            (value[:cut], value + value, value.upper(), value[:cut] + "\0" + value[cut:], value + " ", value[::-1], value[:cut] + "é")
+        )
     return hostile(rng)
 
 
@@ -123,7 +127,11 @@ def _rename(tree: Any, spot: Spot, rng: random.Random) -> str:
     if not isinstance(holder, Object):
         return _nudge(tree, spot, rng)
     key = holder[i][0]
-    new = rng.choice(TEXTS) if rng.random() < 0.5 else rng.choice((key + "x", key.upper(), key + " ", key[:-1], "__" + key, key.replace("e", "\u0435")))
+    new = (
+        rng.choice(TEXTS)
+        if rng.random() < 0.5
+        else rng.choice((key + "x", key.upper(), key + " ", key[:-1], "__" + key, key.replace("e", "\u0435")))
+    )
     holder[i] = (new, holder[i][1])
     return f"{key[:20]!r} is called {new[:30]!r}"
 
@@ -161,8 +169,16 @@ def _many(tree: Any, spot: Spot, rng: random.Random) -> str:
 
 
 OPERATIONS: list[tuple[Callable[[Any, Spot, random.Random], str], int]] = [
-    (_replace, 6), (_nudge, 6), (_delete, 3), (_twice, 3), (_rename, 3), (_swap, 2), (_graft, 2), (_shuffle, 1), (_many, 1),
-]  # fmt: skip
+    (_replace, 6),
+    (_nudge, 6),
+    (_delete, 3),
+    (_twice, 3),
+    (_rename, 3),
+    (_swap, 2),
+    (_graft, 2),
+    (_shuffle, 1),
+    (_many, 1),
+]
 
 
 def damage(tree: Any, rng: random.Random, under: tuple[str, ...] = ()) -> str:

@@ -46,7 +46,9 @@ def _places(tree: Object, rng: random.Random) -> str:
         shift = rng.choice((1, 8, -1, -8, 2**63, -begin))
         fields["data_offsets"] = [begin + shift, end + shift]
     elif kind == 2:  # products that wrap to what is there
-        fields["shape"] = rng.choice(([2**32, 2**32], [2**63, 2], [2**42 + 1, 2**22], [2**64, 1], [2**16] * 4, [0, 2**64], [1] * 40, [2**61 + 1, 8]))
+        fields["shape"] = rng.choice(
+            ([2**32, 2**32], [2**63, 2], [2**42 + 1, 2**22], [2**64, 1], [2**16] * 4, [0, 2**64], [1] * 40, [2**61 + 1, 8])
+        )
     elif kind == 3:
         fields["data_offsets"] = [begin, rng.choice((2**63 - 1, 2**64 - 1, 2**64, end + 2**32, 10**17))]
     elif kind == 4:  # beyond the file, consistently

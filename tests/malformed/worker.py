@@ -21,7 +21,6 @@ from typing import Any
 
 from anybit.errors import FileFormatError, NonFiniteError
 
-KINDS = ("safetensors_files", "gguf_files", "checkpoints", "tokenizers_files", "foreign_checkpoints")
 TIMEOUT = 20.0  # a machine may be busy; the processor's time is what is judged
 ALLOWED = 64 << 20
 HEADROOM = 2 << 30
@@ -69,7 +68,15 @@ def run(kind: str, first: int, count: int, folder: Path) -> dict[str, Any]:
     start = memory()
     resource.setrlimit(resource.RLIMIT_AS, (start["VmSize"] + HEADROOM,) * 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    found: dict[str, Any] = {"refused": 0, "accepted": 0, "slowest": 0.0, "slowest_wall": 0.0, "peak": 0, "without_place": 0, "problems": []}
+    found: dict[str, Any] = {
+        "refused": 0,
+        "accepted": 0,
+        "slowest": 0.0,
+        "slowest_wall": 0.0,
+        "peak": 0,
+        "without_place": 0,
+        "problems": [],
+    }
     for index in range(first, first + count):
         what, files = files_of(kind, index)
         size = write(place, files)
@@ -84,7 +91,7 @@ def run(kind: str, first: int, count: int, folder: Path) -> dict[str, Any]:
         except (FileFormatError, NonFiniteError) as error:
             found["refused"] += 1
             message = str(error)
-            if not message.startswith(str(place)) or "\n" in message or ";" not in message or len(message) > 2000:
+            if not message.startswith(str(place)) or "\n" in message or ";" not in message or len(message) > 5000:
                 problem = f"message {message[:300]!r}"
             elif PLACE.search(message) is None:
                 found["without_place"] += 1

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,18 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _ADVICE = "the directory was not saved completely or was changed; save or fetch it again"
 
 
-def file_digest(path: Path) -> str:
+Progress = Callable[[int, str], None]
+"""Called with how many more bytes of which file have been read."""
+
+
+def file_digest(path: Path, progress: Progress | None = None) -> str:
     """Hexadecimal SHA-256 of a file, read in pieces."""
     digest = hashlib.sha256()
     with path.open("rb", buffering=0) as file:
         while piece := file.read(_CHUNK):
             digest.update(piece)
+            if progress is not None:
+                progress(len(piece), path.name)
     return digest.hexdigest()
 
 
@@ -104,7 +111,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def verify_directory(path: str | os.PathLike[str]) -> Verified:
+def verify_directory(path: str | os.PathLike[str], progress: Progress | None = None) -> Verified:
     """Reads every file that the manifest lists and compares sizes and digests.
 
     Raises: FileFormatError naming the first file that is missing, has another size or other bytes. Cost: reads everything once.
@@ -116,7 +123,11 @@ def verify_directory(path: str | os.PathLike[str]) -> Verified:
     files: dict[str, dict[str, Any]] = manifest["files"]
     for name, item in files.items():
         check_size(root, name, item["size"])
-        if file_digest(root / name) != item["sha256"]:
+        try:
+            digest = file_digest(root / name, progress)
+        except OSError as error:
+            raise FileFormatError(f"{root / name}: cannot be read: {error.strerror}; check the disk, or fetch it again") from None
+        if digest != item["sha256"]:
             raise FileFormatError(f"{root / name}: its SHA-256 is not the manifest's: changed or damaged; save or fetch it again")
     unlisted = sorted({p.relative_to(root).as_posix() for p in root.rglob("*") if not p.is_dir()} - {*files, MANIFEST})
     return Verified(manifest["digest"], len(files), sum(item["size"] for item in files.values()), tuple(unlisted))

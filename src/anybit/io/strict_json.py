@@ -23,6 +23,9 @@ MAX_DIGITS = 20  # 2**64 has 20: no field of any file needs more
 
 scanstring = json.decoder.scanstring  # type: ignore[attr-defined]
 
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\Z)', re.DOTALL)  # one that does not end is cut to the end: no second look
+_PAIR = re.compile(rb"\[\]|\{\}")
+_NO_BRACKET = bytes(set(range(256)) - set(b"[]{}"))
 _STRUCTURE = re.compile(rb'\\.|["\[\]{}]', re.DOTALL)
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _SPACE = re.compile(r"[ \t\n\r]*")
@@ -81,8 +84,18 @@ def _check_amount(data: bytes, where: Path | str) -> None:
         raise refuse(where, "JSON", 0, f"{values} values in {len(data)} bytes are more than any model needs", "restore the file")
 
 
+def _shallow(data: bytes) -> bool:
+    """Whether brackets that fit each other lie at most MAX_DEPTH deep: so many times the innermost pairs are taken away, at C's speed."""
+    brackets = _STRING.sub(b"", data).translate(None, _NO_BRACKET)
+    for _ in range(MAX_DEPTH):
+        if not brackets:
+            return True
+        brackets = _PAIR.sub(b"", brackets)
+    return not brackets
+
+
 def _check_depth(data: bytes, where: Path | str) -> None:
-    if data.count(b"[") + data.count(b"{") <= MAX_DEPTH:
+    if data.count(b"[") + data.count(b"{") <= MAX_DEPTH or _shallow(data):
         return
     depth, quoted = 0, False
     for match in _STRUCTURE.finditer(data):

@@ -1,15 +1,14 @@
 """tokenizer.json, checked before the tokenizers library sees it: that library runs what the file says, and has no limits of its own.
 
 A file can ask it for expressions that take exponential time, for a normalizer that doubles a text forty times over, for padding to 2^60
-tokens; and some contents abort it. What none of the supported models needs is refused here. Truncation and padding are switched off: a prompt
-is never cut without a word, and nothing here works on padded batches.
+tokens; and some contents abort it. What none of the supported models needs is refused here. Truncation and padding are switched off: a
+prompt is never cut without a word, and nothing here works on padded batches.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ MAX_REGEX = 2048
 MODELS = ("BPE", "Unigram", "WordPiece", "WordLevel")
 _STAGES = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 _ADVICE = "save the model's fast tokenizer again (tokenizer.save_pretrained)"
-_TRIAL = "a\u00e9\u4e2d \U0001f600  1234\n\tThe end's"
+_TRIALS = ("", "a\u00e9\u4e2d \U0001f600  1234\n\tThe end's", " \0 \x1b", "a" * 40)
 
 # one unit of an expression: an escape, a class (one level of classes inside), or any character
 _UNIT = re.compile(r"\\[pPxukg]\{[^}]*\}|\\.|\[\^?\]?(?:\\.|\[:?[^\]]*\]|[^\]\\])*\]|.", re.DOTALL)
@@ -43,7 +42,7 @@ class _Reader:
         field = ".".join(where.keys) or "the top level"
         return FileFormatError(f"{where.file}: field {shown(field)} {what}{where.at}; {_ADVICE}")
 
-    def object(self, value: object, where: Where) -> dict[str, Any]:
+    def fields_of(self, value: object, where: Where) -> dict[str, Any]:
         if not isinstance(value, dict):
             raise self.fail(where, f"is {shown(value, 40)}, not an object")
         return value
@@ -57,22 +56,22 @@ class _Reader:
             raise self.fail(where, f"{what} {shown(value, 60)}; text of at most {MAX_WORD} characters is needed")
         return value
 
-    def file(self, value: object) -> None:
-        whole = self.object(value, self.where)
-        model = self.object(whole.get("model"), self.where / "model")
+    def whole(self, value: object) -> None:
+        top = self.fields_of(value, self.where)
+        model = self.fields_of(top.get("model"), self.where / "model")
         words = self.model(model, self.where / "model")
         added = self.where / "added_tokens"
-        listed = whole.get("added_tokens", [])
+        listed = top.get("added_tokens", [])
         if not isinstance(listed, list) or len(listed) > MAX_ID:
             raise self.fail(added, "is no list")
         for item in listed:
-            self.number(self.object(item, added).get("id"), added)
+            self.number(self.fields_of(item, added).get("id"), added)
             words.append(self.word(item.get("content"), added, "holds"))
             if not item["content"]:
                 raise self.fail(added, "holds an empty token")
         for stage in _STAGES:
-            if whole.get(stage) is not None:
-                self.step(whole[stage], self.where / stage, 0)
+            if top.get(stage) is not None:
+                self.step(top[stage], self.where / stage, 0)
 
     def model(self, model: dict[str, Any], where: Where) -> list[str]:
         """The words of the vocabulary."""
@@ -86,11 +85,11 @@ class _Reader:
             for pair in pairs:
                 if not (isinstance(pair, list) and len(pair) == 2 and type(pair[1]) in (int, float)):
                     raise self.fail(place, f"holds {shown(pair, 40)}; pairs of text and number are needed")
-            words = [pair[0] for pair in pairs]
+            words = [pair[0] for pair in pairs if pair]
             if model.get("unk_id") is not None:
                 self.number(model["unk_id"], where / "unk_id", max(1, len(words)))
         else:
-            words = list(self.object(vocabulary, place))
+            words = list(self.fields_of(vocabulary, place))
             numbers = set(vocabulary.values()) if all(type(n) is int for n in vocabulary.values()) else {-1}  # type: ignore[union-attr]
             if len(numbers) != len(words) or min(numbers, default=0) < 0 or max(numbers, default=0) >= MAX_ID:
                 raise self.fail(place, f"needs a number of its own below {MAX_ID} for each word")
@@ -115,13 +114,13 @@ class _Reader:
             if not (isinstance(parts, list) and len(parts) == 2 and all(isinstance(part, str) for part in parts)):
                 raise self.fail(where, f"has {shown(merge, 60)} at {i}, no pair of tokens")
             left, right = parts
-            joined = left + (right[len(prefix) :] if prefix and right.startswith(prefix) else right)
-            if left not in words or right not in words or joined not in words:
+            joined = left + right[len(prefix) :]
+            if left not in words or right not in words or joined not in words or not right.startswith(prefix):
                 raise self.fail(where, f"has {shown(merge, 60)} at {i}, which does not join two tokens into a third")
 
     def step(self, value: object, where: Where, depth: int) -> None:
         """A normalizer, pre-tokenizer, post-processor or decoder, and those inside it."""
-        fields = self.object(value, where)
+        fields = self.fields_of(value, where)
         self.steps += 1
         if depth > MAX_DEPTH or self.steps > MAX_STEPS:
             raise self.fail(where, f"has more than {MAX_STEPS} steps, or more than {MAX_DEPTH} inside each other")
@@ -146,6 +145,10 @@ class _Reader:
                 if not (isinstance(pair, list) and len(pair) == limit):
                     raise self.fail(where / name, f"is {shown(pair, 40)}; a word and its number are needed")
                 self.number(pair[1], where / name)
+        if fields["type"] == "Strip" and fields.get("stop"):
+            raise self.fail(where / "stop", "is not 0: the library aborts at a token that is shorter")
+        if fields["type"] == "TemplateProcessing":
+            self.template(fields, where)
         for token, special in self.special(fields, where):
             ids, words = special.get("ids"), special.get("tokens")
             if not (isinstance(ids, list) and isinstance(words, list) and len(ids) == len(words) <= MAX_STEPS):
@@ -153,9 +156,22 @@ class _Reader:
             for number in ids:
                 self.number(number, where / "special_tokens")
 
+    def template(self, fields: dict[str, Any], where: Where) -> None:
+        """The library aborts at a word that its template does not define."""
+        known = self.fields_of(fields.get("special_tokens", {}), where / "special_tokens")
+        for key in ("single", "pair"):
+            pieces = fields.get(key, [])
+            for piece in pieces if isinstance(pieces, list) else []:
+                inner = piece.get("Sequence") if isinstance(piece, dict) else None
+                if key == "single" and isinstance(inner, dict) and inner.get("id") != "A":
+                    raise self.fail(where / key, "asks for a second text")
+                named = piece.get("SpecialToken", {}) if isinstance(piece, dict) else {}
+                if named and (not isinstance(named, dict) or not isinstance(named.get("id"), str) or named["id"] not in known):
+                    raise self.fail(where / key, f"names {shown(named, 40)}, which special_tokens does not define")
+
     def special(self, fields: dict[str, Any], where: Where) -> Iterator[tuple[str, dict[str, Any]]]:
-        listed = self.object(fields.get("special_tokens", {}), where / "special_tokens")
-        return ((key, self.object(item, where / "special_tokens")) for key, item in listed.items())
+        listed = self.fields_of(fields.get("special_tokens", {}), where / "special_tokens")
+        return ((key, self.fields_of(item, where / "special_tokens")) for key, item in listed.items())
 
     def pattern(self, fields: dict[str, Any], where: Where) -> None:
         pattern = fields["pattern"]
@@ -233,17 +249,27 @@ def read_tokenizer(content: bytes, where: Path | str) -> Any:
     Cost: two passes over the file, 0.3 s for 150,000 tokens.
     """
     place = Where(str(where), lambda: content)
-    _Reader(place).file(strict_json.parse(content, str(where)))
+    _Reader(place).whole(strict_json.parse(content, str(where)))
     from tokenizers import Tokenizer
 
     try:
         made = Tokenizer.from_str(content.decode())
         made.no_truncation()
         made.no_padding()
-        made.decode(made.encode(_TRIAL).ids)
+        for text in _TRIALS:
+            made.decode(made.encode(text).ids)
+        for index in range(min(made.get_vocab_size(), 256)):
+            made.decode([index])
     except BaseException as error:  # the library raises nothing narrower than Exception, and its panics are no Exception
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        what = f"the tokenizers library does not take it: {shown(str(error), 300)}"
-        raise FileFormatError(f"{where}: {what}{replace(place, keys=('model',)).at}; {_ADVICE}") from None
+        told = str(error)
+        line = re.search(r" at line (\d+) column (\d+)", told)
+        at = _byte(content, int(line[1]), int(line[2])) if line else strict_json.place(content, ["model"])
+        raise FileFormatError(f"{where}: the tokenizers library does not take it at byte {at}: {shown(told, 300)}; {_ADVICE}") from None
     return made
+
+
+def _byte(content: bytes, line: int, column: int) -> int:
+    """The place that a message gives by line and column, both from 1."""
+    return sum(len(each) + 1 for each in content.split(b"\n")[: line - 1]) + max(0, column - 1)

@@ -126,7 +126,7 @@ def _values(file: Container, name: str) -> np.ndarray:
 def _config(file: Container) -> tuple[dict[str, Any], Architecture]:
     metadata = file.metadata
     name = metadata.get("general.architecture")
-    if name not in ARCHITECTURES:
+    if not isinstance(name, str) or name not in ARCHITECTURES:
         what = f"is {shown(name, 60)}, which is not supported{metadata.at('general.architecture')}"
         raise FileFormatError(f"{file.path}: field 'general.architecture' {what}; supported: {', '.join(ARCHITECTURES)}")
     architecture = ARCHITECTURES[name]
@@ -155,8 +155,9 @@ def _config(file: Container) -> tuple[dict[str, Any], Architecture]:
     }  # fmt: skip
     if config["num_key_value_heads"] < 1:
         raise fields.fail("attention.head_count_kv", f"is {config['num_key_value_heads']}")
-    ids = [metadata.get(f"tokenizer.ggml.{which}_token_id") for which in ("bos", "eos", "eot", "eom")]
-    ends = [i for i in dict.fromkeys(ids[1:]) if type(i) is int and i < config["vocab_size"]]
+    found = [metadata.get(f"tokenizer.ggml.{which}_token_id") for which in ("bos", "eos", "eot", "eom")]
+    ids = [i if type(i) is int and 0 <= i < config["vocab_size"] else None for i in found]
+    ends = [i for i in dict.fromkeys(ids[1:]) if i is not None]
     return config | {"bos_token_id": ids[0], "eos_token_id": ends or None}, architecture
 
 

@@ -16,6 +16,7 @@ from anybit.io.gguf.container import Container
 from anybit.io.strict_json import shown
 
 MAX_TOKEN = 1024
+MAX_CUTS = 1 << 28  # characters of all pieces of all tokens; Gemma's 262,144 tokens have 2^25
 NORMAL, UNKNOWN, CONTROL, USER = 1, 2, 3, 4
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -145,6 +146,8 @@ def _byte_level(words: _Vocabulary) -> dict[str, Any]:
 def _merges(words: _Vocabulary) -> list[list[str]]:
     """The pairs of tokens that make a token, best score first: what SentencePiece's BPE would join, as a list."""
     scores = words.numbers("scores", 0.0)
+    if sum(len(token) ** 2 for token in words.tokens) > MAX_CUTS:
+        raise words.fail("tokens", "has too many long tokens to try all ways of cutting them")
     usable = {token: i for token, i in words.ids.items() if words.types[i] in (NORMAL, USER)}
     found: list[tuple[float, int, int, str, str]] = []
     for token, i in usable.items():
@@ -187,7 +190,7 @@ def tokenizer_json(file: Container) -> bytes:
     """
     kind = file.metadata.get("tokenizer.ggml.model")
     makers = {"gpt2": _byte_level, "llama": _sentence_piece}
-    if kind not in makers:
+    if not isinstance(kind, str) or kind not in makers:
         known = ", ".join(makers)
         what = f"is {shown(kind, 60)}, which is not supported{file.metadata.at('tokenizer.ggml.model')}"
         raise FileFormatError(f"{file.path}: field 'tokenizer.ggml.model' {what}; supported: {known}")

@@ -8,9 +8,8 @@
 #include <stdexcept>
 #include <vector>
 
-#include "bind.h"
+#include "bind_round.h"
 #include "pool.h"
-#include "round.h"
 
 using namespace nanobind::literals;
 
@@ -32,24 +31,6 @@ using Codes32 = Array<int32_t, 1>;
 using FloatsOut = nb::ndarray<float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using AnyOut = nb::ndarray<nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using AnyIn = nb::ndarray<nb::ro, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-
-struct PyRound {
-  RoundPlan plan;
-  bool keep_specials = false;  // NaN and infinities are replaced, not refused
-  float fill = 0;              // what stands for them until then: never out of range
-  float special_values[3] = {};  // of NaN, +inf, -inf
-  int32_t special_codes[3] = {};
-  bool refuse_outside = false;
-  float first = 0, last = 0;  // values below `first`, or from `last` on, are out of range
-  int width = 1;              // bytes of a code
-  std::vector<float> decoded;
-  uint32_t code_mask = 0xff;
-  std::vector<Node> nodes;
-  std::vector<Bucket> buckets, halves;
-  std::vector<float> points, values;
-  std::vector<int32_t> codes;
-  std::vector<double> chain;
-};
 
 template <class T> std::vector<T> listed(const nb::dict &d, const char *name) {
   const auto a = nb::cast<Array<T, 1>>(d[name]);

@@ -218,4 +218,5 @@ NB_MODULE(_native, m) {
   bind_around(m);
   bind_ops(m);
   bind_pack(m);
+  bind_gptq(m);
 }

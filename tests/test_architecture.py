@@ -20,26 +20,35 @@ ALLOWED: dict[str, set[str]] = {
     "products": {"formats"},
     "kernels": {"formats", "layouts", "native", "products"},
     "arrays": set(),
-    "device": {"formats"},
+    "device_arrays": {"arrays"},
+    "device": {"device_arrays", "formats"},
+    "device_blocks": {"device", "device_arrays", "formats", "methods"},
     "elementwise": {"arrays", "device", "formats", "kernels", "tensor"},
-    "tensor": {"arrays", "formats", "layouts", "methods", "kernels", "linear", "products"},
+    "tensor": {"arrays", "device_blocks", "formats", "layouts", "methods", "kernels", "linear", "products"},
     "cache": {"formats", "methods"},
     "activations": {"formats", "methods"},
     "transforms": {"formats", "kernels", "layouts"},
     "linear": {"activations", "formats", "tensor", "transforms", "kernels", "products"},
     "around": {"formats", "linear", "tensor", "transforms"},
     "models": set(),
-    "io": {"formats", "layouts", "tensor"},  # but for io/packed.py and io/gguf: files alone
+    "graphs": {"formats", "methods", "models"},
+    "calibrate": {"formats", "io", "measure", "methods", "models"},
+    "recipes": {"activations", "cache", "calibrate", "formats", "io", "kernels", "layouts", "linear", "measure", "methods", "model",
+                "models", "stored", "streaming", "tensor", "transforms"},
+    "io": {"formats", "layouts", "models", "tensor"},  # but for io/packed.py and io/gguf: files alone
     "foreign": {"formats", "io", "linear", "models", "stored", "tensor"},
     "engine": {"cache", "models", "linear", "kernels", "products"},
     "report": set(),
     "measure": {"formats", "layouts", "methods", "linear", "tensor", "kernels", "models", "engine"},
     "stored": {"around", "cache", "formats", "layouts", "methods", "kernels", "io", "linear", "tensor", "products"},
-    "streaming": {"foreign", "formats", "layouts", "methods", "io", "linear", "models", "stored", "tensor"},
+    "streaming": {"foreign", "formats", "layouts", "methods", "io", "linear", "models", "products", "stored", "tensor"},
     "model": {
         "cache", "formats", "layouts", "methods", "foreign", "io", "linear", "models", "stored", "streaming", "tensor", "engine",
         "products",
     },
+    "sources": {"foreign", "formats", "layouts", "methods", "io", "models", "stored", "tensor"},
+    "export": {"formats", "layouts", "io", "sources", "stored", "tensor"},
+    "verification": {"export", "io", "sources"},
     "selftest": {"elementwise", "formats", "layouts", "kernels", "tensor", "reference", "io"},
     "errors": set(),
     "registry": set(),
@@ -87,7 +96,7 @@ def test_one_file_imports_the_native_module() -> None:
 def test_no_pickle_no_network_no_torch_no_code_from_files() -> None:
     code = {"pickle", "marshal", "shelve", "dill", "joblib", "cloudpickle", "runpy", "code", "ctypes", "subprocess"}
     network = {"socket", "ssl", "urllib", "http", "ftplib", "smtplib", "requests", "httpx", "aiohttp", "asyncio", "huggingface_hub"}
-    heavy = {"torch", "transformers", "scipy", "pandas", "ml_dtypes", "gfloat"}
+    heavy = {"torch", "transformers", "pandas", "ml_dtypes", "gfloat"}
     for path in FILES:
         tree = ast.parse(path.read_text())
         assert not {name.split(".")[0] for name in imports(path)} & (code | network | heavy), path
@@ -97,6 +106,16 @@ def test_no_pickle_no_network_no_torch_no_code_from_files() -> None:
         for node in calls:  # names of modules that are loaded by name are written down, or a registry's folder
             if isinstance(node.func, ast.Attribute) and node.func.attr == "import_module":
                 assert path.name in {"registry.py", "__init__.py", "main.py"} or isinstance(node.args[0], ast.Constant), path
+
+
+def test_scipy_is_loaded_where_it_is_used() -> None:
+    """Importing it takes longer than most commands."""
+    users = {path.name for path in FILES if any(name.split(".")[0] == "scipy" for name in imports(path))}
+    assert users <= {"allocate.py"}
+    for path in FILES:
+        for node in ast.parse(path.read_text()).body:
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in getattr(node, "names", [])]
+            assert not any(name.split(".")[0] == "scipy" for name in names if isinstance(name, str)), path
 
 
 def test_public_functions_and_classes_say_what_they_are() -> None:

@@ -155,7 +155,7 @@ def weight(quantization: dict[str, Any]) -> dict[str, Any]:
 
 SAYS_LAYER = rf"q: layer '{UP}': "
 DESCRIPTIONS: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
-    ("version", lambda q: q.update(version=2), "version 2 is not known, only 1; update anybit"),
+    ("version", lambda q: q.update(version=2), r"version 2 is not known, only 1 \(at byte \d+\); update anybit"),
     ("key", lambda q: q.update(rotation=1), "unknown key 'rotation'"),
     ("layer key", lambda q: q["layers"][UP].update(rotation=1), rf"{UP}.*unknown key 'rotation'"),
     ("cache", lambda q: q.update(kv_cache={"k": "int8@token"}), "'kv_cache': has the keys k, not k, v, stage"),

@@ -74,6 +74,12 @@ class OutputError(AnybitError, OSError):
         return str(self.args[0]) if self.args else ""
 
 
+class GateError(AnybitError):
+    """A result that does not hold what its recipe asks for: exit code 5. It lies aside, under another name."""
+
+    exit_code = 5
+
+
 class NoKernelError(AnybitError):
     """No kernel serves an operation on this machine: exit code 6. The message gives each candidate's reason."""
 

@@ -21,6 +21,7 @@ from anybit.formats import Format, Spec
 from anybit.io.checkpoint import save_checkpoint
 from anybit.io.foreign import Foreign, Sidecar, open_foreign
 from anybit.io.hf import CONFIG, open_model
+from anybit.io.tokenizer import read_tokenizer
 from anybit.linear import ActSpec, Linear, check_kernel
 from anybit.methods import METHODS
 from anybit.models import ModelSpec, describe
@@ -37,6 +38,7 @@ from anybit.stored import (
     float32_of,
     formats_of,
     resolve,
+    stored_attention,
     stored_cache,
     stored_linear,
     tables_of,
@@ -54,9 +56,8 @@ class Model:
 
     `weights` holds a `Linear` for every matrix (embedding and head too) and float32 arrays for norms; `plain` the norms and biases as they
     were stored, (dtype, array), for saving. Everything is read-only; `quantize`, `replace`, `with_act`, `with_product`,
-    `with_attention` and `with_cache` give new models that share what is equal. `attention`: the product rule of q k^T and p v, which a
-    checkpoint does not store.
-    `cache`: formats of keys and values between tokens.
+    `with_attention` and `with_cache` give new models that share what is equal. `attention`: the product rule of q k^T and p v, None for
+    multiplication. `cache`: formats of keys and values between tokens.
     """
 
     config: Mapping[str, Any]
@@ -81,14 +82,7 @@ class Model:
         file = next((file for file in self.sidecars if file.name == "tokenizer.json"), None)
         if file is None:
             raise FileFormatError(f"{self.name}: no tokenizer.json; save the model's fast tokenizer there (tokenizer.save_pretrained)")
-        from tokenizers import Tokenizer
-
-        content = file.read_bytes()
-        try:
-            return Tokenizer.from_str(content.decode())
-        except Exception as error:  # the library raises nothing narrower
-            where = file if isinstance(file, Path) else f"{self.name}: {file.name}"
-            raise FileFormatError(f"{where}: no tokenizer that can be read: {error}; save the tokenizer again") from None
+        return read_tokenizer(file.read_bytes(), file if isinstance(file, Path) else f"{self.name}: {file.name}")
 
     def tokenize(self, text: str) -> np.ndarray:
         """int32[t] token ids of a text, with the special tokens that the tokenizer adds."""
@@ -279,7 +273,7 @@ class Model:
         for done, name in enumerate(chosen):
             linear = self.linears[name]
             w = linear.weight.dequantize()
-            parts = METHODS[method](w, spec, name=f"tensor '{name}'")
+            parts = METHODS[method](w, spec.for_tensor(name), name=f"tensor '{name}'")
             weights[name] = replace(linear, weight=QTensor.pack(spec.format, w.shape, parts), act=act_spec, product=product)
             if progress:
                 progress(done + 1, len(chosen), name)
@@ -288,18 +282,18 @@ class Model:
     def save(self, path: str | Path) -> int:
         """Writes a checkpoint directory, all of it or nothing; gives its safetensors bytes.
 
-        OutputError: it exists, or the disk fails. UsageError: a product rule that a checkpoint does not store (of attention, or with a
-        table that is a file).
+        OutputError: it exists, or the disk fails. UsageError: a product rule whose table is a file, which a checkpoint does not store.
         """
-        if self.attention is not None:
-            raise UsageError("a checkpoint does not store attention's product rule: save without it and name it when you evaluate")
         listed = {tensor.module for tensor in self.spec.tensors if tensor.role == "bias"}
         modules = {tensor.name: tensor.module for tensor in self.spec.tensors}
         entries = [(name, entry_of(linear, modules[name] in listed)) for name, linear in self.linears.items()]
         plain = [(name, dtype, array) for name, (dtype, array) in self.plain.items()]
         cache = None if self.cache is None else self.cache.fields
         tables = tables_of(fmt for linear in self.linears.values() for fmt in formats_of(linear))
-        return save_checkpoint(path, self.config, entries, plain, self.sidecars, tables=tables, policy=self.policy, kv_cache=cache)
+        return save_checkpoint(
+            path, self.config, entries, plain, self.sidecars, tables=tables, policy=self.policy, attention_product=self.attention,
+            kv_cache=cache,
+        )  # fmt: skip
 
     def __repr__(self) -> str:
         return f"Model({self.name}, {self.spec.family}, {self.parameters} weights, {float(self.bits_per_weight):.3f} bits a weight)"
@@ -352,8 +346,9 @@ def load(path: str | Path, open: int | None = None) -> Model:
             source.release(name)
     spec = replace(spec, eos=source.eos or spec.eos)
     policy = source.quantization.policy if source.quantization else None
+    attention = stored_attention(source.quantization, where) if source.quantization else None
     cache = stored_cache(source.quantization, where) if source.quantization else None
-    model = Model(source.config, spec, weights, plain, source.sidecars, str(path), policy, cache=cache)
+    model = Model(source.config, spec, weights, plain, source.sidecars, str(path), policy, attention, cache)
     return model if open is None else model.open(open)
 
 

@@ -21,7 +21,7 @@ from anybit.io.strict_json import shown
 from anybit.layouts import LAYOUTS, default_layout
 from anybit.linear import ActSpec, Linear
 from anybit.methods import METHODS, SCALES
-from anybit.products import Product, names_a_file, parse_product
+from anybit.products import Product, attention_product, names_a_file, parse_product
 from anybit.tensor import QTensor
 
 BUNDLED = "pycoder-5m"
@@ -244,14 +244,26 @@ def brought_elements(quantization: Quantization, where: object) -> dict[str, Ele
     return found
 
 
+def stored_attention(quantization: Quantization, where: object) -> str | None:
+    """The product rule of attention. FileFormatError: none that this anybit knows, or one that is for weights."""
+    rule = quantization.attention_product
+    if rule is not None:
+        try:
+            attention_product(rule)
+        except (UnknownNameError, UsageError) as error:
+            raise FileFormatError(f"{where}: quantization_config: attention_product: {error}; update anybit") from None
+    return rule
+
+
 def stored_cache(quantization: Quantization, where: object) -> CacheSpec | None:
     """The formats of keys and values. FileFormatError: this anybit does not hold them so."""
     fields = quantization.kv_cache
     if not fields:
         return None
     try:
-        if set(fields) != {"k", "v", "stage"} or not all(value is None or isinstance(value, str) for value in fields.values()):
-            raise UsageError(f"has the keys {', '.join(sorted(fields))}, not k, v, stage, each a text or null")
+        extra, missing = set(fields) - {"k", "v", "stage", "sinks", "window"}, {"k", "v", "stage"} - set(fields)
+        if extra or missing or not all(value is None or type(value) in (str, int) for value in fields.values()):
+            raise UsageError(f"has the keys {', '.join(sorted(fields))}, not k, v, stage (each a text or null), sinks and window if any")
         return CacheSpec.of(fields)
     except (FormatError, NoKernelError, UsageError, UnknownNameError) as error:
         raise FileFormatError(f"{where}: quantization_config: 'kv_cache': {error}; update anybit") from None

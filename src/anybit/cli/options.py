@@ -24,6 +24,9 @@ seed_option = click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=
 progress_option = click.option("--no-progress", is_flag=True, help="No progress on stderr.")
 open_option = click.option("--open", "width", type=click.IntRange(1, 16), default=None, help="Open nested integers at this width.")
 product_option = click.option("--product", metavar="RULE", default=None, help="What takes multiplication's place: lmul, shift, table=...")
+attention_option = click.option(
+    "--attention-product", metavar="RULE", default=None, help="Product rule of attention's two products: lmul, lmulM."
+)
 model_argument = click.argument("model")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from anybit.io.strict_json import shown
 MANIFEST = "manifest.json"
 VERSION = 1
 _CHUNK = 1 << 18
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _ADVICE = "the directory was not saved completely or was changed; save or fetch it again"
 
 
@@ -66,25 +68,39 @@ class Verified:
     unlisted: tuple[str, ...]
 
 
+def _bad_file(name: str) -> str | None:
+    """Why a directory cannot have a file of this name, or None."""
+    if not name or name.startswith("/") or "\0" in name or ".." in name.split("/"):
+        return "leaves the directory"
+    return "is the manifest itself" if name == MANIFEST else None
+
+
+def _bad_item(item: object) -> str | None:
+    fits = isinstance(item, dict) and item.keys() == {"size", "sha256"} and type(item["size"]) is int and item["size"] >= 0
+    if not fits or not isinstance(item["sha256"], str) or _SHA256.fullmatch(item["sha256"]) is None:  # type: ignore[index]
+        return "needs an integer size and a sha256, and nothing else"
+    return None
+
+
 def read_manifest(path: Path) -> dict[str, Any]:
     """A directory's manifest, checked field by field. Raises: FileFormatError."""
-    where = path / MANIFEST
-    manifest = strict_json.read(where)
+    file = path / MANIFEST
+    manifest = strict_json.read(file)
+    where = strict_json.where(file)
     if not isinstance(manifest, dict) or manifest.get("manifest") != "anybit":
-        raise FileFormatError(f"{where}: no anybit manifest; {_ADVICE}")
-    if manifest.get("version") != VERSION:
-        raise FileFormatError(f"{where}: manifest version {shown(manifest.get('version'), 40)}; this anybit reads {VERSION}")
+        raise FileFormatError(f"{file}: no anybit manifest{(where / 'manifest').at}; {_ADVICE}")
+    if type(manifest.get("version")) is not int or manifest["version"] != VERSION:
+        version = f"manifest version {shown(manifest.get('version'), 40)}{(where / 'version').at}"
+        raise FileFormatError(f"{file}: {version}; this anybit reads {VERSION}")
     files = manifest.get("files")
     if not isinstance(files, dict):
-        raise FileFormatError(f"{where}: field 'files' is no object; {_ADVICE}")
+        raise FileFormatError(f"{file}: field 'files' is no object{(where / 'files').at}; {_ADVICE}")
     for name, item in files.items():
-        if not name or name.startswith("/") or "\0" in name or ".." in name.split("/"):
-            raise FileFormatError(f"{where}: field 'files': {shown(name)} leaves the directory; {_ADVICE}")
-        fits = isinstance(item, dict) and type(item.get("size")) is int and isinstance(item.get("sha256"), str)
-        if not fits:
-            raise FileFormatError(f"{where}: field 'files': {shown(name)} needs an integer size and a sha256; {_ADVICE}")
+        reason = _bad_file(name) or _bad_item(item)
+        if reason is not None:
+            raise FileFormatError(f"{file}: field 'files': {shown(name)} {reason}{(where / 'files' / name).at}; {_ADVICE}")
     if manifest.get("digest") != contents_digest(files):
-        raise FileFormatError(f"{where}: field 'digest' does not match 'files'; {_ADVICE}")
+        raise FileFormatError(f"{file}: field 'digest' does not match 'files'{(where / 'digest').at}; {_ADVICE}")
     return manifest
 
 

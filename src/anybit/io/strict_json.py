@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +122,61 @@ def _second_of_two(text: str) -> int:
     return 0
 
 
+def _after(text: str, at: int) -> int:
+    return _SPACE.match(text, at).end()  # type: ignore[union-attr]
+
+
+def place(data: bytes, keys: Sequence[str]) -> int:
+    """The byte of the value that lies under some keys of a file which `parse` accepts; of the innermost object on the way that lacks a key.
+
+    >>> place(b'{"a": {"b": 5}}', ["a", "b"])
+    12
+    """
+    text = data.decode("utf-8")
+    at = _after(text, 0)
+    for key in keys:
+        found, here = None, _after(text, at + 1)
+        while found is None and text.startswith("{", at) and not text.startswith("}", here):
+            name, here = scanstring(text, here + 1)
+            here = _after(text, _after(text, here) + 1)  # over the colon
+            if name == key:
+                found = here
+            else:
+                here = _after(text, DECODER.raw_decode(text, here)[1])
+                here = _after(text, here + 1) if text.startswith(",", here) else here
+        if found is None:
+            break
+        at = found
+    return len(text[:at].encode())
+
+
+@dataclass(frozen=True)
+class Where:
+    """An object in a JSON file, for messages: the file and the keys that lead to it. `data` reads the file again, to count its bytes."""
+
+    file: str
+    data: Callable[[], bytes] | None = None
+    keys: tuple[str, ...] = ()
+
+    def __truediv__(self, key: str) -> Where:
+        return replace(self, keys=(*self.keys, key))
+
+    def __str__(self) -> str:
+        """The file and the keys, those that are no plain words quoted."""
+        path = "".join(f".{key}" if key.isidentifier() and key.isascii() else f"[{shown(key)}]" for key in self.keys).removeprefix(".")
+        return f"{self.file}: {path}" if path else self.file
+
+    @property
+    def at(self) -> str:
+        """` (at byte 7)`, or nothing where the bytes are not at hand."""
+        if self.data is None:
+            return ""
+        try:
+            return f" (at byte {place(self.data(), self.keys)})"
+        except (FileFormatError, ValueError):
+            return ""  # the file has changed meanwhile
+
+
 def parse(data: bytes, where: Path | str) -> Any:
     """Decodes a whole JSON file.
 
@@ -176,3 +233,8 @@ def read_small(path: Path, limit: int = MAX_BYTES) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise FileFormatError(f"{path}: cannot be read: {error.strerror}; check the path and its permissions") from None
+
+
+def where(path: Path) -> Where:
+    """A JSON file's outermost object, for messages."""
+    return Where(str(path), lambda: read_small(path))

@@ -81,7 +81,7 @@ def default_text(tokenizer: Tokenizer, tokens: int = DEFAULT_TOKENS, separator: 
     UsageError: this interpreter's standard library has too little of them.
     """
     files, missing = held_out_files(stdlib)
-    ids = _collect(tokenizer, _read(files), tokens + 1, separator)
+    ids = _collect(tokenizer, read_texts(files), tokens + 1, separator)
     if len(ids) <= tokens:
         lacking = f"; it lacks {', '.join(missing)}" if missing else ""
         raise UsageError(
@@ -97,13 +97,14 @@ def text_from_files(tokenizer: Tokenizer, paths: Sequence[Path], tokens: int | N
     FileFormatError: a file is not UTF-8. UsageError: there are fewer than two tokens.
     """
     limit = None if tokens is None else tokens + 1
-    ids = _collect(tokenizer, _read(paths), limit, separator)
+    ids = _collect(tokenizer, read_texts(paths), limit, separator)
     if len(ids) < 2:
         raise UsageError(f"{', '.join(map(str, paths))}: no text to evaluate on")
     return _text(ids, ", ".join(path.name for path in paths), None, ())
 
 
-def _read(paths: Iterable[Path]) -> Iterator[str]:
+def read_texts(paths: Iterable[Path]) -> Iterator[str]:
+    """The text of each file. FileFormatError: it is not UTF-8."""
     for path in paths:
         try:
             yield path.read_bytes().decode("utf-8")

@@ -24,7 +24,7 @@ from anybit.cli.progress import Reporter
 @click.option("--act", metavar="FORMAT", default=None, help="Activations of quantized layers if not as stored: float, int8, mxfp8 ...")
 @options.kv_option
 @options.product_option
-@click.option("--attention-product", metavar="RULE", default=None, help="Product rule of attention's two products: lmul, lmulM.")
+@options.attention_option
 @options.open_option
 @options.threads_option
 @options.json_option
@@ -67,7 +67,7 @@ def command(
     result: dict[str, Any] = {
         "model": model, "reference": reference, **found.describe(),
         "bits_per_weight": measured.bits_per_weight, "quantized_bits_per_weight": stored,
-        "act": act or ("as stored" if stored else "float"), "product": product or "as stored", "attention_product": attention_product,
+        "act": act or ("as stored" if stored else "float"), "product": product or "as stored", "attention_product": measured.attention,
         "kv_cache": measured.cache.text if measured.cache else "float",
         "window": window, "text": text.describe(), "machine": machine(),
     }  # fmt: skip

@@ -59,7 +59,8 @@ class _Vocabulary:
             raise self.fail("tokens", f"has a token of {longest} characters, {MAX_TOKEN} at most")
 
     def fail(self, key: str, problem: str) -> FileFormatError:
-        return FileFormatError(f"{self.path}: field 'tokenizer.ggml.{key}' {problem}; convert the model again")
+        field = f"tokenizer.ggml.{key}"
+        return FileFormatError(f"{self.path}: field '{field}' {problem}{self.metadata.at(field)}; convert the model again")
 
     def take(self, key: str, kind: type, of: type = object, default: Any = ...) -> Any:
         value = self.metadata.get(f"tokenizer.ggml.{key}", default)
@@ -188,7 +189,8 @@ def tokenizer_json(file: Container) -> bytes:
     makers = {"gpt2": _byte_level, "llama": _sentence_piece}
     if kind not in makers:
         known = ", ".join(makers)
-        raise FileFormatError(f"{file.path}: field 'tokenizer.ggml.model' is {shown(kind, 60)}, which is not supported; supported: {known}")
+        what = f"is {shown(kind, 60)}, which is not supported{file.metadata.at('tokenizer.ggml.model')}"
+        raise FileFormatError(f"{file.path}: field 'tokenizer.ggml.model' {what}; supported: {known}")
     words = _Vocabulary(file)
     made = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": words.added(), **makers[kind](words)}
     return json.dumps(made, ensure_ascii=False).encode("utf-8", "surrogatepass")

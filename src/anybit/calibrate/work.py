@@ -1,0 +1,135 @@
+"""The work folder of a calibration: hidden states between blocks, finished blocks, and how far it got.
+
+    state.json            {"version": 1, "digest": ..., "done": n, "shape": [...], "cross": false, "hidden": "hidden-n.f32"}
+    hidden-n.f32          float32[sequences, length, width] before block n (original-n.f32: the original model's, where a step needs them)
+    block-i.safetensors   a finished block; ends.safetensors: embedding, final norm and head, when all is done
+
+state.json is replaced last, in one step, so that a kill at any moment leaves the state before or the state after; the hidden states before
+block n are not touched while block n is worked on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from anybit.calibrate.finished import load_finished, save_finished
+from anybit.errors import FileFormatError, UsageError
+from anybit.io import strict_json
+from anybit.io.save import atomic_file
+
+if TYPE_CHECKING:
+    from anybit.calibrate.run import Finished
+
+STATE, ENDS = "state.json", "ends.safetensors"
+
+
+class Work:
+    """See the module. `shape`: sequences, length, width."""
+
+    def __init__(self, folder: Path, digest: str, resume: bool) -> None:
+        self._folder, self._digest, self._resume = folder, digest, resume
+        self.shape: tuple[int, int, int] = (0, 0, 0)
+        self._now: dict[bool, np.ndarray] = {}
+        self._next: dict[bool, np.ndarray] = {}
+        self._at, self._cross = 0, False
+
+    def begin(self, shape: tuple[int, int, int], cross: bool, embedded: Callable[[int], np.ndarray]) -> int:
+        """Opens or makes the folder; `embedded(i)` is float32[length, width] of sequence i. Returns how many blocks are done."""
+        self.shape, self._cross = shape, cross
+        self._folder.mkdir(parents=True, exist_ok=True)
+        state = self._read()
+        if state is not None:
+            self._at = state["done"]
+            self._open()
+            return self._at
+        for original in (False, True) if cross else (False,):
+            array = self._map(0, original, "w+")
+            for i in range(shape[0]):
+                array[i] = embedded(i)
+            _flush(array)
+        self._write()
+        self._open()
+        return 0
+
+    def hidden(self, i: int, original: bool = False) -> np.ndarray:
+        """float32[length, width] of sequence i before the block that is worked on."""
+        return np.asarray(self._now[original][i])
+
+    def put(self, i: int, x: np.ndarray, original: bool = False) -> None:
+        """The same after it."""
+        self._next[original][i] = x
+
+    def keep(self, finished: Finished) -> None:
+        """A block is done: what it became is stored, and the hidden states after it take the place of those before."""
+        save_finished(self._folder / f"block-{finished.index}.safetensors", finished)
+        for array in self._next.values():
+            _flush(array)
+        old = [self._file(self._at, original) for original in self._now]
+        self._at += 1
+        self._write()
+        self._now, self._next = {}, {}
+        for path in old:
+            path.unlink(missing_ok=True)
+        self._open()
+
+    def load(self, index: int) -> Finished:
+        """A block that an earlier run finished."""
+        return load_finished(self._folder / f"block-{index}.safetensors")
+
+    def done(self, ends: Finished) -> None:
+        """The last piece; hidden states are not needed any more."""
+        save_finished(self._folder / ENDS, ends)
+        self._now, self._next = {}, {}
+        for original in (False, True):
+            for at in (self._at, self._at + 1):
+                self._file(at, original).unlink(missing_ok=True)
+        (self._folder / STATE).unlink(missing_ok=True)
+
+    def _file(self, at: int, original: bool) -> Path:
+        return self._folder / f"{'original' if original else 'hidden'}-{at}.f32"
+
+    def _map(self, at: int, original: bool, mode: Any) -> np.ndarray:
+        if not self.shape[0]:
+            return np.zeros(self.shape, np.float32)  # a plan without data: no file can be mapped that has no bytes
+        return np.memmap(self._file(at, original), np.float32, mode, shape=self.shape)
+
+    def _open(self) -> None:
+        for original in (False, True) if self._cross else (False,):
+            self._now[original] = self._map(self._at, original, "r")
+            self._next[original] = self._map(self._at + 1, original, "w+")
+
+    def _write(self) -> None:
+        state = {"version": 1, "digest": self._digest, "done": self._at, "shape": list(self.shape), "cross": self._cross}
+        with atomic_file(self._folder / STATE) as file:
+            file.write(json.dumps(state).encode())
+
+    def _read(self) -> dict[str, Any] | None:
+        path = self._folder / STATE
+        if not path.exists():
+            return None
+        if not self._resume:
+            raise UsageError(f"{self._folder} holds an unfinished run: give --resume to go on with it, or remove the folder")
+        state = strict_json.read(path)
+        wanted = {"version": 1, "digest": self._digest, "shape": list(self.shape), "cross": self._cross}
+        if not isinstance(state, dict) or type(state.get("done")) is not int or state["done"] < 0:
+            raise FileFormatError(f"{path}: no state of a calibration; remove the folder and begin anew")
+        for key, value in wanted.items():
+            if state.get(key) != value:
+                raise UsageError(
+                    f"{self._folder} holds another run's state ('{key}' differs): give its recipe, model and text, or another folder"
+                )
+        for original in (False, True) if self._cross else (False,):
+            file = self._file(state["done"], original)
+            if self.shape[0] and (not file.exists() or file.stat().st_size != 4 * int(np.prod(self.shape))):
+                raise FileFormatError(f"{file}: the hidden states are missing or cut short; remove the folder and begin anew")
+        return state
+
+
+def _flush(array: np.ndarray) -> None:
+    if isinstance(array, np.memmap):
+        array.flush()

@@ -1,0 +1,1 @@
+"""Recipes: one named choice of format, method and execution for a whole model."""

@@ -1,0 +1,157 @@
+"""Formats by layer: what each layer costs in each candidate format, and the choice of least total cost within a budget of stored bits.
+
+Cost "kl": the mean KL divergence of the model with that layer alone quantized, measured on calibration text. Cost "hawq": HAWQ-V3's
+sensitivity (arXiv 2011.10680, eq. 4) with the layer's own X^T X for the Hessian: tr(dW H dW^T) over the tokens, no model is run for it.
+Both add up over layers, which is an approximation; so the uniform formats that fit the budget are measured beside the result, on the same
+text, and the best of all is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from anybit.calibrate import Event, calibrate
+from anybit.errors import DoesNotFitError, UsageError
+from anybit.formats import Spec
+from anybit.linear import Linear
+from anybit.measure.accuracy import evaluate
+from anybit.methods.statistics import Statistics
+from anybit.methods.step import Correction, Target
+from anybit.model import Model, load
+from anybit.recipes.allocate import Budget, allocate
+from anybit.recipes.build import linears
+from anybit.recipes.plan import make_plan, stored_bytes
+from anybit.recipes.schema import Recipe
+from anybit.recipes.source import FloatSource
+
+TOKENS, WINDOW, AT_ONCE = 4096, 256, 16
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """`formats` by tensor name; `costs` by name and format; `kl` on the calibration slice of the mixture and of each uniform format that
+    fits; `bits` stored a weight of each of these; `taken`: "mixed", or the uniform format that was better."""
+
+    formats: Mapping[str, Spec]
+    costs: Mapping[str, Mapping[str, float]]
+    kl: Mapping[str, float]
+    bits: Mapping[str, float]
+    taken: str
+
+    def as_json(self) -> dict[str, Any]:
+        """The same as JSON's values."""
+        return {
+            "formats": {name: str(spec) for name, spec in self.formats.items()}, "costs": {k: dict(v) for k, v in self.costs.items()},
+            "kl": dict(self.kl), "bits": dict(self.bits), "taken": self.taken,
+        }  # fmt: skip
+
+
+def choose_formats(
+    path: str | Path, recipe: Recipe, ids: np.ndarray, progress: Callable[[str, int, int], Any] | None = None, tokens: int = TOKENS
+) -> Mixed:
+    """Chooses a format of `recipe.allocation` for every matrix that a rule quantizes.
+
+    Args: ids, int32[sequences, length] calibration tokens; progress(what, done, total); tokens, how many of them KL is measured on.
+    Raises: UsageError: the recipe has no allocation. DoesNotFitError: not even the smallest formats meet the budget.
+    """
+    wanted = recipe.allocation
+    if wanted is None:
+        raise UsageError(f"recipe {recipe.name} has no allocation")
+    if recipe.steps:
+        raise UsageError(
+            f"recipe {recipe.name}: an allocation changes one layer at a time, and its steps change several together; leave the steps out"
+        )
+    source = FloatSource(path)
+    base = make_plan(recipe, source.spec)
+    names = [name for name in base.choices if name in {t.name for t in source.spec.tensors}]
+    shapes = {t.name: t.shape for t in source.spec.tensors}
+    specs = {each: Spec.parse(each) for each in wanted.formats}
+    sizes: dict[str, dict[str, float]] = {}
+    for name in names:
+        found = {each: stored_bytes(spec.format, shapes[name]) for each, spec in specs.items()}
+        if None in found.values():
+            raise UsageError(f"allocation: the size of {next(k for k, v in found.items() if v is None)} depends on the data; leave it out")
+        sizes[name] = {each: 8.0 * count for each, count in found.items() if count is not None}
+    weights = sum(prod(shapes[name]) for name in names)
+
+    model = load(path)
+    layers: dict[str, dict[str, Linear]] = {}
+    losses: dict[str, dict[str, float]] = {name: {} for name in names}
+    for i, (each, spec) in enumerate(specs.items()):
+        plan = make_plan(recipe, source.spec, override=dict.fromkeys(names, spec))
+        if wanted.cost == "hawq":
+            watch = _Watch({})
+            plan = replace(plan, choices={n: replace(c, corrections=(*c.corrections, watch)) for n, c in plan.choices.items()})
+
+        def step(event: Event, each: str = each, i: int = i) -> None:
+            if progress and event.loss is not None:
+                progress(f"quantize to {each}", i * event.total + event.done, len(specs) * event.total)
+
+        layers[each] = {}
+        for finished in calibrate(source, plan, ids if not plan.data_free else None, progress=step):
+            layers[each] |= linears(finished)
+        if wanted.cost == "hawq":
+            for name in names:
+                losses[name][each] = watch.found[name]
+    if wanted.cost == "kl":
+        cases = [(name, each) for name in names for each in specs]
+        models = {f"{name} {each}": _with(model, {name: layers[each][name]}) for name, each in cases}
+        found_kl = measured_kl(model, models, ids, tokens, progress)
+        for name, each in cases:
+            losses[name][each] = found_kl[f"{name} {each}"]
+
+    result = allocate(losses, Budget("stored bits", sizes, wanted.bits * weights, "bits"))
+    totals = {each: sum(sizes[name][each] for name in names) / weights for each in specs}
+    uniform = [each for each in specs if totals[each] <= wanted.bits]
+    tried = {"mixed": {name: layers[each][name] for name, each in result.choices.items()}} | {each: layers[each] for each in uniform}
+    kl = measured_kl(model, {key: _with(model, each) for key, each in tried.items()}, ids, tokens, None)
+    taken = min(kl, key=lambda key: (kl[key], key != "mixed"))
+    chosen = result.choices if taken == "mixed" else dict.fromkeys(names, taken)
+    bits = {"mixed": result.used["stored bits"] / weights} | {each: totals[each] for each in uniform}
+    return Mixed({name: specs[each] for name, each in chosen.items()}, losses, kl, bits, taken)
+
+
+@dataclass(frozen=True)
+class _Watch(Correction):
+    """Notes what rounding cost each matrix; changes nothing."""
+
+    found: dict[str, float]
+    needs = frozenset({"xtx"})
+
+    def correct(self, target: Target, stats: Statistics) -> None:
+        """tr(dW X^T X dW^T) over the tokens."""
+        if stats.xtx is None or not stats.count:
+            raise UsageError(f"{target.name}: no calibration token reached it; cost 'hawq' needs some")
+        error = (target.rounded - target.weight).astype(np.float32)
+        self.found[target.name] = float(np.einsum("nk,nk->", error @ stats.xtx, error, dtype=np.float64)) / stats.count
+
+
+def _with(model: Model, changed: Mapping[str, Linear]) -> Model:
+    return model.replace({**model.weights, **changed})
+
+
+def measured_kl(
+    model: Model, models: Mapping[str, Model], ids: np.ndarray, tokens: int, progress: Callable[[str, int, int], Any] | None
+) -> dict[str, float]:
+    """Mean KL of each model on the first `tokens` calibration tokens, some models at a time."""
+    text = ids.reshape(-1)[: tokens + 1]
+    if len(text) < 2:
+        raise DoesNotFitError("the calibration text is too short to measure on")
+    found: dict[str, float] = {}
+    keys = list(models)
+    for start in range(0, len(keys), AT_ONCE):
+        part = {key: models[key] for key in keys[start : start + AT_ONCE]}
+        for key, accuracy in evaluate(part, text, model, min(WINDOW, model.context)).items():
+            assert accuracy.kl_mean is not None
+            found[key] = accuracy.kl_mean.mean
+        if progress:
+            progress("measure layers", min(start + AT_ONCE, len(keys)), len(keys))
+    return found
+
+

@@ -1,0 +1,189 @@
+"""What a recipe does to a model, before it is done: the choice for each matrix, its bytes and kernel, memory and time."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from anybit.activations import ActSpec
+from anybit.calibrate import Assignment, Plan
+from anybit.calibrate.run import UNTIED
+from anybit.errors import UsageError
+from anybit.formats import Format, Spec
+from anybit.kernels import choose
+from anybit.kernels.cpu import op_spec
+from anybit.layouts import LAYOUTS, default_layout, sizes_known
+from anybit.methods.step import Correction, GroupStep, ModelStep, Rounding
+from anybit.models.spec import ModelSpec
+from anybit.recipes.schema import Recipe
+from anybit.stored import DENSE_FORMATS
+
+Override = Mapping[str, Spec]
+
+
+def make_plan(recipe: Recipe, spec: ModelSpec, digest: str = "", override: Override | None = None) -> Plan:
+    """The choices of a recipe for a model. `digest`: of model and calibration text; `override`: formats by layer, from an allocation.
+
+    UsageError: a rule that cannot serve a tensor, or no rule that quantizes any. NoKernelError: no kernel runs what a rule names.
+    """
+    override = override or {}
+    choices: dict[str, Assignment] = {}
+    names = [t.name for t in spec.tensors if t.role not in ("norm", "bias")] + ([UNTIED] if spec.tied else [])
+    for name in names:
+        rule = recipe.rule_of(name)
+        if rule is None or rule.spec is None:
+            continue
+        assert rule.rounding is not None
+        choice = Assignment(override.get(name, rule.spec), rule.rounding, rule.corrections, rule.act)
+        if name == spec.embedding and choice.needs:
+            raise UsageError(
+                f"recipe {recipe.name}: rule '{rule.match}' gives the embedding {step_name(rule.rounding)}, which looks at inputs,"
+                " and an embedding has none; give it a rule of its own with nearest, or keep it"
+            )
+        if name != UNTIED:
+            choices[name] = choice
+            kernel_of(choice)
+        elif any(isinstance(step, ModelStep) for step in recipe.steps):
+            choices[name] = choice
+    if not any(name != UNTIED for name in choices):
+        raise UsageError(f"recipe {recipe.name}: no rule quantizes a matrix of this model; its tensors are named like {names[0]}")
+    whole = "\n".join([recipe.digest, digest, *(f"{name} {each}" for name, each in sorted(override.items()))])
+    return Plan(
+        choices, tuple(s for s in recipe.steps if isinstance(s, ModelStep)), tuple(s for s in recipe.steps if isinstance(s, GroupStep)),
+        recipe.calibration.sequential, hashlib.sha256(whole.encode()).hexdigest(),
+    )  # fmt: skip
+
+
+def kernel_of(choice: Assignment) -> str:
+    """The name of the kernel that will run a choice. NoKernelError: none does."""
+    act = ActSpec.named(choice.act)
+    fmt = choice.spec.format
+    kernel: str = choose(op_spec(fmt, default_layout(fmt, (16, 32)), act.kernel_name if act else None), native=True).kernel.name
+    return kernel
+
+
+def step_name(step: Rounding | Correction | ModelStep | GroupStep) -> str:
+    """As recipes spell it, with the options that are not the default."""
+    from dataclasses import fields
+
+    from anybit.methods.step import STEPS
+
+    name = next(key for key in STEPS if STEPS[key] is type(step))
+    options = [f"{f.name}={getattr(step, f.name)}" for f in fields(step) if getattr(step, f.name) != f.default]
+    return f"{name}({', '.join(options)})" if options else name
+
+
+@dataclass(frozen=True)
+class Row:
+    """One matrix of the plan. `nbytes` stored (None: known only when it is made); `bits` exact bits a weight of the format."""
+
+    name: str
+    shape: tuple[int, ...]
+    format: str
+    method: str
+    act: str
+    kernel: str
+    nbytes: int | None
+
+
+def stored_bytes(fmt: Format, shape: tuple[int, ...]) -> int | None:
+    """Of a matrix in its default layout; None where that depends on the data."""
+    layout = default_layout(fmt, shape)
+    if not sizes_known(fmt, shape, layout):
+        return None
+    return sum(dtype.itemsize * prod(size) for dtype, size in LAYOUTS[layout].parts(fmt, shape).values())
+
+
+def rows(plan: Plan, spec: ModelSpec, dtypes: Mapping[str, str]) -> list[Row]:
+    """The layer table, in the order of execution."""
+    found = []
+    for tensor in spec.tensors:
+        if tensor.role in ("norm", "bias"):
+            continue
+        choice = plan.choices.get(tensor.name)
+        fmt = Format(DENSE_FORMATS[dtypes[tensor.name]]) if choice is None else choice.spec.format
+        method = "kept" if choice is None else " + ".join([step_name(choice.rounding), *(step_name(s) for s in choice.corrections)])
+        kernel = "dense" if choice is None else kernel_of(choice)
+        act = "float" if choice is None or choice.act is None else choice.act
+        found.append(Row(tensor.name, tensor.shape, str(fmt), method, act, kernel, stored_bytes(fmt, tensor.shape)))
+    return found
+
+
+def bits_per_weight(table: list[Row], plan: Plan) -> Fraction | None:
+    """Stored bits a weight of the matrices that are quantized; None where a size is not known."""
+    chosen = [row for row in table if row.name in plan.choices]
+    if any(row.nbytes is None for row in chosen):
+        return None
+    return Fraction(8 * sum(row.nbytes or 0 for row in chosen), sum(prod(row.shape) for row in chosen))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What quantizing will take, and what the result will take to run. Bytes and seconds; rough, within a factor of two.
+
+    `quantize_bytes`: the most memory while quantizing; `spill_bytes`: hidden states on disk; `run_bytes`: weights and the KV cache of one
+    sequence of the whole context.
+    """
+
+    quantize_bytes: int
+    spill_bytes: int
+    seconds: float
+    model_bytes: int
+    run_bytes: int
+
+    def as_json(self) -> dict[str, Any]:
+        """The same as a mapping."""
+        return dict(self.__dict__)
+
+
+def estimate(plan: Plan, table: list[Row], spec: ModelSpec, recipe: Recipe) -> Estimate:
+    """From shapes, and a moment's measurement of this machine's matrix product."""
+    from anybit.calibrate.forward import members
+
+    speed = flops_per_second()
+    tokens = 0 if plan.data_free else recipe.calibration.sequences * recipe.calibration.length
+    shapes = {t.name: t.shape for t in spec.tensors}
+    largest = work = statistics = 0
+    for layer in spec.layers:
+        groups = members(layer)
+        weights = sum(prod(shapes[name]) for names in groups.values() for name in names)
+        held = 0
+        passes = 3 if plan.sequential == "block" else 6
+        attention = 4 * recipe.calibration.length * layer.mixer.heads * layer.mixer.head_dim
+        work += tokens * (2 * weights + attention) * passes
+        for names in groups.values():
+            needs, k = plan.needs(names), shapes[names[0]][1]
+            if needs & {"xtx", "cross"}:
+                both = len(needs & {"xtx", "cross"})
+                held += 4 * k * k * both
+                work += 2 * tokens * k * k * both + 4 * k**3 + sum(2 * shapes[name][0] * k * k for name in names)
+            held += 4 * k * (1024 if "rows" in needs else 4)
+        largest, statistics = max(largest, weights), max(statistics, held)
+    largest = max(largest, max(prod(row.shape) for row in table))
+    spill = 4 * tokens * spec.width * (4 if any("cross" in plan.needs(n) for x in spec.layers for n in members(x).values()) else 2)
+    parameters = sum(prod(row.shape) for row in table)
+    model = sum(row.nbytes if row.nbytes is not None else 2 * prod(row.shape) for row in table)
+    cache = 8 * spec.context * sum(layer.mixer.kv_heads * layer.mixer.head_dim for layer in spec.layers)
+    # one block in float32 three times (as read, as transformed, as rounded), its statistics, interpreter and libraries
+    return Estimate(12 * largest + statistics + (150 << 20), spill, work / speed + parameters * 4e-8, model, model + cache + (80 << 20))
+
+
+def flops_per_second(size: int = 512) -> float:
+    """Of this machine's float32 matrix product, measured now."""
+    a = np.ones((size, size), np.float32)
+    a @ a
+    best = min(_timed(a) for _ in range(3))
+    return 2 * size**3 / best
+
+
+def _timed(a: np.ndarray) -> float:
+    begun = time.perf_counter()
+    a @ a
+    return time.perf_counter() - begun

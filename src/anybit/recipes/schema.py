@@ -1,0 +1,287 @@
+"""Recipes: a strict, versioned description of how a whole model is quantized (docs/recipes.md)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from anybit.cache import CacheSpec
+from anybit.errors import AnybitError, FileFormatError, UnknownNameError, UsageError, near_misses
+from anybit.formats import Spec
+from anybit.methods.step import STEPS, Correction, GroupStep, ModelStep, Rounding, Step
+from anybit.recipes import strict_yaml
+
+VERSION = 1
+SEQUENCES, LENGTH = 128, 512
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """`sequences` windows of `length` tokens; `sequential`: see `anybit.calibrate.Plan`."""
+
+    sequences: int = SEQUENCES
+    length: int = LENGTH
+    seed: int = 0
+    sequential: str = "block"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What becomes of the matrices whose names `match` finds (a regular expression, searched for). `spec` None: they are kept."""
+
+    match: str
+    spec: Spec | None
+    rounding: Rounding | None = None
+    corrections: tuple[Correction, ...] = ()
+    act: str | None = None
+
+
+@dataclass(frozen=True)
+class Gates:
+    """What the result must hold against the original on the evaluation text: mean KL in nats a token, share of equal most likely tokens."""
+
+    max_kl: float | None = None
+    min_top1: float | None = None
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """Formats by layer, chosen by integer programming under a budget of exact stored bits a weight (of the matrices that rules quantize).
+
+    `formats`: the candidates; `cost`: what is minimised, "kl" (measured, one layer at a time) or "hawq" (trace of X^T X times the error).
+    """
+
+    bits: float
+    formats: tuple[str, ...]
+    cost: str = "kl"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """See docs/recipes.md. `measured`: what it gave, where and when (keys `MEASURED`); `text`: what it does, in canonical form, without
+    what is said about it; `digest` names that."""
+
+    name: str
+    rules: tuple[Rule, ...]
+    about: str = ""
+    source: str = ""
+    published: str = ""
+    calibration: Calibration = field(default_factory=Calibration)
+    steps: tuple[ModelStep | GroupStep, ...] = ()
+    kv_cache: CacheSpec | None = None
+    gates: Gates = field(default_factory=Gates)
+    allocation: Allocation | None = None
+    nonfinite: str = "error"
+    measured: Mapping[str, Any] = field(default_factory=dict)
+    text: str = ""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the recipe in canonical form."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+    def rule_of(self, name: str) -> Rule | None:
+        """The first rule that matches a tensor's name; None: it is kept."""
+        return next((rule for rule in self.rules if re.search(rule.match, name)), None)
+
+
+class _Reader:
+    """A mapping whose every key must be taken: what is left over is unknown."""
+
+    def __init__(self, value: Any, where: str, allowed: tuple[str, ...]) -> None:
+        if not isinstance(value, dict):
+            raise FileFormatError(f"{where} must be a mapping, not {_shown(value)}")
+        for key in value:
+            if key not in allowed:
+                raise FileFormatError(f"{where}: no key '{key}'{near_misses(key, allowed)}; there is {', '.join(allowed)}")
+        self.value, self.where = value, where
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.value
+
+    def get(
+        self, key: str, kind: type | tuple[type, ...], default: Any, check: Callable[[Any], bool] = lambda v: True, wanted: str = ""
+    ) -> Any:
+        """The value, or the default where it is left out."""
+        if key not in self.value:
+            return default
+        value = self.value[key]
+        bad_bool = isinstance(value, bool) and bool not in (kind if isinstance(kind, tuple) else (kind,))
+        if bad_bool or not isinstance(value, kind) or not check(value):
+            name = wanted or " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
+            raise FileFormatError(f"{self.where}: '{key}' is {_shown(value)}; it must be {name}")
+        return value
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def load_recipe(given: str | Path) -> Recipe:
+    """A named recipe, or a YAML file (anything with a slash or that ends in .yaml or .yml).
+
+    UnknownNameError: no such name. FileFormatError: a file that is no recipe, with the place and what is allowed there.
+    """
+    text = str(given)
+    if isinstance(given, Path) or "/" in text or text.endswith((".yaml", ".yml")):
+        return parse_recipe(strict_yaml.read(Path(text)), text)
+    known = named()
+    if text not in known:
+        raise UnknownNameError(f"no recipe named '{text}'{near_misses(text, known)}; 'anybit recipes' lists them, a file ends in .yaml")
+    return parse_recipe(strict_yaml.read(known[text]), text)
+
+
+def named() -> dict[str, Path]:
+    """The recipes that come with anybit, by name."""
+    return {path.stem: path for path in sorted((Path(__file__).parent / "named").glob("*.yaml"))}
+
+
+TOP = (
+    "version", "name", "about", "source", "published", "measured", "calibration", "steps", "rules", "kv_cache", "gates", "allocation",
+    "nonfinite",
+)  # fmt: skip
+MEASURED = ("model", "tokens", "kl", "kl_se", "bits", "on")
+
+
+def parse_recipe(value: Any, where: str) -> Recipe:
+    """A recipe from YAML's values. FileFormatError: an unknown key, with a suggestion; a value that is not allowed."""
+    top = _Reader(value, where, TOP)
+    version = top.get("version", int, None)
+    if version != VERSION:
+        raise FileFormatError(f"{where}: 'version' is {_shown(version)}; this anybit reads version {VERSION}")
+    rules = top.get("rules", list, None)
+    if not rules:
+        raise FileFormatError(f"{where}: 'rules' is missing or empty; give at least one, such as {{match: layers, format: int4@128}}")
+    steps = tuple(_step(item, f"{where}: steps[{i}]", (ModelStep, GroupStep)) for i, item in enumerate(top.get("steps", list, [])))
+    nonfinite = top.get("nonfinite", str, "error", lambda v: v in ("error", "saturate", "propagate"), "error, saturate or propagate")
+    measured = _Reader(value.get("measured", {}), f"{where}: measured", MEASURED)
+    said = {key: each for key, each in value.items() if key not in ("about", "source", "published", "measured")}
+    return Recipe(
+        name=top.get("name", str, Path(where).stem), about=top.get("about", str, ""), source=top.get("source", str, ""),
+        published=top.get("published", str, ""), calibration=_calibration(value.get("calibration", {}), f"{where}: calibration"),
+        steps=steps,  # type: ignore[arg-type]
+        rules=tuple(_rule(item, f"{where}: rules[{i}]", nonfinite) for i, item in enumerate(rules)),
+        kv_cache=_cache(value.get("kv_cache"), f"{where}: kv_cache"), gates=_gates(value.get("gates", {}), f"{where}: gates"),
+        allocation=_allocation(value["allocation"], f"{where}: allocation") if "allocation" in value else None, nonfinite=nonfinite,
+        measured={key: measured.get(key, (str, int, float), None) for key in MEASURED if key in measured},
+        text=json.dumps(said, sort_keys=True, ensure_ascii=False, default=str),
+    )  # fmt: skip
+
+
+def _calibration(value: Any, where: str) -> Calibration:
+    reader = _Reader(value, where, ("sequences", "length", "seed", "sequential"))
+
+    def count(key: str, default: int, low: int) -> int:
+        return int(reader.get(key, int, default, lambda v: low <= v < 1 << 31, f"a whole number of at least {low}"))
+
+    sequential = reader.get("sequential", str, "block", lambda v: v in ("block", "group"), "block or group")
+    return Calibration(count("sequences", SEQUENCES, 1), count("length", LENGTH, 1), count("seed", 0, 0), sequential)
+
+
+def _cache(value: Any, where: str) -> CacheSpec | None:
+    if value is None:
+        return None
+    reader = _Reader(value, where, ("k", "v", "stage"))
+    try:
+        return CacheSpec.of({key: reader.get(key, str, None) for key in ("k", "v", "stage") if key in reader})
+    except AnybitError as error:
+        raise FileFormatError(f"{where}: {error}") from None
+
+
+def _rule(value: Any, where: str, nonfinite: str) -> Rule:
+    reader = _Reader(value, where, ("match", "keep", "format", "rounding", "corrections", "act"))
+    match = reader.get("match", str, None)
+    if match is None:
+        raise FileFormatError(f"{where}: 'match' is missing: a regular expression that tensor names are searched for")
+    try:
+        re.compile(match)
+    except re.error as error:
+        raise FileFormatError(f"{where}: 'match' is no regular expression: {error}") from None
+    keep = reader.get("keep", bool, False)
+    if keep == ("format" in reader):
+        raise FileFormatError(f"{where}: give either 'format' or 'keep: true'")
+    if keep:
+        others = [key for key in ("rounding", "corrections", "act") if key in reader]
+        if others:
+            raise FileFormatError(f"{where}: '{others[0]}' says nothing of a matrix that is kept")
+        return Rule(match, None)
+    spec = _spec(reader.get("format", str, None), f"{where}: 'format'")
+    if nonfinite != "error" and "nonfinite" not in str(spec):
+        spec = _spec(f"{spec}+nonfinite={nonfinite}", f"{where}: 'format'")
+    rounding = _step(value.get("rounding", "nearest"), f"{where}: rounding", (Rounding,))
+    corrections = tuple(
+        _step(item, f"{where}: corrections[{i}]", (Correction,)) for i, item in enumerate(reader.get("corrections", list, []))
+    )
+    act = reader.get("act", str, None)
+    if act is not None and act != "float":
+        _spec(act, f"{where}: 'act'")
+    return Rule(match, spec, rounding, corrections, None if act == "float" else act)  # type: ignore[arg-type]
+
+
+def _spec(text: str, where: str) -> Spec:
+    try:
+        spec = Spec.parse(text)
+        spec.check()
+    except AnybitError as error:
+        raise FileFormatError(f"{where}: {error}") from None
+    return spec
+
+
+def _step(value: Any, where: str, kinds: tuple[type[Step], ...]) -> Step:
+    """`name` or `{name: {options}}`."""
+    if isinstance(value, str):
+        name, options = value, dict[str, Any]()
+    elif isinstance(value, dict) and len(value) == 1:
+        ((name, options),) = value.items()
+        options = {} if options is None else options
+    else:
+        raise FileFormatError(f"{where} must be a name, or a name with its options, not {_shown(value)}")
+    if not isinstance(options, dict):
+        raise FileFormatError(f"{where}: the options of {name} must be a mapping, not {_shown(options)}")
+    try:
+        step = STEPS[name]
+    except UnknownNameError as error:
+        raise FileFormatError(f"{where}: {error}") from None
+    if not issubclass(step, kinds):
+        raise FileFormatError(f"{where}: {name} is no {' or '.join(_KIND[k] for k in kinds)} but a {_kind(step)}")
+    try:
+        return step.made(options, f"{where}: {name}")
+    except UsageError as error:
+        raise FileFormatError(str(error)) from None
+
+
+_KIND: dict[type[Step], str] = {
+    ModelStep: "step of the model", GroupStep: "step of a group", Rounding: "rounding", Correction: "correction",
+}  # fmt: skip
+
+
+def _kind(step: type[Step]) -> str:
+    return next(name for kind, name in _KIND.items() if issubclass(step, kind))
+
+
+def _gates(value: Any, where: str) -> Gates:
+    reader = _Reader(value, where, ("max_kl", "min_top1"))
+    kl = reader.get("max_kl", (int, float), None, lambda v: v >= 0, "a number of nats, at least 0")
+    top1 = reader.get("min_top1", (int, float), None, lambda v: 0 <= v <= 1, "a share between 0 and 1")
+    return Gates(None if kl is None else float(kl), None if top1 is None else float(top1))
+
+
+def _names(value: Any) -> bool:
+    return len(value) > 1 and all(isinstance(each, str) for each in value)
+
+
+def _allocation(value: Any, where: str) -> Allocation:
+    reader = _Reader(value, where, ("bits", "formats", "cost"))
+    bits = reader.get("bits", (int, float), None, lambda v: 0 < v < 64, "stored bits a weight")
+    formats = reader.get("formats", list, None, _names, "a list of formats, two or more")
+    if bits is None or formats is None:
+        raise FileFormatError(f"{where}: 'bits' and 'formats' are needed")
+    for i, each in enumerate(formats):
+        _spec(each, f"{where}: formats[{i}]")
+    return Allocation(float(bits), tuple(formats), reader.get("cost", str, "kl", lambda v: v in ("kl", "hawq"), "kl or hawq"))

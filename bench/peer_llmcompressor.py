@@ -16,6 +16,7 @@ import time
 
 def main() -> None:
     """Prints versions, then one line of JSON for each line that comes."""
+    answers, sys.stdout = sys.stdout, sys.stderr  # its log goes to standard output
     import numpy as np
     import torch
     from compressed_tensors.quantization import QuantizationArgs
@@ -25,7 +26,7 @@ def main() -> None:
     held = np.load(sys.argv[1])
     w, h, scale = (torch.from_numpy(held[name]) for name in ("weight", "hessian", "scale"))
     args = QuantizationArgs(num_bits=4, type="int", symmetric=True, strategy="group", group_size=128, actorder="static")
-    print(json.dumps({name: importlib.metadata.version(name) for name in ("llmcompressor", "compressed-tensors", "torch")}), flush=True)
+    print(json.dumps({name: importlib.metadata.version(name) for name in ("llmcompressor", "compressed-tensors", "torch")}), file=answers, flush=True)
     for _ in sys.stdin:
         weights, hessians = w.clone()[None], h.clone()[None]  # both are working memory to it
         begun = time.perf_counter()
@@ -33,7 +34,7 @@ def main() -> None:
             found = quantize_weight(weights, hessians, scale[None], torch.zeros_like(scale, dtype=torch.int8)[None], None, args)
         seconds = time.perf_counter() - begun
         error = (w - found[0][0]).double()
-        print(json.dumps({"seconds": seconds, "loss": float(((error @ h.double()) * error).sum())}), flush=True)
+        print(json.dumps({"seconds": seconds, "loss": float(((error @ h.double()) * error).sum())}), file=answers, flush=True)
 
 
 if __name__ == "__main__":

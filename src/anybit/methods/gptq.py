@@ -36,7 +36,7 @@ class Gptq(Rounding):
     block: int = BLOCK
 
     def __post_init__(self) -> None:
-        check_options(self.damp, self.order)
+        check_options(self.damp, self.order, self.block)
 
     def round(self, target: Target, stats: Statistics) -> None:
         """See `Rounding.round`."""

@@ -26,7 +26,8 @@ def main() -> None:
     held = np.load(sys.argv[1])
     w, h, scale = (torch.from_numpy(held[name]) for name in ("weight", "hessian", "scale"))
     args = QuantizationArgs(num_bits=4, type="int", symmetric=True, strategy="group", group_size=128, actorder="static")
-    print(json.dumps({name: importlib.metadata.version(name) for name in ("llmcompressor", "compressed-tensors", "torch")}), file=answers, flush=True)
+    versions = {name: importlib.metadata.version(name) for name in ("llmcompressor", "compressed-tensors", "torch")}
+    print(json.dumps(versions), file=answers, flush=True)
     for _ in sys.stdin:
         weights, hessians = w.clone()[None], h.clone()[None]  # both are working memory to it
         begun = time.perf_counter()

@@ -58,8 +58,9 @@ class Plan:
 
     def needs(self, names: Sequence[str]) -> frozenset[str]:
         """Statistics of the input of these matrices."""
-        found = [self.choices[name].needs for name in names if name in self.choices]
-        return frozenset().union(*found, *(step.needs for step in self.group_steps)) if found else frozenset()
+        found = [self.choices[name] for name in names if name in self.choices]
+        steps = [step.asks(choice.spec) for choice in found for step in self.group_steps]
+        return frozenset().union(*(choice.needs for choice in found), *steps)
 
     @property
     def data_free(self) -> bool:

@@ -21,7 +21,7 @@ import numpy as np
 
 from anybit.errors import UsageError, near_misses
 from anybit.formats import Format, Spec
-from anybit.methods.rtn import dequantize_parts
+from anybit.methods.rtn import dequantize_parts, quantize_parts
 from anybit.methods.statistics import Statistics
 from anybit.registry import Registry
 from anybit.transforms import Transform, apply, fold
@@ -92,6 +92,12 @@ class Added:
     index: np.ndarray | None = None
     format: str = "bf16"
     source: str = ""
+
+
+def as_stored(values: np.ndarray, expression: str, name: str) -> np.ndarray:
+    """float32: a branch's matrix as its format will keep it, so that calibration sees what runs."""
+    spec = Spec.parse(expression)
+    return dequantize_parts(quantize_parts(values, spec, name=name), spec.format, values.shape)
 
 
 @dataclass
@@ -202,6 +208,16 @@ class Group:
         """Whether a change of the input can be folded into what makes it: something linear does, and no transform runs between."""
         return self.producer is not None and not self.pre
 
+    def note(self, text: str) -> None:
+        """Something that the user should hear."""
+        self.targets[0].notes.append(text)
+
+    def tied(self, scale: np.ndarray) -> np.ndarray:
+        """float32[k]: a scale that `scale_input` can fold, equal where channels share what makes them."""
+        if self.producer is not None and self.folds:
+            return self.producer.tied(scale)
+        return np.asarray(scale, np.float32)
+
     def scale_input(self, scale: np.ndarray, online: bool = False) -> None:
         """Divides the input by scale float32[k] (> 0) and multiplies every matrix's columns: folded into the producer where there is one
         (the scale must come from `Producer.tied`), otherwise, or if `online`, as a transform at run time."""
@@ -224,7 +240,7 @@ class Group:
         self.stats = self.stats.permuted(index)
 
     def hadamard_input(self, block: int, seed: int | None = None) -> None:
-        """Turns every `block` channels (a power of two that divides k) by the Hadamard matrix, at run time, after signs drawn from a seed."""
+        """Turns every `block` channels (a power of two that divides k) by the Hadamard matrix at run time, after signs from a seed."""
         self._free()
         pre = Pre("hadamard", block=block, seed=seed)
         transform = pre.transform
@@ -268,7 +284,7 @@ ROLES = ("qkv", "o", "gate_up", "down")
 
 @dataclass(frozen=True)
 class GroupStep(Step):
-    """Changes a group before it is rounded. `roles`: the inputs that it is for, of qkv, o, gate_up, down, with spaces between; None: all."""
+    """Changes a group before it is rounded. `roles`: the inputs that it is for, of qkv, o, gate_up, down, with spaces; None: all."""
 
     roles: str | None = None
 

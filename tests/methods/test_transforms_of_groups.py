@@ -21,10 +21,11 @@ from anybit.methods.statistics import Statistics
 from anybit.methods.step import STEPS, GroupStep
 
 EXACT = [
-    SmoothQuant(), SmoothQuant(alpha=0.8), AWQ(grid=5), AWQ(grid=5, duo=True), Equalize(), Equalize(norms=True), Hadamard(),
-    Hadamard(block=8), Hadamard(seed=None), PermuteOutliers(over=1.5), PermuteOutliers(order="sort"), PermuteOutliers(order="sort", by="weights", online=True),
+    SmoothQuant(), SmoothQuant(alpha=0.8), SmoothQuant(roles="down o"), AWQ(grid=5), AWQ(grid=5, duo=True), Equalize(),
+    Equalize(norms=True), Hadamard(), Hadamard(block=8), Hadamard(seed=None),
+    PermuteOutliers(over=1.5), PermuteOutliers(order="sort"), PermuteOutliers(order="sort", by="weights", online=True),
     OutlierColumns(top=5, threshold=None, format="fp32"), OutlierColumns(threshold=3.0, format="fp32"), ResidualChannels(multiple=4),
-    StaticActivations(), StaticActivations(per="channel"), SmoothQuant(roles="down o"),
+    StaticActivations(), StaticActivations(per="channel"),
 ]  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from anybit.formats import Spec
+from anybit.methods.round_trip import round_trip
 from anybit.methods.rtn import dequantize_parts, quantize_parts
 from anybit.methods.scales import SCALES
 from anybit.methods.step import STEPS, Group, GroupStep, Target
@@ -26,6 +27,9 @@ def rounded(w: np.ndarray, spec: Spec, importance: np.ndarray | None) -> np.ndar
     """float32[n, k] after rounding to nearest; `importance` where the scale rule weighs errors."""
     rule = None if spec.format.block is None else SCALES[spec.scale_rule]
     weigh = importance if rule is not None and rule.weighted else None
+    out = np.empty(w.shape, np.float32)
+    if weigh is None and round_trip(np.ascontiguousarray(w, np.float32), spec, out):
+        return out
     return dequantize_parts(quantize_parts(w, spec, importance=weigh), spec.format, w.shape)
 
 

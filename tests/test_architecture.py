@@ -14,7 +14,7 @@ BASE = {"errors", "registry"}
 ALLOWED: dict[str, set[str]] = {
     "formats": set(),
     "layouts": {"formats", "native"},
-    "methods": {"formats", "kernels"},
+    "methods": {"formats", "kernels", "transforms"},
     "reference": set(),
     "native": set(),
     "products": {"formats"},
@@ -32,7 +32,7 @@ ALLOWED: dict[str, set[str]] = {
     "around": {"formats", "linear", "tensor", "transforms"},
     "models": set(),
     "graphs": {"formats", "methods", "models"},
-    "calibrate": {"formats", "io", "measure", "methods", "models"},
+    "calibrate": {"activations", "formats", "io", "kernels", "measure", "methods", "models", "transforms"},
     "recipes": {"activations", "cache", "calibrate", "formats", "io", "kernels", "layouts", "linear", "measure", "methods", "model",
                 "models", "stored", "streaming", "tensor", "transforms"},
     "io": {"formats", "layouts", "models", "tensor"},  # but for io/packed.py and io/gguf: files alone

@@ -6,7 +6,6 @@ import pytest
 
 import anybit
 from anybit.calibrate import Assignment, Finished, Plan, calibrate, calibration_text
-from anybit.calibrate.block import hadamard
 from anybit.calibrate.forward import FloatBlock, rms_norm, run_block
 from anybit.calibrate.run import block_tensors
 from anybit.errors import NonFiniteError, UsageError
@@ -18,6 +17,7 @@ from anybit.methods.statistics import Statistics
 from anybit.methods.step import Correction, Target
 from anybit.model import Model
 from anybit.models.spec import ModelSpec
+from anybit.transforms import Transform, apply
 
 
 class Weights:
@@ -162,9 +162,10 @@ def test_statistics_are_those_of_all_tokens_and_move_with_the_input() -> None:
     check(found.permuted(index), x[:, index])
     q = np.linalg.qr(rng.standard_normal((8, 8)))[0]
     check(found.rotated(q), x @ np.kron(np.eye(3), q).T, absmax=False)
-    h = hadamard(np.eye(8, dtype=np.float32), 8)
+    eighths = [Transform("hadamard", 8)]
+    h = apply(eighths, np.eye(8, dtype=np.float32))
     assert np.allclose(h @ h.T, np.eye(8), atol=1e-6) and np.allclose(h[0], 8**-0.5)
-    check(found.rotated(h), hadamard(x.astype(np.float32), 8).astype(np.float64), absmax=False)
+    check(found.rotated(h), apply(eighths, x.astype(np.float32)).astype(np.float64), absmax=False)
 
 
 def test_calibration_text_is_not_evaluation_text(model: Model) -> None:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from anybit.calibrate.forward import ROLES, FloatBlock, bias_of, members
+from anybit.calibrate.inputs import branch, clear, cleared, round_activations, transformed
 from anybit.formats import Spec
-from anybit.methods.quality import scaled
-from anybit.methods.rtn import dequantize_parts, quantize_parts
 from anybit.methods.statistics import Statistics
-from anybit.methods.step import Added, Correction, Group, Pre, Producer, Rounding, Target
+from anybit.methods.step import Correction, Group, Producer, Rounding, Target
 from anybit.models.spec import Layer
 
 
@@ -60,19 +59,25 @@ class Block:
         return made
 
     def producer(self, role: str) -> Producer | None:
-        """What makes a group's input. None: every matrix that reads it must be scaled too, and one of them is kept; or nothing does."""
+        """What makes a group's input. None: every matrix that reads it must be scaled too, and one of them is kept; or a branch runs beside
+        what makes it."""
         names, attention, mlp = members(self.layer)[role], self.layer.mixer, self.layer.mlp
         if any(name not in self.choices for name in names):
             return None
         if role in ("qkv", "gate_up"):
             norm = self.layer.mixer_norm if role == "qkv" else self.layer.mlp_norm
             return Producer(norm, self.arrays[norm], np.arange(len(self.arrays[norm])))
-        name = attention.v if role == "o" else mlp.up
-        repeat = attention.heads // attention.kv_heads if role == "o" else 1
-        dim = attention.head_dim if role == "o" else 1
-        heads = np.arange(attention.heads if role == "o" else mlp.width) // repeat
-        channels = (heads[:, None] * dim + np.arange(dim)).reshape(-1)
-        return Producer(name, self.arrays[name], channels, self.arrays.get(bias_of(name)))
+        made_by = (attention.v,) if role == "o" else (mlp.up, mlp.gate)
+        if any(t.name in made_by and t.added for group in self.groups.values() for t in group.targets):
+            return None
+        name, bias = made_by[0], self.arrays.get(bias_of(made_by[0]))
+        if role == "o":
+            repeat, dim = attention.heads // attention.kv_heads, attention.head_dim
+            heads = np.arange(attention.heads) // repeat
+            channels = (heads[:, None] * dim + np.arange(dim)).reshape(-1)
+            return Producer(name, self.arrays[name], channels, bias, dim)
+        beside = [self.arrays[n] for n in (mlp.gate, bias_of(mlp.gate)) if n in self.arrays]
+        return Producer(name, self.arrays[name], np.arange(mlp.width), bias, mlp.width, tuple(beside))
 
     def take_back(self, group: Group) -> None:
         """Writes the targets' weights and biases, as a step left them, into the arrays that the float block runs on."""
@@ -86,47 +91,6 @@ class Block:
         for target in group.targets:
             target.weight = self.arrays[target.name]
             target.bias = self.arrays.get(bias_of(target.name), target.bias)
-
-
-def apply_pre(pre: Sequence[Pre], x: np.ndarray) -> np.ndarray:
-    """float32[..., k] after the transforms that run on a group's input, in order."""
-    for step in pre:
-        if step.kind == "scale":
-            x = x * step.data
-        elif step.kind == "shift":
-            x = x + step.data
-        elif step.kind == "permute":
-            assert step.data is not None
-            x = x[..., step.data]
-        elif step.kind == "rotate":
-            assert step.data is not None
-            size = step.data.shape[-1]
-            x = (x.reshape(*x.shape[:-1], -1, size) @ step.data.T).reshape(x.shape)
-        elif step.kind == "hadamard":
-            assert step.block is not None
-            x = hadamard(x if step.data is None else x * step.data, step.block)
-        else:
-            raise AssertionError(step.kind)
-    return np.ascontiguousarray(x, np.float32)
-
-
-def hadamard(x: np.ndarray, block: int) -> np.ndarray:
-    """x with every `block` (a power of two) channels multiplied by the Sylvester Hadamard matrix over sqrt(block)."""
-    shape = x.shape
-    y, width = x.reshape(-1, block), 1
-    while width < block:
-        pair = y.reshape(-1, block // (2 * width), 2, width)
-        y = np.stack([pair[:, :, 0] + pair[:, :, 1], pair[:, :, 0] - pair[:, :, 1]], axis=2).reshape(-1, block)
-        width *= 2
-    return (y * np.float32(block**-0.5)).reshape(shape)
-
-
-def round_activations(x: np.ndarray, act: str | None) -> np.ndarray:
-    """x in the activations' format and back, each token by itself: dynamic scales a token (or its blocks). None: x."""
-    if act is None:
-        return x
-    spec = scaled(act)
-    return dequantize_parts(quantize_parts(x, spec, name="activations"), spec.format, x.shape)
 
 
 class RoundedBlock(FloatBlock):
@@ -148,33 +112,29 @@ class RoundedBlock(FloatBlock):
         group = self.groups.get(role)
         if group is None:
             return x
-        whole = self.transformed(role, x)
-        done = all(target.name in self._targets for target in group.targets)
-        ready = round_activations(whole, group.act) if done else whole
+        whole = transformed(group.pre, x)
+        ready = clear(whole, cleared(group))
+        if all(target.name in self._targets for target in group.targets):
+            ready = round_activations(ready, group.act, group.targets[0].format, group.act_scale)
         self._inputs[role] = whole
         return ready
 
     def transformed(self, role: str, x: np.ndarray) -> np.ndarray:
-        """A group's input after its transforms, before it is rounded: what statistics are of."""
-        return apply_pre(self.groups[role].pre, x)
+        """A group's input after its transforms, without the columns that branches take, before it is rounded: what statistics are of."""
+        group = self.groups[role]
+        return clear(transformed(group.pre, x), cleared(group))
 
     def linear(self, role: str, name: str, x: np.ndarray) -> np.ndarray:
         """See `Runs.linear`."""
         target = self._targets.get(name)
         if target is None:
-            return super().linear(role, name, x)
-        y = x @ self._weights[name].T
-        for added in target.added:
-            y = y + branch(added, self._inputs[role], x)
-        return y if target.bias is None else y + target.bias
-
-
-def branch(added: Added, whole: np.ndarray, ready: np.ndarray) -> np.ndarray:
-    """What a branch adds: `whole` is the input before it was rounded, `ready` what the matrix read."""
-    if added.kind == "low_rank":
-        assert added.b is not None
-        return whole @ added.a.T @ added.b.T
-    assert added.index is not None
-    if added.kind == "columns":
-        return whole[..., added.index] @ added.a.T
-    return (whole - ready)[..., added.index] @ added.a.T  # residual
+            y = super().linear(role, name, x)
+            found = [t for t in self.groups[role].targets if t.name == name] if role in self.groups else []
+            columns = [added for each in found for added in each.added if added.kind == "columns"]  # part of the float model
+        else:
+            y, columns = x @ self._weights[name].T, target.added
+            y = y if target.bias is None else y + target.bias
+        for added in columns:
+            group = self.groups[role]
+            y = y + branch(added, self._inputs[role], x, group, group.targets[0].format)
+        return y

@@ -41,7 +41,7 @@ def save_finished(path: Path, finished: Finished) -> None:
                             "notes": target.notes, "parts": list(target.parts or {}), "bias": target.bias is not None})  # fmt: skip
         pre_list = [{"kind": p.kind, "block": p.block, "seed": p.seed} for p in group.pre]
         groups.append({"role": role, "layer": group.layer, "act": group.act, "heads": group.heads, "head_dim": group.head_dim,
-                       "pre": pre_list, "targets": targets})  # fmt: skip
+                       "pre": pre_list, "targets": targets, "act_scale": group.act_scale})  # fmt: skip
     loss = None if math.isnan(finished.loss) else finished.loss
     head = {"index": finished.index, "loss": loss, "notes": finished.notes, "groups": groups}
     with atomic_file(path) as file:
@@ -78,7 +78,7 @@ def load_finished(path: Path, only: str | None = None) -> Finished:
             if not targets:
                 continue
             stats = Statistics(targets[0].weight.shape[1], frozenset())
-            groups[role] = Group(role, g["layer"], targets, stats, None, pre, g["act"], g["heads"], g["head_dim"])
+            groups[role] = Group(role, g["layer"], targets, stats, None, pre, g["act"], g["heads"], g["head_dim"], g["act_scale"])
         kept = {name.removeprefix("array:"): array for name, array in arrays.items() if name.startswith("array:")}
         return Finished(head["index"], kept, groups, math.nan if head["loss"] is None else head["loss"], head["notes"])
     except (OSError, KeyError, IndexError, TypeError, ValueError, SafetensorError) as error:

@@ -58,8 +58,9 @@ class Plan:
 
     def needs(self, names: Sequence[str]) -> frozenset[str]:
         """Statistics of the input of these matrices."""
-        found = [self.choices[name].needs for name in names if name in self.choices]
-        return frozenset().union(*found, *(step.needs for step in self.group_steps)) if found else frozenset()
+        found = [self.choices[name] for name in names if name in self.choices]
+        steps = [step.asks(choice.spec) for choice in found for step in self.group_steps]
+        return frozenset().union(*(choice.needs for choice in found), *steps)
 
     @property
     def data_free(self) -> bool:
@@ -140,12 +141,14 @@ def _one(model: FloatModel, plan: Plan, held: Work, index: int, sequences: int, 
     layer = spec.layers[index]
     arrays = {name: np.array(model.array(name)) for name in block_tensors(spec, index)}
     for step in plan.model_steps:
-        step.block(layer, arrays, index)
+        step.block(spec, index, arrays)
     block = Block.of(layer, index, arrays, plan.choices)
     notes: list[str] = []
     _gather(block, plan, held, spec, sequences, tuple(block.groups), cross)
     for group_step in plan.group_steps:
         for role, group in block.groups.items():
+            if not group_step.serves(role):
+                continue
             if len(group.targets) < len(members(layer)[role]):
                 notes.append(f"layer {index}: {role} keeps a matrix as it is, so {type(group_step).__name__} leaves it alone")
                 continue
@@ -246,7 +249,7 @@ def _ends(model: FloatModel, plan: Plan) -> dict[str, np.ndarray]:
     names = [t.name for t in spec.tensors if t.name in (spec.embedding, spec.norm, spec.head)]
     arrays = {name: np.array(model.array(name)) for name in names}
     for step in plan.model_steps:
-        step.ends(arrays)
+        step.ends(spec, arrays)
     return arrays
 
 

@@ -21,9 +21,10 @@ import numpy as np
 
 from anybit.errors import UsageError, near_misses
 from anybit.formats import Format, Spec
-from anybit.methods.rtn import dequantize_parts
+from anybit.methods.rtn import dequantize_parts, quantize_parts
 from anybit.methods.statistics import Statistics
 from anybit.registry import Registry
+from anybit.transforms import Transform, apply, fold
 
 Parts = dict[str, np.ndarray]
 
@@ -74,6 +75,11 @@ class Pre:
     block: int | None = None
     seed: int | None = None
 
+    @property
+    def transform(self) -> Transform:
+        """The same as what runs."""
+        return Transform(self.kind, self.block, self.data, self.seed)
+
 
 @dataclass(frozen=True)
 class Added:
@@ -86,6 +92,12 @@ class Added:
     index: np.ndarray | None = None
     format: str = "bf16"
     source: str = ""
+
+
+def as_stored(values: np.ndarray, expression: str, name: str) -> np.ndarray:
+    """float32: a branch's matrix as its format will keep it, so that calibration sees what runs."""
+    spec = Spec.parse(expression)
+    return dequantize_parts(quantize_parts(values, spec, name=name), spec.format, values.shape)
 
 
 @dataclass
@@ -121,13 +133,17 @@ class Producer:
     """What makes a group's input, where that is linear in something stored: a norm's weight, or rows of a matrix (up_proj for down_proj,
     v_proj for o_proj). `channels` int64[k]: the stored channel behind each input channel (several heads may share one).
 
-    `weight` is float32[m] (norm) or float32[m, j] (matrix), `bias` float32[m] or None; both are changed in place.
+    `weight` is float32[m] (norm) or float32[m, j] (matrix), `bias` float32[m] or None; both are changed in place. `run`: stored channels
+    may change places within each run of so many (a head's; all of an MLP's; 0: none may, as everything reads a residual stream), and
+    `partners` are what must follow them: gate_proj's rows and bias.
     """
 
     name: str
     weight: np.ndarray
     channels: np.ndarray
     bias: np.ndarray | None = None
+    run: int = 0
+    partners: tuple[np.ndarray, ...] = ()
 
     @property
     def count(self) -> int:
@@ -149,6 +165,19 @@ class Producer:
         if self.bias is not None:
             self.bias /= own
 
+    def worst(self, score: np.ndarray) -> np.ndarray:
+        """float64[m]: the largest of a score float[k] over the input channels that share a stored one."""
+        most = np.full(self.count, -np.inf)
+        np.maximum.at(most, self.channels, score)
+        return most
+
+    def permute(self, order: np.ndarray) -> np.ndarray:
+        """Puts the stored channels `order` int64[m] in their place, within runs. Returns index int64[k]: the input becomes x[index]."""
+        for array in (self.weight, self.bias, *self.partners):
+            if array is not None:
+                array[...] = array[order]
+        return np.asarray(np.arange(len(self.channels)) + order[self.channels] - self.channels, np.int64)
+
 
 @dataclass
 class Group:
@@ -167,22 +196,73 @@ class Group:
     act: str | None = None  # the expression of the activations' format, None: float
     heads: int = 0
     head_dim: int = 0
+    act_scale: float | None = None  # the input's one scale, from calibration; None: dynamic ones
 
     @property
     def k(self) -> int:
         """Channels of the input."""
         return int(self.targets[0].weight.shape[1])
 
+    @property
+    def folds(self) -> bool:
+        """Whether a change of the input can be folded into what makes it: something linear does, and no transform runs between."""
+        return self.producer is not None and not self.pre
+
+    def note(self, text: str) -> None:
+        """Something that the user should hear."""
+        self.targets[0].notes.append(text)
+
+    def tied(self, scale: np.ndarray) -> np.ndarray:
+        """float32[k]: a scale that `scale_input` can fold, equal where channels share what makes them."""
+        if self.producer is not None and self.folds:
+            return self.producer.tied(scale)
+        return np.asarray(scale, np.float32)
+
     def scale_input(self, scale: np.ndarray, online: bool = False) -> None:
         """Divides the input by scale float32[k] (> 0) and multiplies every matrix's columns: folded into the producer where there is one
         (the scale must come from `Producer.tied`), otherwise, or if `online`, as a transform at run time."""
-        if self.producer is not None and not online:
+        self._free()
+        if self.producer is not None and self.folds and not online:
             self.producer.divide(scale)
         else:
             self.pre.append(Pre("scale", data=(1 / scale).astype(np.float32)))
         for target in self.targets:
             target.weight = target.weight * scale
         self.stats = self.stats.scaled(1 / np.asarray(scale, np.float64))
+
+    def permute_input(self, index: np.ndarray, folded: bool = False) -> None:
+        """The matrices read x[index], int64[k]: as a transform at run time, or if `folded`, because `Producer.permute` gave that index."""
+        self._free()
+        if not folded:
+            self.pre.append(Pre("permute", data=np.asarray(index, np.int64)))
+        for target in self.targets:
+            target.weight = np.ascontiguousarray(target.weight[:, index])
+        self.stats = self.stats.permuted(index)
+
+    def hadamard_input(self, block: int, seed: int | None = None) -> None:
+        """Turns every `block` channels (a power of two that divides k) by the Hadamard matrix at run time, after signs from a seed."""
+        self._free()
+        pre = Pre("hadamard", block=block, seed=seed)
+        transform = pre.transform
+        transform.check(self.k)
+        for target in self.targets:
+            target.weight = fold([transform], target.weight)[0]
+        signs, matrix = transform.signs(self.k), apply([Transform("hadamard", block)], np.eye(block, dtype=np.float32))
+        self.stats = (self.stats if signs is None else self.stats.scaled(signs)).rotated(matrix)
+        self.pre.append(pre)
+
+    def clear_input(self, index: np.ndarray) -> None:
+        """The main weights see +0 in the channels `index` int64[c], which a branch of kind "columns" takes."""
+        mask = np.ones(self.k, np.float32)
+        mask[index] = 0
+        for target in self.targets:
+            target.weight = target.weight * mask
+        self.stats = self.stats.scaled(mask)
+
+    def _free(self) -> None:
+        """UsageError: a branch is there already, whose matrix would have to change too."""
+        if any(target.added for target in self.targets):
+            raise UsageError(f"layer {self.layer}, {self.role}: steps that add branches come after those that change a layer's input")
 
 
 class ModelStep(Step):
@@ -191,15 +271,31 @@ class ModelStep(Step):
     def prepare(self, model: Any) -> None:
         """Looks at the `ModelSpec`. UsageError: the step cannot serve this architecture."""
 
-    def block(self, layer: Any, arrays: dict[str, np.ndarray], index: int) -> None:
-        """Changes the float32 arrays (by tensor name: matrices, biases, norms) of one block in place, or puts others in their place."""
+    def block(self, model: Any, index: int, arrays: dict[str, np.ndarray]) -> None:
+        """Changes the float32 arrays (by tensor name: matrices, biases, norms) of block `index` of the `ModelSpec` in place, or puts others
+        in their place."""
 
-    def ends(self, arrays: dict[str, np.ndarray]) -> None:
+    def ends(self, model: Any, arrays: dict[str, np.ndarray]) -> None:
         """The same for embedding, final norm and head. A step that must untie a tied head puts it there as "lm_head.weight"."""
 
 
+ROLES = ("qkv", "o", "gate_up", "down")
+
+
+@dataclass(frozen=True)
 class GroupStep(Step):
-    """Changes a group before it is rounded."""
+    """Changes a group before it is rounded. `roles`: the inputs that it is for, of qkv, o, gate_up, down, with spaces; None: all."""
+
+    roles: str | None = None
+
+    def __post_init__(self) -> None:
+        unknown = [role for role in (self.roles or "").split() if role not in ROLES]
+        if unknown or (self.roles is not None and not self.roles.split()):
+            raise ValueError(f"'roles' is '{self.roles}'; it must be some of {', '.join(ROLES)}, with spaces between")
+
+    def serves(self, role: str) -> bool:
+        """Whether it is for groups of this role."""
+        return self.roles is None or role in self.roles.split()
 
     def apply(self, group: Group) -> None:
         """Changes the targets' weights, `pre`, the producer, and moves the statistics along."""

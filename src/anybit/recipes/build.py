@@ -19,7 +19,7 @@ from anybit.transforms import Transform
 
 def transforms(pre: Iterable[Pre]) -> tuple[Transform, ...]:
     """Those that run on a group's input."""
-    return tuple(Transform(step.kind, step.block, step.data, step.seed) for step in pre)
+    return tuple(step.transform for step in pre)
 
 
 def stored_matrix(values: np.ndarray, expression: str, name: str) -> QTensor:
@@ -41,7 +41,7 @@ def linear(group: Group, target: Target) -> Linear:
     assert target.parts is not None
     weight = QTensor.pack(target.format, target.weight.shape, target.parts)
     branches = tuple(branch(added, target.name) for added in target.added)
-    return Linear(weight, target.bias, transforms(group.pre), ActSpec.named(group.act), branches)
+    return Linear(weight, target.bias, transforms(group.pre), ActSpec.named(group.act, group.act_scale), branches)
 
 
 def linears(finished: Finished) -> dict[str, Linear]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import prod
@@ -20,7 +20,8 @@ from anybit.formats import Format, Spec
 from anybit.kernels import choose
 from anybit.kernels.cpu import op_spec
 from anybit.layouts import LAYOUTS, default_layout, sizes_known
-from anybit.methods.step import Correction, GroupStep, ModelStep, Rounding
+from anybit.methods.static_activations import StaticActivations
+from anybit.methods.step import Correction, GroupStep, ModelStep, Rounding, Step
 from anybit.models.spec import ModelSpec
 from anybit.recipes.schema import Recipe
 from anybit.stored import DENSE_FORMATS
@@ -49,7 +50,7 @@ def make_plan(recipe: Recipe, spec: ModelSpec, digest: str = "", override: Overr
             )
         if name != UNTIED:
             choices[name] = choice
-            kernel_of(choice)
+            kernel_of(choice, gives_scale(recipe.steps))
         elif any(isinstance(step, ModelStep) for step in recipe.steps):
             choices[name] = choice
     if not any(name != UNTIED for name in choices):
@@ -61,9 +62,14 @@ def make_plan(recipe: Recipe, spec: ModelSpec, digest: str = "", override: Overr
     )  # fmt: skip
 
 
-def kernel_of(choice: Assignment) -> str:
-    """The name of the kernel that will run a choice. NoKernelError: none does."""
-    act = ActSpec.named(choice.act)
+def gives_scale(steps: Iterable[Step]) -> bool:
+    """Whether a step will give the activations of every layer one scale."""
+    return any(isinstance(step, StaticActivations) and step.roles is None for step in steps)
+
+
+def kernel_of(choice: Assignment, static: bool = False) -> str:
+    """The name of the kernel that will run a choice; `static`: its activations' scale will be given. NoKernelError: none does."""
+    act = ActSpec.named(choice.act, 1.0 if static and choice.act is not None else None)
     fmt = choice.spec.format
     kernel: str = choose(op_spec(fmt, default_layout(fmt, (16, 32)), act.kernel_name if act else None), native=True).kernel.name
     return kernel
@@ -110,7 +116,7 @@ def rows(plan: Plan, spec: ModelSpec, dtypes: Mapping[str, str]) -> list[Row]:
         choice = plan.choices.get(tensor.name)
         fmt = Format(DENSE_FORMATS[dtypes[tensor.name]]) if choice is None else choice.spec.format
         method = "kept" if choice is None else " + ".join([step_name(choice.rounding), *(step_name(s) for s in choice.corrections)])
-        kernel = "dense" if choice is None else kernel_of(choice)
+        kernel = "dense" if choice is None else kernel_of(choice, gives_scale(plan.group_steps))
         act = "float" if choice is None or choice.act is None else choice.act
         found.append(Row(tensor.name, tensor.shape, str(fmt), method, act, kernel, stored_bytes(fmt, tensor.shape)))
     return found

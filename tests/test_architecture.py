@@ -42,7 +42,7 @@ ALLOWED: dict[str, set[str]] = {
     "model": {"formats", "layouts", "methods", "foreign", "io", "linear", "models", "stored", "streaming", "tensor", "engine", "products"},
     "sources": {"foreign", "formats", "layouts", "methods", "io", "models", "stored", "tensor"},
     "export": {"formats", "layouts", "io", "sources", "stored", "tensor"},
-    "verification": {"export", "io", "sources"},
+    "verification": {"export", "io", "model", "sources"},
     "selftest": {"elementwise", "formats", "layouts", "kernels", "tensor", "reference", "io"},
     "errors": set(),
     "registry": set(),

@@ -48,7 +48,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "sources": {"foreign", "formats", "layouts", "methods", "io", "models", "stored", "tensor"},
     "export": {"formats", "layouts", "io", "sources", "stored", "tensor"},
-    "verification": {"export", "io", "sources"},
+    "verification": {"export", "io", "model", "sources"},
     "selftest": {"elementwise", "formats", "layouts", "kernels", "tensor", "reference", "io"},
     "errors": set(),
     "registry": set(),

@@ -5,16 +5,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from anybit.errors import FileFormatError
+from anybit.errors import FileFormatError, MissingDependencyError
 from anybit.export import Export, model_path
 from anybit.io.targets import Held, Source
 from anybit.io.targets.gguf import file_names
+from anybit.model import load
 from anybit.sources import open_source
 
 # What a value that is not exact may move by, as a share of itself: half a unit in the last place, or the rounded reciprocal of nvfp4.
@@ -25,7 +27,7 @@ _TINY = 2.0**-24  # float16's subnormal numbers are this far apart
 
 @dataclass(frozen=True)
 class Verified:
-    """How many tensors were compared, how many of them are equal bit for bit, and who read them."""
+    """How many tensors were compared (none where only predictions were), how many are equal bit for bit, and who read them."""
 
     tensors: int
     equal: int
@@ -65,6 +67,8 @@ def verify(export: Export, out: str | Path, traced: Traced, progress: Callable[[
     Raises: FileFormatError, naming the tensor: something else was read than what was to be written.
     """
     path = model_path(export, out)
+    if export.target.name == "onnx":
+        return _by_onnxruntime(path, export)
     back = open_source(path)
     equal = 0
     for step in export.plan.steps:
@@ -100,6 +104,32 @@ def _compared(here: Held, there: Held, within: float) -> tuple[bool, bool]:
         same = False
         near &= bool((np.abs(want.astype(np.float64) - got) <= within * np.abs(want) + (_TINY if within else 0.0)).all())
     return same, near
+
+
+def _by_onnxruntime(path: Path, export: Export) -> Verified:
+    """Logits of 32 tokens as onnxruntime computes them, in two steps over the cache, against ours with float activations.
+
+    MissingDependencyError: it is not installed. FileFormatError: they differ by more than 1e-4 of the largest.
+    """
+    if find_spec("onnxruntime") is None:
+        raise MissingDependencyError("--verify of an ONNX model runs it with onnxruntime: pip install onnxruntime, or leave out --verify")
+    runtime = import_module("onnxruntime")
+    ours, spec = load(export.source.path), export.source.spec
+    ids = np.random.default_rng(0).integers(0, spec.vocab, min(32, spec.context))
+    want = (ours.with_act(None) if ours.quantized else ours).logits(ids)
+    session = runtime.InferenceSession(str(path / "model.onnx"), providers=["CPUExecutionProvider"])
+    a = spec.layers[0].mixer
+    names = [f"{i}.{what}" for i in range(len(spec.layers)) for what in ("key", "value")]
+    cache = {f"past_key_values.{name}": np.zeros((1, a.kv_heads, 0, a.head_dim), np.float32) for name in names}
+    logits = []
+    for part in (ids[: ids.size // 2], ids[ids.size // 2 :]):
+        found = session.run(["logits", *(f"present.{name}" for name in names)], {"input_ids": part[None].astype(np.int64), **cache})
+        logits.append(found[0][0])
+        cache = {f"past_key_values.{name}": array for name, array in zip(names, found[1:], strict=True)}
+    off = float(np.abs(np.concatenate(logits) - want).max() / np.abs(want).max())
+    if not off <= 1e-4:
+        raise FileFormatError(f"{path}: onnxruntime's logits are {off:.2g} of the largest away from ours; report this as a bug")
+    return Verified(0, 0, (f"onnxruntime {runtime.__version__}, whose logits are {off:.1g} of the largest away",))
 
 
 def _by_gguf(path: Path, back: Source) -> str:

@@ -112,9 +112,11 @@ def run(
     click.echo(f"{out}: {bytes_of(size)}, {report['bits_per_weight']:.4g} bits a weight, {report['seconds']:.1f} s")
     if verify:
         listed = ", ".join(report["verified"]["readers"])
-        equal = f"{report['verified']['equal']} of {report['verified']['tensors']} tensors are equal bit for bit"
-        click.echo(f"verified: {equal}, read by {listed}")
-    click.echo(f"next: anybit run {model_path(export, out)} PROMPT")
+        found_equal = report["verified"]
+        equal = f"{found_equal['equal']} of {found_equal['tensors']} tensors are equal bit for bit, " if found_equal["tensors"] else ""
+        click.echo(f"verified: {equal}read by {listed}")
+    if export.target.name != "onnx":
+        click.echo(f"next: anybit run {model_path(export, out)} PROMPT")
 
 
 def _say_plan(export: Export) -> None:

@@ -14,7 +14,7 @@ from anybit.cli import options
 )
 @options.model_argument
 @click.argument("out", type=click.Path())
-@click.option("--to", required=True, metavar="TARGET", help="anybit, gguf[:TYPE], compressed-tensors, gptq, dequantized[:DTYPE].")
+@click.option("--to", required=True, metavar="TARGET", help="anybit, gguf[:TYPE], compressed-tensors, gptq, onnx, dequantized[:DTYPE].")
 @click.option("--verify", is_flag=True, help="Read the result back and compare every value.")
 @click.option("--plan", "only_plan", is_flag=True, help="Say what would become of every tensor, and write nothing.")
 @options.threads_option

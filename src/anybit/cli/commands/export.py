@@ -7,16 +7,17 @@ import click
 from anybit.cli import options
 
 _FILE = click.Path(exists=True, dir_okay=False)
+_TARGETS = "gguf[:TYPE], compressed-tensors[:KIND], gptq[:KIND], onnx[:qdq], dequantized[:DTYPE]."
 
 
 @click.command(
     "export",
-    short_help="Write a model for another tool (GGUF, compressed-tensors, GPTQ, plain floats).",
+    short_help="Write a model for another tool (GGUF, compressed-tensors, GPTQ, ONNX, plain floats).",
     epilog="Example: anybit export pycoder-5m my-model.gguf --to gguf:q4_k",
 )
 @options.model_argument
 @click.argument("out", type=click.Path())
-@click.option("--to", required=True, metavar="TARGET", help="gguf[:TYPE], compressed-tensors[:KIND], gptq[:KIND], dequantized[:DTYPE].")
+@click.option("--to", required=True, metavar="TARGET", help=_TARGETS)
 @click.option("--keep", metavar="REGEX", help="Weights to keep dense where TARGET quantizes; embeddings and head by default.")
 @click.option("--method", default="rtn", show_default=True, help="How codes are chosen where TARGET quantizes.")
 @click.option("--act", type=click.Choice(["float", "int8"]), default="float", show_default=True, help="Activations where TARGET quantizes.")

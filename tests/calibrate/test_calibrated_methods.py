@@ -3,7 +3,7 @@
 import numpy as np
 
 import anybit
-from anybit.calibrate import Choice, Plan, calibrate, calibration_text
+from anybit.calibrate import Assignment, Plan, calibrate, calibration_text
 from anybit.formats import Spec
 from anybit.linear import Linear
 from anybit.methods.descent import Descent
@@ -37,7 +37,7 @@ def test_blocks_come_nearer() -> None:
         "nearest": (Nearest(), ()), "gptq": (Gptq(), ()), "gptaq": (Gptaq(), ()), "descent": (Gptq(), (Descent(sweeps=2),)),
     }  # fmt: skip
     for case, (step, corrections) in cases.items():
-        plan = Plan({name: Choice(Spec.parse("int2@64+scale=mse"), step, corrections) for name in names})
+        plan = Plan({name: Assignment(Spec.parse("int2@64+scale=mse"), step, corrections) for name in names})
         losses[case] = [finished.loss for finished in calibrate(Weights(model), plan, ids)][:-1]
     for layer in (0, 1):
         assert losses["descent"][layer] < losses["gptq"][layer] < 0.7 * losses["nearest"][layer]

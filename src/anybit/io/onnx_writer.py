@@ -53,7 +53,7 @@ def _attribute(name: str, value: Any) -> bytes:
 
 
 @dataclass
-class Graph:
+class OnnxGraph:
     """A graph that is built node by node. Names of values are made here; `node` gives that of the output.
 
     `weights` collects (name, dtype, shape, bytes) of tensors that lie in the file beside, in their order.

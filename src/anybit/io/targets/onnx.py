@@ -23,7 +23,7 @@ import numpy as np
 from anybit.errors import UnknownNameError, UsageError
 from anybit.formats import Format
 from anybit.io.checkpoint import pretty, put
-from anybit.io.onnx_writer import OPSET, Graph
+from anybit.io.onnx_writer import OPSET, OnnxGraph
 from anybit.io.safetensors_writer import raw
 from anybit.io.save import create, write_all
 from anybit.io.targets.fit import Fit, NoFit, fit
@@ -98,7 +98,7 @@ class _Builder:
     """Builds the graph and, beside it, what gives the bytes of its weights."""
 
     def __init__(self, source: Source, matrices: dict[str, _Matrix]) -> None:
-        self.source, self.matrices, self.graph = source, matrices, Graph()
+        self.source, self.matrices, self.graph = source, matrices, OnnxGraph()
         self.data: list[tuple[str, Callable[[], Data]]] = []
         self.dense: dict[str, str] = {}
 

@@ -102,6 +102,10 @@ def test_nothing_to_go_by() -> None:
     for step in (Refit(), Descent()):
         target = rounded(Nearest(), w, "int4@32", stats)
         assert corrected(step, target, stats) == 0
+    by_chance = rounded(Nearest(), w, "int4@32+round=sr8", gathered(x))
+    assert corrected(Refit(), by_chance, gathered(x)) > 0
+    opened = rounded(Gptq(), w, "int8@32+nest=4+open=4", gathered(x))
+    assert corrected(Refit(), opened, gathered(x)) == corrected(Descent(), opened, gathered(x)) == 0
     target = rounded(Gptq(), w, "fp8_e4m3fn", gathered(x))
     assert corrected(Refit(), target, gathered(x)) == 0
     assert curvature(stats) is None and Spec.parse("int4").format.block is None

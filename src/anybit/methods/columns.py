@@ -33,9 +33,6 @@ class Columns:
     """
 
     def __init__(self, parts: Parts, spec: Spec, shape: tuple[int, int]) -> None:
-        reason = refused(spec)
-        if reason is not None:
-            raise FormatError(f"{reason}: take the method nearest, or leave the policy's defaults")
         self.spec, self.format, self.shape = spec, bound(spec.format, parts), shape
         self.element = self.format.element
         fmt, (n, k) = self.format, shape
@@ -52,6 +49,12 @@ class Columns:
         self.row, self.column = np.arange(n, dtype=np.int32) // np.int32(tall), np.arange(k, dtype=np.int32) // np.int32(wide)
         if SCALES[spec.scale_rule].symmetric and self.element.reach[0] == self.element.reach[1] and self.zero is None:
             self.symmetric = self.element.max
+
+    def check(self) -> None:
+        """FormatError: a policy under which codes cannot be chosen one after the other."""
+        reason = refused(self.spec)
+        if reason is not None:
+            raise FormatError(f"{reason}: take the method nearest, or leave the policy's defaults")
 
     @property
     def dim(self) -> int:

@@ -27,6 +27,7 @@ class Feedback:
         self, columns: Columns, weight: np.ndarray, coupling: np.ndarray, order: np.ndarray,
         second: np.ndarray | None = None, error: np.ndarray | None = None, use_native: bool = True,
     ) -> None:  # fmt: skip
+        columns.check()
         self.columns, self.order = columns, order
         self.weight = np.ascontiguousarray(weight[:, order].T, np.float32)
         self.coupling, self.second = coupling, second

@@ -25,7 +25,8 @@ class Gptq(Rounding):
     Any element (codebooks, posits, learned values, several weights a code), any blocks, zero points, offsets, scales of scales.
     `damp`: added to the diagonal, times its mean; raised tenfold where that does not make the matrix definite. `order`: "activation" or
     "natural". `importance`: rules that search scales weigh errors by the diagonal. Rows that nearest codes serve better (on this
-    objective, same scales) keep them.
+    objective, same scales) keep them. After a block Hadamard transform, with scale=lp2.4 (NVFP4) or floor0.75 (MXFP4), it is MR-GPTQ
+    (arXiv 2509.23202).
     """
 
     source: ClassVar[str] = "Frantar et al. 2022, arXiv 2210.17323, algorithm 1; loop in the form of QuIP, arXiv 2307.13304, theorem 6"

@@ -1,9 +1,10 @@
-/* What this machine can do at most: bytes read, int8 multiply-adds, float32 multiply-adds a second, for each number of threads.
+/* What this machine can do at most: bytes read, int8, int16 and float32 multiply-adds a second, for each number of threads.
  *
  *     cc -O3 -pthread roofline.c -o roofline && ./roofline [threads]
  *
  * One JSON line a thread count. Instruction sets are chosen at run time (AVX-512 VNNI, AVX2, plain C), so one binary serves every x86-64;
- * elsewhere the plain C loops run. int8 is what the best kernel of that set could reach: vpdpbusd, or vpmaddubsw with 16-bit sums.
+ * elsewhere the plain C loops run. int8 is what the best kernel of that set could reach: vpdpbusd, or vpmaddubsw with 16-bit sums; int16 is
+ * vpdpwssd, or vpmaddwd with 32-bit sums.
  * Arithmetic loops keep twelve independent sums in registers, which is more than latency times throughput of any current core.
  */
 #define _GNU_SOURCE
@@ -107,9 +108,13 @@ DEFINE_READ(read_avx512, "avx512f", __m512i, _mm512_load_si512, _mm512_xor_si512
   }
 #define FMA(s) __asm__ volatile("vfmadd231ps %2, %1, %0" : "+v"(s) : "v"(a), "v"(b));
 #define DPBUSD(s) __asm__ volatile("vpdpbusd %2, %1, %0" : "+v"(s) : "v"(a), "v"(b));
+#define DPWSSD(s) __asm__ volatile("vpdpwssd %2, %1, %0" : "+v"(s) : "v"(a), "v"(b));
+#define MADDWD(s) __asm__ volatile("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0" : "+v"(s), "=&v"(t) : "v"(a), "v"(b));
 #define MADDUBS(s) __asm__ volatile("vpmaddubsw %3, %2, %1\n\tvpaddw %1, %0, %0" : "+v"(s), "=&v"(t) : "v"(a), "v"(b));
 DEFINE_PEAK(fma_avx2, "avx2,fma", __m256, _mm256_setzero_ps(), FMA)
 DEFINE_PEAK(dot_avx2, "avx2", __m256i, _mm256_setzero_si256(), MADDUBS)
+DEFINE_PEAK(wide_avx2, "avx2", __m256i, _mm256_setzero_si256(), MADDWD)
+DEFINE_PEAK(wide_avx512, "avx512f,avx512vnni", __m512i, _mm512_setzero_si512(), DPWSSD)
 DEFINE_PEAK(fma_avx512, "avx512f", __m512, _mm512_setzero_ps(), FMA)
 DEFINE_PEAK(dot_avx512, "avx512f,avx512vnni", __m512i, _mm512_setzero_si512(), DPBUSD)
 #endif
@@ -133,14 +138,14 @@ static double best_seconds(Work work, long rounds) {
 }
 
 int main(int count, char **arguments) {
-  Work read = read_plain, fma = fma_plain, dot = dot_plain;
+  Work read = read_plain, fma = fma_plain, dot = dot_plain, wide = dot_plain;
   const char *isa = "generic";
-  double fma_lanes = 4, dot_lanes = 4; /* lanes of one of the SUMS sums */
+  double fma_lanes = 4, dot_lanes = 4, wide_lanes = 4; /* lanes of one of the SUMS sums */
 #if X86
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-    read = read_avx2, fma = fma_avx2, dot = dot_avx2, isa = "avx2", fma_lanes = 8, dot_lanes = 32;
+    read = read_avx2, fma = fma_avx2, dot = dot_avx2, wide = wide_avx2, isa = "avx2", fma_lanes = 8, dot_lanes = 32, wide_lanes = 16;
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vnni"))
-    read = read_avx512, fma = fma_avx512, dot = dot_avx512, isa = "avx512", fma_lanes = 16, dot_lanes = 64;
+    read = read_avx512, fma = fma_avx512, dot = dot_avx512, wide = wide_avx512, isa = "avx512", fma_lanes = 16, dot_lanes = 64, wide_lanes = 32;
 #endif
   const int most = count > 1 ? atoi(arguments[1]) : (int)sysconf(_SC_NPROCESSORS_ONLN);
   memory = aligned_alloc((size_t)2 << 20, kBytes + ((size_t)2 << 20));
@@ -152,9 +157,9 @@ int main(int count, char **arguments) {
   const long rounds = 10000000;
   for (thread_count = 1; thread_count <= most; thread_count = thread_count < most && 2 * thread_count > most ? most : 2 * thread_count) {
     const double threads = thread_count, work = threads * (double)rounds * SUMS * 2;
-    printf("{\"threads\": %d, \"isa\": \"%s\", \"read_gb_s\": %.1f, \"int8_gop_s\": %.0f, \"float32_gflop_s\": %.0f}\n", thread_count, isa,
+    printf("{\"threads\": %d, \"isa\": \"%s\", \"read_gb_s\": %.1f, \"int8_gop_s\": %.0f, \"int16_gop_s\": %.0f, \"float32_gflop_s\": %.0f}\n", thread_count, isa,
            (double)kBytes / best_seconds(read, 0) / 1e9, work * dot_lanes / best_seconds(dot, rounds) / 1e9,
-           work * fma_lanes / best_seconds(fma, rounds) / 1e9);
+           work * wide_lanes / best_seconds(wide, rounds) / 1e9, work * fma_lanes / best_seconds(fma, rounds) / 1e9);
     fflush(stdout);
   }
   free(memory);

@@ -2,7 +2,8 @@
 
     python bench/rounding.py [--brevitas-python PYTHON] [--numbers 64000000] [--rounds 5]
 
-Every figure is a round trip (float32 in, float32 out) of the same normally distributed numbers, with `out` or into new memory.
+Every figure is a round trip (float32 in, float32 out) of the same normal numbers, with `out` or into new memory. "words alone"
+makes the random words of stochastic rounding, in memory that stays in the caches; "5/8" copies the bytes that an encoding to bytes moves.
 Each round runs every job once; the table gives medians, and anybit's ratios to the peers within this run.
 """
 
@@ -52,8 +53,14 @@ def timed(call: Callable[[], object]) -> Job:
 
 
 def own_jobs(x: np.ndarray, out: np.ndarray) -> dict[str, Job]:
-    """anybit's round trips, encoding and decoding, and NumPy's copy."""
-    jobs: dict[str, Job] = {"numpy.copyto": timed(lambda: np.copyto(out, x)), "numpy.copy": timed(lambda: np.array(x))}
+    """anybit's round trips, encoding and decoding, random words, and NumPy's copy."""
+    few = x.size * 5 // 8
+    part, words = np.ones(few, np.float32), np.empty(1 << 17, np.uint32)
+    jobs: dict[str, Job] = {
+        "numpy.copyto": timed(lambda: np.copyto(out, x)), "numpy.copyto, 5/8": timed(lambda: np.copyto(part, x.reshape(-1)[:few])),
+        "numpy.copy": timed(lambda: np.array(x)),
+        "words alone": timed(lambda: [cpu.native.random_words(1, start, words) for start in range(0, x.size, words.size)]),
+    }  # fmt: skip
     for name, element in ELEMENTS.items():
         e = anybit.Format(element).element
         codes = np.empty(x.shape, e.code_dtype)
@@ -65,6 +72,7 @@ def own_jobs(x: np.ndarray, out: np.ndarray) -> dict[str, Job]:
     for name in BLOCKS:
         jobs[f"{name}, out"] = timed(lambda n=name: anybit.fake_quantize(x, n, out=out))
         jobs[f"{name}, new"] = timed(lambda n=name: anybit.fake_quantize(x, n))
+        jobs[f"{name}, sr24, out"] = timed(lambda n=f"{name}+round=sr24": anybit.fake_quantize(x, n, out=out))
     return jobs
 
 
@@ -113,7 +121,7 @@ def ratios(median: dict[str, float]) -> dict[str, dict[str, float]]:
     peers = {name: value for name, value in median.items() if name.startswith(("numpy", "torch", "ml_dtypes", "brevitas"))}
     own = {name: value for name, value in median.items() if name not in peers}
     found = {name: {peer: theirs / value for peer, theirs in peers.items()} for name, value in own.items()}
-    for name in ELEMENTS:
+    for name in (*ELEMENTS, *BLOCKS):
         found[f"{name}, sr24, out"]["nearest"] = own[f"{name}, out"] / own[f"{name}, sr24, out"]
     return found
 
@@ -155,8 +163,11 @@ def main() -> None:
     rows = []
     for name, seconds in median.items():
         times = [f"{compared[name][peer]:.2f}" for peer in peers] if name in compared else [""] * len(peers)
+        nearest = name.replace(", sr24", "")  # how many times longer than to nearest, of the best times
+        times.append(f"{min(runs[name]) / min(runs[nearest]):.2f}" if nearest != name else "")
         rows.append([name, f"{seconds * 1e3:.1f}", f"{min(runs[name]) * 1e3:.1f}", f"{x.size / seconds / 1e6:.0f}", *times])
-    show([Column("round trip", "left"), Column("ms"), Column("best"), Column("M/s"), *(Column(f"/ {peer}") for peer in peers)], rows)
+    ratio = [Column(f"/ {peer}") for peer in peers]
+    show([Column("round trip", "left"), Column("ms"), Column("best"), Column("M/s"), *ratio, Column("x nearest")], rows)
     facts = machine() | {"threads": 1, "isa": cpu.isa()}
     print(summary(facts), f"load before: {load}", sep="\n")
     record = {

@@ -95,7 +95,7 @@ const float *left_over(const Branch &b, const Input &input, const Weight &w, con
       const int64_t column = b.index[at];
       float value;
       if (values) value = values[r * k + column];
-      else value = input.scale[r * w.segment_count + b.segment[at]] * static_cast<float>(input.q[r * w.codes_length + b.at[at]]);
+      else value = input.scale[row_scale(w, input, r, b.segment[at])] * static_cast<float>(input.q[row_code(w, input, r, b.at[at])]);
       out[r * s + i] = x[r * k + column] - value;
     }
     return true;

@@ -6,7 +6,10 @@
 #include <optional>
 #include <stdexcept>
 
+#include <memory>
+
 #include "around.h"
+#include "cache.h"
 
 namespace anybit {
 
@@ -55,6 +58,12 @@ struct PyRounding {
   Rounding rounding;
 };
 
+// A format of keys or values.
+struct PyCacheFormat {
+  nb::object keep;
+  std::shared_ptr<CacheFormat> format;
+};
+
 // A linear layer as the engine runs it: the objects whose memory `use` reads are kept.
 struct PyUse {
   nb::object keep;
@@ -67,5 +76,6 @@ void bind_products(nanobind::module_ &m);  // bind_product.cc
 void bind_pack(nanobind::module_ &m);  // bind_pack.cc: packing, lossless codes
 void bind_ops(nanobind::module_ &m);   // bind_ops.cc: block operators, sampling, evaluation statistics
 void bind_round(nanobind::module_ &m);  // bind_round.cc: rounding arrays to values and codes
+void bind_gptq(nanobind::module_ &m);   // bind_gptq.cc: codes with feedback of their errors
 
 }  // namespace anybit

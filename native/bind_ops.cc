@@ -58,8 +58,14 @@ const Pattern *pattern_of(nb::handle product) {
   return &rule.pattern;
 }
 
-void make_decoder(PyDecoder *self, nb::object embedding, nb::object norm, float eps, nb::object head, nb::object attention) {
+void make_decoder(PyDecoder *self, nb::object embedding, nb::object norm, float eps, nb::object head, nb::object attention, nb::object keys,
+                  nb::object values, bool turned) {
   new (self) PyDecoder();
+  for (const nb::object &format : {keys, values})
+    if (!format.is_none()) self->keep.push_back(format);
+  if (!keys.is_none()) self->d.cache_shape->keys = nb::cast<const PyCacheFormat &>(keys).format;
+  if (!values.is_none()) self->d.cache_shape->values = nb::cast<const PyCacheFormat &>(values).format;
+  self->d.cache_shape->turned = turned;
   if (!attention.is_none()) self->d.attention = pattern_of(attention), self->keep.push_back(attention);
   const LinearUse &table = nb::cast<const PyUse &>(embedding).use;
   self->d.vocab = table.weight->n, self->d.width = table.weight->k, self->d.eps = eps;
@@ -327,7 +333,9 @@ void bind_ops(nb::module_ &m) {
       }, "length"_a)
       .def("fork", [](PyCache &c) { return PyCache{idle(c)}; });
   nb::class_<PyDecoder>(m, "Decoder")
-      .def("__init__", &make_decoder, "embedding"_a, "norm"_a, "eps"_a, "head"_a, "attention"_a.none() = nb::none())
+      .def("__init__", &make_decoder, "embedding"_a, "norm"_a, "eps"_a, "head"_a, "attention"_a.none() = nb::none(), "keys"_a.none() = nb::none(),
+           "values"_a.none() = nb::none(), "turned"_a = true)
+      .def_prop_ro("page_bytes", [](const PyDecoder &p) { return p.d.cache_shape->bytes; })
       .def("add_rope", &add_rope, "inverse"_a, "inverse_long"_a, "scale"_a)
       .def("add_layer", &add_layer, "heads"_a, "kv_heads"_a, "dim"_a, "window"_a, "rope"_a, "eps"_a, "residual"_a, "linears"_a, "mixer_norm"_a,
            "mlp_norm"_a, "q_norm"_a.none(), "k_norm"_a.none())

@@ -8,9 +8,8 @@
 #include <stdexcept>
 #include <vector>
 
-#include "bind.h"
+#include "bind_round.h"
 #include "pool.h"
-#include "round.h"
 
 using namespace nanobind::literals;
 
@@ -32,24 +31,6 @@ using Codes32 = Array<int32_t, 1>;
 using FloatsOut = nb::ndarray<float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using AnyOut = nb::ndarray<nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using AnyIn = nb::ndarray<nb::ro, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-
-struct PyRound {
-  RoundPlan plan;
-  bool keep_specials = false;  // NaN and infinities are replaced, not refused
-  float fill = 0;              // what stands for them until then: never out of range
-  float special_values[3] = {};  // of NaN, +inf, -inf
-  int32_t special_codes[3] = {};
-  bool refuse_outside = false;
-  float first = 0, last = 0;  // values below `first`, or from `last` on, are out of range
-  int width = 1;              // bytes of a code
-  std::vector<float> decoded;
-  uint32_t code_mask = 0xff;
-  std::vector<Node> nodes;
-  std::vector<Bucket> buckets, halves;
-  std::vector<float> points, values;
-  std::vector<int32_t> codes;
-  std::vector<double> chain;
-};
 
 template <class T> std::vector<T> listed(const nb::dict &d, const char *name) {
   const auto a = nb::cast<Array<T, 1>>(d[name]);
@@ -74,6 +55,7 @@ void make_round(PyRound *self, nb::dict d) {
   p.random_bits = one<int>(d, "random_bits");
   require(p.mode != RoundMode::Stochastic || (p.random_bits >= 1 && p.random_bits <= 32), "random_bits");
   p.word_mask = p.random_bits ? ~0u << (32 - p.random_bits) : 0;
+  p.whole_words = std::ldexp(1.0f, p.random_bits), p.minus_word = std::ldexp(-1.0f, -p.random_bits);
   r.width = one<int>(d, "width");
   require(r.width == 1 || r.width == 2, "width");
   r.decoded = listed<float>(d, "decoded");
@@ -90,14 +72,14 @@ void make_round(PyRound *self, nb::dict d) {
   p.zero_code = one<int>(d, "zero_code"), p.minus_zero_code = one<int>(d, "minus_zero_code");
   if (p.kind <= RoundKind::Tapered) {
     if (p.kind == RoundKind::Tapered) {
-      require(p.mode != RoundMode::Stochastic, "tapered rounding is not stochastic");
       p.entries = one<int>(d, "entries"), p.smallest = one<int>(d, "smallest"), p.biggest = one<int>(d, "biggest"), p.origin = one<int>(d, "origin");
+      require(p.mode != RoundMode::Stochastic || (p.random_bits <= 24 && one<bool>(d, "clips")), "tapered rounding is stochastic by at most 24 bits, and clips");
       require(p.entries == 16 || p.entries == 32 || p.entries == 64 || p.entries == 128, "entries");
       require(0 < p.smallest && p.smallest < p.biggest && p.origin >= 0 && int64_t{p.biggest} + p.origin < 0x70000000, "tapered range");
       pair<int32_t>(d, "zero_below", p.zero_below), pair<int32_t>(d, "out_from", p.out_from);
       const auto taper = listed<int32_t>(d, "taper");
       require(taper.size() == 128, "taper");
-      std::copy(taper.begin(), taper.end(), p.taper);
+      for (int i = 0; i < 128; i++) p.taper[i] = taper[static_cast<size_t>(i % p.entries)];
       for (int i = 0; i < 64; i++) p.drops[i] = static_cast<uint8_t>(p.taper[i] & 31);
     } else {
       p.mantissa = one<int>(d, "mantissa"), p.least = one<int>(d, "least");
@@ -116,10 +98,17 @@ void make_round(PyRound *self, nb::dict d) {
     const auto values = listed<float>(d, "values");
     const auto codes = listed<int32_t>(d, "search_codes");
     require(tree.size() == 64 && values.size() == 16 && codes.size() == 16, "search tables");
-    require(p.mode != RoundMode::Stochastic, "a search is not stochastic");
     memcpy(p.tree, tree.data(), sizeof p.tree);
     memcpy(p.values16, values.data(), sizeof p.values16);
     memcpy(p.codes16, codes.data(), sizeof p.codes16);
+    if (p.mode == RoundMode::Stochastic) {
+      const auto near = listed<float>(d, "near"), gaps = listed<float>(d, "gaps");
+      r.chain = listed<double>(d, "chain");
+      p.chain = r.chain.data(), p.unsure = one<float>(d, "unsure"), p.last = static_cast<int>(r.chain.size()) - 2;
+      require(near.size() == 16 && gaps.size() == 16 && p.last >= 0 && p.last < 16, "stochastic search tables");
+      memcpy(p.near16, near.data(), sizeof p.near16);
+      memcpy(p.gap16, gaps.data(), sizeof p.gap16);
+    }
   } else {
     r.values = listed<float>(d, "rank_values"), r.codes = listed<int32_t>(d, "rank_codes");
     r.points = listed<float>(d, "points"), r.chain = listed<double>(d, "chain");
@@ -172,11 +161,9 @@ bool special(float v) {
   return (bits & 0x7fffffffu) >= kInfinity;
 }
 
-// One task: numbers [from, to) in blocks. `write(at, source, words, count)` stores a block of finite numbers, `patch(at, which, value)` a special one (-1: one out of range).
+// One task: numbers [from, to) in blocks. `write(at, source, count)` stores a block of finite numbers, `patch(at, which, value)` a special one (-1: one out of range).
 template <class Write, class Patch>
-void run_blocks(const PyRound &r, const RoundKernels &k, const float *x, int64_t from, int64_t to, uint64_t seed, int64_t start, Found *bad, Found *outside,
-                Write write, Patch patch) {
-  alignas(64) uint32_t words[kRoundBlock + 192];
+void run_blocks(const PyRound &r, const RoundKernels &k, const float *x, int64_t from, int64_t to, Found *bad, Found *outside, Write write, Patch patch) {
   alignas(64) float held[kRoundBlock];
   int32_t marks[kRoundBlock];
   std::vector<std::pair<int64_t, float>> refused;
@@ -202,14 +189,7 @@ void run_blocks(const PyRound &r, const RoundKernels &k, const float *x, int64_t
         for (int64_t i = 0; i < count; i++)
           if (source[i] < r.first || source[i] >= r.last) outside->add(at + i), refused.push_back({at + i, source[i]});
     }
-    const uint32_t *word = nullptr;
-    if (r.plan.mode == RoundMode::Stochastic) {
-      const uint64_t place = static_cast<uint64_t>(start + at), counter = place / 4;
-      const int64_t skip = static_cast<int64_t>(place % 4);
-      k.philox(seed, counter, (skip + count + 3) / 4, words, x + at + count);
-      word = words + skip;
-    }
-    write(at, source, word, count);
+    write(at, source, count);
     for (int64_t i = 0; i < specials; i++) patch(at + (marks[i] >> 2), marks[i] & 3, 0.0f);
     for (const auto &value : refused) patch(value.first, -1, value.second);
   }
@@ -233,6 +213,8 @@ template <class Body> nb::tuple in_tasks(int64_t n, int64_t head, Body body) {
   return nb::make_tuple(all_bad.count, all_bad.first, all_outside.count, all_outside.first);
 }
 
+const Draw *drawn(const PyRound &r, const Draw &draw) { return r.plan.mode == RoundMode::Stochastic ? &draw : nullptr; }
+
 nb::tuple round_values(const PyRound &r, Floats x, FloatsOut out, uint64_t seed, int64_t start) {
   const int64_t n = static_cast<int64_t>(x.shape(0));
   require(static_cast<int64_t>(out.shape(0)) == n, "out: length differs from x");
@@ -245,9 +227,10 @@ nb::tuple round_values(const PyRound &r, Floats x, FloatsOut out, uint64_t seed,
   const int64_t head = stream ? static_cast<int64_t>((64 - address % 64) % 64 / 4) : 0;
   return in_tasks(n, head, [&](int64_t from, int64_t to, Found *bad, Found *outside) {
     run_blocks(
-        r, k, source, from, to, seed, start, bad, outside,
-        [&](int64_t at, const float *s, const uint32_t *words, int64_t count) {
-          k.values(r.plan, s, words, count, y + at, stream && at >= head);
+        r, k, source, from, to, bad, outside,
+        [&](int64_t at, const float *s, int64_t count) {
+          const Draw draw = {seed, static_cast<uint64_t>(start + at)};
+          k.values(r.plan, s, drawn(r, draw), count, y + at, stream && at >= head);
         },
         [&](int64_t at, int which, float value) { y[at] = which < 0 ? value : r.special_values[which]; });  // what is refused stays
   });
@@ -261,13 +244,15 @@ nb::tuple round_codes(const PyRound &r, Floats x, AnyOut out, uint64_t seed, int
   const RoundKernels &k = round_kernels_now();
   uint8_t *y = static_cast<uint8_t *>(out.data());
   const float *source = x.data();
-  return in_tasks(n, 0, [&](int64_t from, int64_t to, Found *bad, Found *outside) {
+  const size_t address = reinterpret_cast<size_t>(y);
+  const bool stream = n * r.width >= kStreamBytes && address % static_cast<size_t>(r.width) == 0;
+  const int64_t head = stream ? static_cast<int64_t>((64 - address % 64) % 64) / r.width : 0;
+  return in_tasks(n, head, [&](int64_t from, int64_t to, Found *bad, Found *outside) {
     run_blocks(
-        r, k, source, from, to, seed, start, bad, outside,
-        [&](int64_t at, const float *s, const uint32_t *words, int64_t count) {
-          alignas(64) int32_t wide[kRoundBlock];
-          k.codes(r.plan, s, words, count, wide);
-          k.narrow(wide, count, r.width, y + at * r.width);
+        r, k, source, from, to, bad, outside,
+        [&](int64_t at, const float *s, int64_t count) {
+          const Draw draw = {seed, static_cast<uint64_t>(start + at)};
+          k.codes(r.plan, s, drawn(r, draw), count, r.width, y + at * r.width, stream && at >= head);
         },
         [&](int64_t at, int which, float) {
           if (which < 0) return;
@@ -306,12 +291,11 @@ bool round_blocks(const PyRound &r, nb::dict d, Matrix x, nb::ndarray<float, nb:
   {
     nb::gil_scoped_release release;
     parallel_for(tasks, [&](int64_t t) {
-      alignas(64) uint32_t words[kRoundBlock + 192];
       for (int64_t piece = t * each; piece < std::min(total, (t + 1) * each); piece++) {
         const int64_t from = piece % pieces * step, at = piece / pieces * k + from, count = std::min(step, k - from);
-        if (random) kernels.philox(seed, static_cast<uint64_t>(at) / 4, (at % 4 + count + 3) / 4, words, source + at + count);
+        const Draw draw = {seed, static_cast<uint64_t>(at)};
         const bool aligned = reinterpret_cast<size_t>(y + at) % 64 == 0;
-        if (!kernels.blocks(r.plan, b, source + at, random ? words + at % 4 : nullptr, count, y + at, stream && aligned)) good[static_cast<size_t>(t)] = 0;
+        if (!kernels.blocks(r.plan, b, source + at, drawn(r, draw), count, y + at, stream && aligned)) good[static_cast<size_t>(t)] = 0;
       }
     });
   }
@@ -332,6 +316,41 @@ PyRounding round_tokens(nb::object self, nb::object fields) {
   require(out.rounding.size >= 0 && out.rounding.block.mantissa >= 0 && out.rounding.block.mantissa <= 23, "block");
   out.rounding.second = one<bool>(d, "second");
   out.rounding.top = one<double>(d, "second_top"), out.rounding.most_short = one<double>(d, "second_short");
+  return out;
+}
+
+// Rows of keys or values in codes. `scales`: how scales are stored, with a table by code for those of one byte.
+PyCacheFormat cache_format(nb::object self, nb::object fields, int bits, int scale, Floats scale_table) {
+  const PyRounding tokens = round_tokens(self, fields);
+  const PyRound &r = nb::cast<const PyRound &>(self);
+  PyCacheFormat out{self, std::make_shared<CacheFormat>()};
+  CacheFormat &f = *out.format;
+  require(!tokens.rounding.second, "a cache's format has one level of scales");
+  require(bits == 1 || bits == 2 || bits == 4 || bits == 8 || bits == 16, "bits of a code in a page");
+  require(bits == 16 ? r.width == 2 && fields.is_none() : r.width == 1 && r.code_mask < 1u << bits, "codes do not fit");
+  require(scale >= 0 && scale <= static_cast<int>(CacheScale::Float32) && (scale == 0) == fields.is_none(), "scale");
+  f.plan = tokens.rounding.plan, f.block = tokens.rounding.block, f.size = tokens.rounding.size, f.bits = bits;
+  f.scale = static_cast<CacheScale>(scale);
+  if (bits == 16) {
+    f.wide = r.decoded[0x3c00] == 1.0f ? Wide::Float16 : Wide::BFloat16;
+    require(f.wide == Wide::Float16 || r.decoded[0x3f80] == 1.0f, "codes of 16 bits are fp16 or bf16");
+    return out;
+  }
+  f.integers = bits == 8;
+  for (int i = 0; i < 256; i++) {
+    f.table[i] = r.decoded[static_cast<size_t>(i)];
+    f.integers = f.integers && f.table[i] == static_cast<float>(static_cast<int8_t>(i));
+  }
+  if (f.scale != CacheScale::Table) return out;
+  require(scale_table.shape(0) == 256, "a scale table has 256 entries");
+  std::vector<std::pair<float, int>> sorted;
+  for (int i = 0; i < 256; i++) {
+    f.scale_table[i] = scale_table.data()[i];
+    if (std::isfinite(f.scale_table[i]) && f.scale_table[i] > 0) sorted.emplace_back(f.scale_table[i], i);
+  }
+  require(!sorted.empty(), "a scale has positive values");
+  std::stable_sort(sorted.begin(), sorted.end(), [](const auto &a, const auto &b) { return a.first < b.first; });
+  for (const auto &[value, code] : sorted) f.scale_sorted[f.scale_count] = value, f.scale_codes[f.scale_count++] = static_cast<uint8_t>(code);
   return out;
 }
 
@@ -370,17 +389,32 @@ uint32_t largest_magnitude(Floats x) {
   return tasks == 0 ? 0 : *std::max_element(most.begin(), most.end());
 }
 
+// The random words of places from `start` on.
+void random_words(uint64_t seed, int64_t start, nb::ndarray<uint32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu> out) {
+  require(start >= 0, "start");
+  const RoundKernels &k = round_kernels_now();
+  const int64_t n = static_cast<int64_t>(out.shape(0)), tasks = (n + kTask - 1) / kTask;
+  uint32_t *y = out.data();
+  nb::gil_scoped_release release;
+  parallel_for(tasks, [&](int64_t t) { k.words(seed, static_cast<uint64_t>(start + t * kTask), std::min(kTask, n - t * kTask), y + t * kTask); });
+}
+
 }  // namespace
 
 void bind_round(nb::module_ &m) {
   nb::class_<PyRounding>(m, "Rounding");
+  nb::class_<PyCacheFormat>(m, "CacheFormat");
   nb::class_<PyRound>(m, "Round")
       .def("__init__", &make_round, "fields"_a)
       .def("values", &round_values, "x"_a, "out"_a, "seed"_a, "start"_a)
       .def("codes", &round_codes, "x"_a, "out"_a, "seed"_a, "start"_a)
       .def("blocks", &round_blocks, "fields"_a, "x"_a, "out"_a, "seed"_a)
       .def("tokens", [](nb::handle_t<PyRound> self, nb::object fields) { return round_tokens(nb::borrow(self), fields); }, "fields"_a.none())
+      .def("cache", [](nb::handle_t<PyRound> self, nb::object fields, int bits, int scale, Floats scale_table) {
+        return cache_format(nb::borrow(self), fields, bits, scale, scale_table);
+      }, "fields"_a.none(), "bits"_a, "scale"_a, "scale_table"_a)
       .def("decode", &decode_codes, "codes"_a, "out"_a);
+  m.def("random_words", &random_words, "seed"_a, "start"_a, "out"_a);
   m.def("largest_magnitude", &largest_magnitude, "x"_a);
 }
 

@@ -16,32 +16,6 @@ AB_KERNELS(OpsKernels, ops_kernels)
 
 const OpsKernels &ops() { return *ops_kernels_of[static_cast<int>(isa())]; }
 
-void CacheShape::add(int64_t heads, int64_t dim) {
-  const int64_t padded = (dim + 15) / 16 * 16;
-  layers.push_back({heads, dim, padded, floats});
-  floats += heads * kTileKeys * (dim + padded);
-}
-
-void Cache::truncate(int64_t length) {
-  length_ = std::min(length_, length);
-  pages_.resize(static_cast<size_t>((length_ + kTileKeys - 1) / kTileKeys));
-}
-
-void Cache::reserve(int64_t length) {
-  const size_t bytes = static_cast<size_t>(shape_->floats) * sizeof(float), first = static_cast<size_t>(length_ / kTileKeys);
-  const size_t needed = static_cast<size_t>((length + kTileKeys - 1) / kTileKeys);
-  for (size_t i = first; i < needed; i++) {
-    const bool exists = i < pages_.size();
-    if (exists && pages_[i].use_count() == 1) continue;
-    std::shared_ptr<float> page(static_cast<float *>(aligned_alloc(64, bytes)), free);
-    if (!page) throw std::bad_alloc();
-    if (exists) memcpy(page.get(), pages_[i].get(), bytes);
-    else memset(page.get(), 0, bytes);
-    if (exists) pages_[i] = page;
-    else pages_.push_back(page);
-  }
-}
-
 // One forward call: its buffers and the steps of a block.
 struct Decoder::Run {
   Decoder &d;
@@ -109,11 +83,37 @@ struct Decoder::Run {
     return result;
   }
 
+  // Cosines and sines of whole tiles, for keys that are turned when they are read.
+  void turn_tiles() {
+    int64_t most = 0;
+    for (const Sequence &s : sequences) most = std::max(most, (s.cache->length() + s.rows + kTileKeys - 1) / kTileKeys);
+    for (RopePlan &rope : d.ropes)
+      for (int set = 0; set < (rope.inverse_long.empty() ? 1 : 2); set++) {
+        const int64_t each = kTileKeys * rope.half, have = static_cast<int64_t>(rope.cos[set].size()) / each;
+        if (have >= most) continue;
+        rope.cos[set].resize(static_cast<size_t>(most * each)), rope.sin[set].resize(static_cast<size_t>(most * each));
+        split(most - have, 1, [&](int64_t first, int64_t end) {
+          std::vector<float> cos(static_cast<size_t>(rope.half)), sin(static_cast<size_t>(rope.half));
+          for (int64_t at = (have + first) * kTileKeys; at < (have + end) * kTileKeys; at++) {
+            ops.rope_table(at, (set ? rope.inverse_long : rope.inverse).data(), rope.half, rope.scale, cos.data(), sin.data());
+            for (int64_t i = 0; i < rope.half; i++) {
+              const size_t to = static_cast<size_t>((at / 16 * rope.half + i) * 16 + at % 16);
+              rope.cos[set][to] = cos[static_cast<size_t>(i)], rope.sin[set][to] = sin[static_cast<size_t>(i)];
+            }
+          }
+        });
+      }
+  }
+
   // Head norms, rotation, and the new keys and values into the cache pages.
   bool store(const LayerPlan &layer, int64_t index, float *q, float *k, float *v, const float *cos, const float *sin) {
     const int64_t half = layer.dim / 2, dim = layer.dim;
     const CacheShape::Layer &place = d.cache_shape->layers[static_cast<size_t>(index)];
-    std::atomic<int64_t> bad{INT64_MAX};
+    std::atomic<int64_t> bad{INT64_MAX}, beyond{INT64_MAX};
+    const auto note = [](std::atomic<int64_t> &first, int64_t row) {
+      for (int64_t seen = first.load(); row < seen && !first.compare_exchange_weak(seen, row);) {
+      }
+    };
     split(m, std::max<int64_t>(1, 8192 / (dim * (layer.heads + layer.kv_heads))), [&](int64_t first, int64_t end) {
       for (int64_t r = first; r < end; r++) {
         float *qr = q + r * layer.heads * dim, *kr = k + r * layer.kv_heads * dim, *vr = v + r * layer.kv_heads * dim;
@@ -121,22 +121,19 @@ struct Decoder::Run {
         if (layer.q_norm) good = ops.rmsnorm(qr, dim, dim, layer.q_norm, layer.eps, 0, layer.heads, qr, dim) < 0;
         if (layer.k_norm) good = ops.rmsnorm(kr, dim, dim, layer.k_norm, layer.eps, 0, layer.kv_heads, kr, dim) < 0 && good;
         for (int64_t head = 0; head < layer.heads; head++) ops.rotate(qr + head * dim, half, cos + r * half, sin + r * half);
-        for (int64_t head = 0; head < layer.kv_heads; head++) ops.rotate(kr + head * dim, half, cos + r * half, sin + r * half);
+        for (int64_t head = 0; head < layer.kv_heads && d.cache_shape->turned; head++) ops.rotate(kr + head * dim, half, cos + r * half, sin + r * half);
         if (!good || !ops.finite(qr, layer.heads * dim) || !ops.finite(kr, layer.kv_heads * dim) || !ops.finite(vr, layer.kv_heads * dim)) {
-          for (int64_t seen = bad.load(); r < seen && !bad.compare_exchange_weak(seen, r);) {
-          }
+          note(bad, r);
           continue;
         }
-        const int64_t at = position[static_cast<size_t>(r)], slot = at % kTileKeys;
-        float *page = of_row[static_cast<size_t>(r)]->cache->page(at / kTileKeys) + place.at;
-        for (int64_t head = 0; head < layer.kv_heads; head++) {
-          float *keys = page + head * kTileKeys * (dim + place.padded), *values = keys + kTileKeys * dim + slot * place.padded;
-          for (int64_t i = 0; i < dim; i++) keys[(slot / 16 * dim + i) * 16 + slot % 16] = kr[head * dim + i];
-          memcpy(values, vr + head * dim, sizeof(float) * static_cast<size_t>(dim));
-        }
+        const int64_t at = position[static_cast<size_t>(r)];
+        uint8_t *page = of_row[static_cast<size_t>(r)]->cache->page(at / kTileKeys) + place.at;
+        for (int64_t head = 0; head < layer.kv_heads; head++)
+          if (!put(*d.cache_shape, place, page + head * place.head, at % kTileKeys, kr + head * dim, vr + head * dim)) note(beyond, r);
       }
     });
-    return !fail(index, bad.load() == INT64_MAX ? -1 : bad.load(), "queries, keys or values");
+    if (fail(index, bad.load() == INT64_MAX ? -1 : bad.load(), "queries, keys or values")) return false;
+    return !fail(index, beyond.load() == INT64_MAX ? -1 : beyond.load(), "a key or value", "needs a scale that the cache's format does not hold");
   }
 
   // Rows [row0, row1) of one sequence against one key head: all query heads of its group.
@@ -150,12 +147,15 @@ struct Decoder::Run {
     const CacheShape::Layer &place = d.cache_shape->layers[static_cast<size_t>(index)];
     const int64_t group = layer.heads / layer.kv_heads, count = (part.row1 - part.row0) * group, size = kStateHead + place.padded;
     const int64_t last = position[static_cast<size_t>(part.row1 - 1)], tiles = last / kTileKeys + 1;
+    const int64_t decoded = tile_floats(*d.cache_shape, place);
     const size_t need = sizeof(Query) * static_cast<size_t>(count) + 2 * sizeof(float *) * static_cast<size_t>(tiles) + 128 +
-                        sizeof(float) * (static_cast<size_t>(states ? 0 : count * size) + ops.attend_floats(place.padded));
+                        sizeof(float) * (static_cast<size_t>((states ? 0 : count * size) + kSpanTiles * decoded) + ops.attend_floats(place.padded));
     char *memory = static_cast<char *>(scratch(need));
     if (!memory) return false;
     float *buffer = reinterpret_cast<float *>(memory);
     memory += sizeof(float) * ops.attend_floats(place.padded);
+    float *const tiles_buffer = reinterpret_cast<float *>(memory);
+    memory += sizeof(float) * static_cast<size_t>(kSpanTiles * decoded);
     if (!states) {
       states = reinterpret_cast<float *>(memory);
       memory += sizeof(float) * static_cast<size_t>(count * size);
@@ -174,13 +174,17 @@ struct Decoder::Run {
       lowest = std::min(lowest, first);
     }
     const int64_t tile0 = std::max(span0 * kSpanTiles, lowest / kTileKeys), tile1 = std::min(span1 * kSpanTiles, tiles);
-    for (int64_t tile = tile0; tile < tile1; tile++) {
-      keys[tile] = part.sequence->cache->page(tile) + place.at + part.head * kTileKeys * (layer.dim + place.padded);
-      values[tile] = keys[tile] + kTileKeys * layer.dim;
-    }
+    const RopePlan &rope = d.ropes[static_cast<size_t>(layer.rope)];
+    const bool is_long = part.sequence->cache->long_rope() && !rope.inverse_long.empty();
+    const int64_t turn = kTileKeys * rope.half;
     const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(layer.dim));
     for (int64_t tile = tile0; tile < tile1;) {
       const int64_t end = std::min(tile1, (tile / kSpanTiles + 1) * kSpanTiles);
+      for (int64_t i = tile; i < end; i++) {
+        const float *cos = d.cache_shape->turned ? nullptr : rope.cos[is_long].data() + i * turn, *sin = cos ? rope.sin[is_long].data() + i * turn : nullptr;
+        anybit::tile(*d.cache_shape, place, part.sequence->cache->page(i) + place.at + part.head * place.head, cos, sin, tiles_buffer + (i - tile) * decoded,
+                     keys + i, values + i);
+      }
       ops.attend({keys, values, tile, end, layer.dim, place.padded, scale, queries, count, buffer, d.attention});
       tile = end;
     }
@@ -248,6 +252,7 @@ struct Decoder::Run {
     float *gate = floats(m * inner), *up = floats(m * inner);
     embed(ids);
     const auto rotary = tables();
+    if (!d.cache_shape->turned) turn_tiles();
     for (size_t i = 0; i < d.layers.size(); i++) {
       const LayerPlan &layer = d.layers[i];
       const int64_t index = static_cast<int64_t>(i);

@@ -5,47 +5,18 @@
 #include <vector>
 
 #include "around.h"
-#include "ops.h"
+#include "pages.h"
 
 namespace anybit {
 
 const OpsKernels &ops();  // of the instruction set in use
 
-// Where the keys and values of each layer lie in a page of 64 tokens: a key head's
-// tile [4][dim][16] (16 tokens side by side, so that a score needs no sum across lanes), then its values [64][padded].
-struct CacheShape {
-  struct Layer {
-    int64_t heads, dim, padded, at;
-  };
-  std::vector<Layer> layers;
-  int64_t floats = 0;
-  void add(int64_t heads, int64_t dim);
-};
-
-// Keys and values of one sequence. Pages are shared between forks and copied before they are written.
-class Cache {
- public:
-  Cache(std::shared_ptr<const CacheShape> shape, bool long_rope) : shape_(shape), long_rope_(long_rope) {}
-  int64_t length() const { return length_; }
-  bool long_rope() const { return long_rope_; }
-  int64_t bytes() const { return static_cast<int64_t>(pages_.size()) * shape_->floats * 4; }
-  const CacheShape *shape() const { return shape_.get(); }
-  void truncate(int64_t length);
-  void reserve(int64_t length);  // pages up to `length` exist, and those from the current length on belong to this cache alone
-  void advance(int64_t length) { length_ = length; }
-  float *page(int64_t index) const { return pages_[static_cast<size_t>(index)].get(); }
-
- private:
-  std::shared_ptr<const CacheShape> shape_;
-  bool long_rope_;
-  int64_t length_ = 0;
-  std::vector<std::shared_ptr<float>> pages_;
-};
-
 struct RopePlan {
   int64_t half = 0;
   float scale = 1.0f;
   std::vector<float> inverse, inverse_long;  // the latter for sequences planned to be long; may be empty
+  // For keys that are turned when they are read: cosines and sines by tile, [4][half][16], of both sets of frequencies.
+  std::vector<float> cos[2], sin[2];
 };
 
 struct LayerPlan {

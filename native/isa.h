@@ -22,6 +22,9 @@
 #elif defined(__AVX2__)
 #include <immintrin.h>
 #define ANYBIT_256 1
+#elif defined(__ARM_FEATURE_DOTPROD) && defined(__aarch64__)
+#include <arm_neon.h>
+#define ANYBIT_NEON 1
 #endif
 
 #if defined(ANYBIT_SIMDE) || defined(__AVX512VNNI__) || defined(__AVXVNNI__)
@@ -50,6 +53,7 @@ AB_INLINE float half_float(uint32_t h) {
 
 #if ANYBIT_512
 // ------------------------------------------------------------------------------------------------ AVX-512 F, BW, VL, DQ; with or without VNNI and VBMI
+constexpr bool kManyRegisters = true;  // a register block's sums fit beside its dots
 constexpr int kRowsInt = 8, kRowsWide = 8, kRowsFloat = 12;  // rows of a register block: 8 to 16 accumulators of 16 lanes
 #if ANYBIT_VNNI
 constexpr int kStreamRows = 8;  // the most rows that share one decoding in registers
@@ -157,6 +161,14 @@ AB_INLINE B b_lookup64(const uint8_t *t, B at) { return {_mm512_permutexvar_epi8
 AB_INLINE B b_lookup128(const uint8_t *t, B at) {  // the low 7 bits of `at` count
   return {_mm512_permutex2var_epi8(_mm512_loadu_si512(t), at.v, _mm512_loadu_si512(t + 64))};
 }
+AB_INLINE B b_permute64(B table, B at) { return {_mm512_permutexvar_epi8(at.v, table.v)}; }
+// Floats of k = 4 * group + j from their bytes: low of bits 16 to 23, high of bits 24 to 31.
+template <int j> AB_INLINE F b_halves(B low, B high) {
+  const __m512i lane = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44, 48, 52, 56, 60);  // a byte's place, and 64 more for those of `high`
+  const __m512i at = _mm512_add_epi32(_mm512_add_epi32(_mm512_slli_epi32(lane, 16), _mm512_slli_epi32(lane, 24)), _mm512_set1_epi32((j << 16) | ((64 + j) << 24)));
+  return {_mm512_castsi512_ps(_mm512_maskz_permutex2var_epi8(0xccccccccccccccccu, low.v, at, high.v))};
+}
+AB_INLINE B b_permute(B low, B high, B at) { return {_mm512_permutex2var_epi8(low.v, at.v, high.v)}; }  // tables in registers
 #else
 constexpr bool kByteTables = false;
 #endif
@@ -191,6 +203,7 @@ AB_INLINE C c_zero() { return {_mm512_setzero_si512()}; }
 AB_INLINE B q_four(const int8_t *q) { int32_t x; memcpy(&x, q, 4); return {_mm512_set1_epi32(x)}; }
 #if ANYBIT_VNNI
 constexpr bool kWideDot = true;  // dpbusd: any u8 x s8, summed in int32
+AB_INLINE C c_from(I sum) { return {sum.v}; }  // a sum to go on from
 AB_INLINE C c_step(C c, B u, B q) { return {_mm512_dpbusd_epi32(c.v, u.v, q.v)}; }
 AB_INLINE I c_end(I sum, C c) { return {_mm512_add_epi32(sum.v, c.v)}; }
 AB_INLINE I signed_dot(I sum, B w, B q) {  // s8 x s8; not chosen on this ISA (the biased form is), kept right for tests
@@ -200,6 +213,7 @@ AB_INLINE I signed_dot(I sum, B w, B q) {  // s8 x s8; not chosen on this ISA (t
 }
 #else
 constexpr bool kWideDot = false;  // as on AVX2
+AB_INLINE C c_from(I) { return c_zero(); }  // never called: sums are int16 pairs
 AB_INLINE C c_step(C c, B u, B q) {
   C r = {_mm512_add_epi16(c.v, _mm512_maddubs_epi16(u.v, q.v))};
   __asm__("" : "+v"(r.v));  // as on AVX2
@@ -236,6 +250,7 @@ AB_INLINE I w_end(W s) {
 
 #elif ANYBIT_256
 // ------------------------------------------------------------------------------------------------ AVX2, FMA, F16C; with or without VNNI
+constexpr bool kManyRegisters = false;
 constexpr int kRowsInt = 4, kRowsWide = 2, kRowsFloat = 6;
 #if ANYBIT_VNNI
 constexpr int kStreamRows = 4;
@@ -410,6 +425,7 @@ constexpr bool kWideDot = true;
 #else
 #define AB_DPBUSD _mm256_dpbusd_avx_epi32
 #endif
+AB_INLINE C c_from(I sum) { return {sum.a, sum.b}; }
 AB_INLINE C c_step(C c, B u, B q) { return {AB_DPBUSD(c.a, u.a, q.a), AB_DPBUSD(c.b, u.b, q.b)}; }
 AB_INLINE I c_end(I sum, C c) { return {_mm256_add_epi32(sum.a, c.a), _mm256_add_epi32(sum.b, c.b)}; }
 AB_INLINE I signed_dot(I sum, B w, B q) {  // as on AVX-512 with VNNI
@@ -418,6 +434,7 @@ AB_INLINE I signed_dot(I sum, B w, B q) {  // as on AVX-512 with VNNI
 }
 #else
 constexpr bool kWideDot = false;  // maddubs saturates in int16: the unsigned side must stay <= 129
+AB_INLINE C c_from(I) { return c_zero(); }  // never called: sums are int16 pairs
 AB_INLINE C c_step(C c, B u, B q) {
   C r = {_mm256_add_epi16(c.a, _mm256_maddubs_epi16(u.a, q.a)), _mm256_add_epi16(c.b, _mm256_maddubs_epi16(u.b, q.b))};
   __asm__("" : "+x"(r.a), "+x"(r.b));  // keeps sums in their registers: compilers regroup integer adds, and spill what they hoist
@@ -461,10 +478,184 @@ AB_INLINE W w_step(W s, const uint8_t *p, const int16_t *q) {
 }
 AB_INLINE I w_end(W s) { return {_mm256_hadd_epi32(s.a, s.b), _mm256_hadd_epi32(s.c, s.d)}; }
 
+#elif ANYBIT_NEON
+// ------------------------------------------------------------------------------------------------ NEON with dot products (ARMv8.2)
+constexpr bool kManyRegisters = false;
+constexpr int kRowsInt = 4, kRowsWide = 2, kRowsFloat = 4, kStreamRows = 4;
+constexpr bool kWideDot = true, kByteTables = false;
+struct F { float32x4_t a, b, c, d; };
+struct I { int32x4_t a, b, c, d; };
+struct B { uint8x16_t a, b, c, d; };  // byte 4 * output + j: four outputs a register
+struct C { int32x4_t a, b, c, d; };
+struct Mask { uint32x4_t a, b, c, d; };
+#define AB_FOUR1(T, op, x) T{op(x.a), op(x.b), op(x.c), op(x.d)}
+#define AB_FOUR2(T, op, x, y) T{op(x.a, y.a), op(x.b, y.b), op(x.c, y.c), op(x.d, y.d)}
+#define AB_FOUR3(T, op, x, y, z) T{op(x.a, y.a, z.a), op(x.b, y.b, z.b), op(x.c, y.c, z.c), op(x.d, y.d, z.d)}
+
+AB_INLINE F f_set(float x) { const float32x4_t v = vdupq_n_f32(x); return {v, v, v, v}; }
+AB_INLINE F f_load(const float *p) { return {vld1q_f32(p), vld1q_f32(p + 4), vld1q_f32(p + 8), vld1q_f32(p + 12)}; }
+AB_INLINE void f_store(float *p, F x) { vst1q_f32(p, x.a), vst1q_f32(p + 4, x.b), vst1q_f32(p + 8, x.c), vst1q_f32(p + 12, x.d); }
+AB_INLINE F f_add(F x, F y) { return AB_FOUR2(F, vaddq_f32, x, y); }
+AB_INLINE F f_sub(F x, F y) { return AB_FOUR2(F, vsubq_f32, x, y); }
+AB_INLINE F f_mul(F x, F y) { return AB_FOUR2(F, vmulq_f32, x, y); }
+AB_INLINE F f_div(F x, F y) { return AB_FOUR2(F, vdivq_f32, x, y); }
+AB_INLINE F f_fma(F x, F y, F z) { return AB_FOUR3(F, vfmaq_f32, z, x, y); }
+AB_INLINE float32x4_t choose(uint32x4_t m, float32x4_t yes, float32x4_t no) { return vbslq_f32(m, yes, no); }
+AB_INLINE float32x4_t larger(float32x4_t x, float32x4_t y) { return vbslq_f32(vcgtq_f32(x, y), x, y); }
+AB_INLINE float32x4_t smaller(float32x4_t x, float32x4_t y) { return vbslq_f32(vcltq_f32(x, y), x, y); }
+AB_INLINE F f_max(F x, F y) { return AB_FOUR2(F, larger, x, y); }  // y when either is NaN
+AB_INLINE F f_min(F x, F y) { return AB_FOUR2(F, smaller, x, y); }
+AB_INLINE F f_rne(F x) { return AB_FOUR1(F, vrndnq_f32, x); }
+AB_INLINE I f_to_i(F x) { return AB_FOUR1(I, vcvtnq_s32_f32, x); }  // nearest-even; callers keep |x| < 2^31
+AB_INLINE F i_to_f(I x) { return AB_FOUR1(F, vcvtq_f32_s32, x); }
+AB_INLINE I f_bits(F x) { return AB_FOUR1(I, vreinterpretq_s32_f32, x); }
+AB_INLINE F i_float(I x) { return AB_FOUR1(F, vreinterpretq_f32_s32, x); }
+AB_INLINE Mask f_lt(F x, F y) { return AB_FOUR2(Mask, vcltq_f32, x, y); }
+AB_INLINE Mask i_lt(I x, I y) { return AB_FOUR2(Mask, vcltq_s32, x, y); }
+AB_INLINE F f_select(Mask m, F yes, F no) { return AB_FOUR3(F, choose, m, yes, no); }
+
+AB_INLINE I i_set(int32_t x) { const int32x4_t v = vdupq_n_s32(x); return {v, v, v, v}; }
+AB_INLINE I i_load(const int32_t *p) { return {vld1q_s32(p), vld1q_s32(p + 4), vld1q_s32(p + 8), vld1q_s32(p + 12)}; }
+AB_INLINE void i_store(int32_t *p, I x) { vst1q_s32(p, x.a), vst1q_s32(p + 4, x.b), vst1q_s32(p + 8, x.c), vst1q_s32(p + 12, x.d); }
+AB_INLINE I i_add(I x, I y) { return AB_FOUR2(I, vaddq_s32, x, y); }
+AB_INLINE I i_sub(I x, I y) { return AB_FOUR2(I, vsubq_s32, x, y); }
+AB_INLINE I i_mul(I x, I y) { return AB_FOUR2(I, vmulq_s32, x, y); }
+AB_INLINE I i_and(I x, I y) { return AB_FOUR2(I, vandq_s32, x, y); }
+AB_INLINE I i_or(I x, I y) { return AB_FOUR2(I, vorrq_s32, x, y); }
+AB_INLINE I i_xor(I x, I y) { return AB_FOUR2(I, veorq_s32, x, y); }
+AB_INLINE I i_max(I x, I y) { return AB_FOUR2(I, vmaxq_s32, x, y); }
+AB_INLINE I i_min(I x, I y) { return AB_FOUR2(I, vminq_s32, x, y); }
+AB_INLINE int32x4_t places(int32x4_t n) { return vreinterpretq_s32_u32(vminq_u32(vreinterpretq_u32_s32(n), vdupq_n_u32(32))); }  // shifts read a signed byte
+AB_INLINE int32x4_t left_by(int32x4_t x, int32x4_t n) { return vreinterpretq_s32_u32(vshlq_u32(vreinterpretq_u32_s32(x), places(n))); }
+AB_INLINE int32x4_t right_by(int32x4_t x, int32x4_t n) { return vreinterpretq_s32_u32(vshlq_u32(vreinterpretq_u32_s32(x), vnegq_s32(places(n)))); }
+AB_INLINE I i_shlv(I x, I n) { return AB_FOUR2(I, left_by, x, n); }  // 0 where n, unsigned, is 32 or more
+AB_INLINE I i_shrv(I x, I n) { return AB_FOUR2(I, right_by, x, n); }
+AB_INLINE int32_t i_fold_max(I x) { return vmaxvq_s32(vmaxq_s32(vmaxq_s32(x.a, x.b), vmaxq_s32(x.c, x.d))); }
+AB_INLINE bool i_any(Mask m) { return vmaxvq_u32(vorrq_u32(vorrq_u32(m.a, m.b), vorrq_u32(m.c, m.d))) != 0; }
+AB_INLINE I i_select(Mask m, I yes, I no) { return AB_FOUR3(I, vbslq_s32, m, yes, no); }
+AB_INLINE Mask i_nonzero(I x) { return AB_FOUR2(Mask, vtstq_s32, x, x); }
+AB_INLINE float32x4_t add_where(uint32x4_t m, float32x4_t x, float32x4_t y) {
+  return vaddq_f32(x, vreinterpretq_f32_u32(vandq_u32(m, vreinterpretq_u32_f32(y))));
+}
+AB_INLINE F f_add_where(Mask m, F x, F y) { return AB_FOUR3(F, add_where, m, x, y); }  // x where not; x is not -0
+AB_INLINE I i_shl(I x, int n) { return i_shlv(x, i_set(n)); }
+AB_INLINE I i_shr(I x, int n) { return i_shrv(x, i_set(n)); }
+AB_INLINE I i_sar(I x, int n) { const int32x4_t by = vdupq_n_s32(-n); return {vshlq_s32(x.a, by), vshlq_s32(x.b, by), vshlq_s32(x.c, by), vshlq_s32(x.d, by)}; }
+AB_INLINE I i_gather(const int32_t *t, I at) {
+  int32_t i[16], v[16];
+  i_store(i, at);
+  for (int j = 0; j < 16; j++) v[j] = t[i[j]];
+  return i_load(v);
+}
+AB_INLINE I i_wide(uint16x8_t low, uint16x8_t high) {
+  return {vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(low))), vreinterpretq_s32_u32(vmovl_high_u16(low)), vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(high))),
+          vreinterpretq_s32_u32(vmovl_high_u16(high))};
+}
+AB_INLINE uint16x8_t u16_load(const uint8_t *p) { return vreinterpretq_u16_u8(vld1q_u8(p)); }
+AB_INLINE I i_load_u8(const uint8_t *p) { const uint8x16_t v = vld1q_u8(p); return i_wide(vmovl_u8(vget_low_u8(v)), vmovl_high_u8(v)); }
+AB_INLINE I i_load_u16(const uint8_t *p) { return i_wide(u16_load(p), u16_load(p + 16)); }
+AB_INLINE F f_load_half(const uint8_t *p) {
+  const float16x8_t low = vreinterpretq_f16_u16(u16_load(p)), high = vreinterpretq_f16_u16(u16_load(p + 16));
+  return {vcvt_f32_f16(vget_low_f16(low)), vcvt_high_f32_f16(low), vcvt_f32_f16(vget_low_f16(high)), vcvt_high_f32_f16(high)};
+}
+AB_INLINE void i_store_i8(int8_t *p, I x) {
+  vst1q_s8(p, vcombine_s8(vmovn_s16(vcombine_s16(vmovn_s32(x.a), vmovn_s32(x.b))), vmovn_s16(vcombine_s16(vmovn_s32(x.c), vmovn_s32(x.d)))));
+}
+AB_INLINE F f_gather(const float *t, I at) { return i_float(i_gather((const int32_t *)t, at)); }
+AB_INLINE void f_stream(float *p, F x) { f_store(p, x); }
+// 16 numbers of 32 bits are one table of 64 bytes; the low four bits of `at` count.
+AB_INLINE uint8x16x4_t table64(const void *t) { const uint8_t *p = (const uint8_t *)t; return {{vld1q_u8(p), vld1q_u8(p + 16), vld1q_u8(p + 32), vld1q_u8(p + 48)}}; }
+AB_INLINE int32x4_t pick16(uint8x16x4_t t, int32x4_t at) {
+  const uint32x4_t i = vandq_u32(vreinterpretq_u32_s32(at), vdupq_n_u32(15));
+  return vreinterpretq_s32_u8(vqtbl4q_u8(t, vreinterpretq_u8_u32(vmlaq_u32(vdupq_n_u32(0x03020100), i, vdupq_n_u32(0x04040404)))));
+}
+AB_INLINE I pick16(const void *t, I at) { const uint8x16x4_t v = table64(t); return {pick16(v, at.a), pick16(v, at.b), pick16(v, at.c), pick16(v, at.d)}; }
+AB_INLINE F f_lookup8(const float *t, I at) { return i_float(pick16(t, at)); }  // t: 16 floats; at: 0..7
+AB_INLINE F f_lookup16(const float *t, I at) { return i_float(pick16(t, at)); }
+template <int entries> AB_INLINE I i_lookup(const int32_t *t, I at) {
+  if constexpr (entries == 16) return pick16(t, at);
+  else return i_gather(t, i_and(at, i_set(entries - 1)));
+}
+
+AB_INLINE B b_load(const uint8_t *p) { return {vld1q_u8(p), vld1q_u8(p + 16), vld1q_u8(p + 32), vld1q_u8(p + 48)}; }
+AB_INLINE void b_store(uint8_t *p, B x) { vst1q_u8(p, x.a), vst1q_u8(p + 16, x.b), vst1q_u8(p + 32, x.c), vst1q_u8(p + 48, x.d); }
+AB_INLINE B b_set(int x) { const uint8x16_t v = vdupq_n_u8((uint8_t)x); return {v, v, v, v}; }
+AB_INLINE B b_and(B x, B y) { return AB_FOUR2(B, vandq_u8, x, y); }
+AB_INLINE B b_or(B x, B y) { return AB_FOUR2(B, vorrq_u8, x, y); }
+AB_INLINE B b_xor(B x, B y) { return AB_FOUR2(B, veorq_u8, x, y); }
+AB_INLINE B b_add(B x, B y) { return AB_FOUR2(B, vaddq_u8, x, y); }
+AB_INLINE B b_sub(B x, B y) { return AB_FOUR2(B, vsubq_u8, x, y); }
+AB_INLINE uint8x16_t above(uint8x16_t x, int8x16_t limit) { return vcgtq_s8(vreinterpretq_s8_u8(x), limit); }
+AB_INLINE B b_above(B x, int limit) {  // signed; 0xff or 0
+  const int8x16_t v = vdupq_n_s8((int8_t)limit);
+  return {above(x.a, v), above(x.b, v), above(x.c, v), above(x.d, v)};
+}
+AB_INLINE uint64_t b_equal(B x, B y) {  // bit i: bytes i are equal
+  const uint8x16_t bit = {1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128};
+  const B e = AB_FOUR2(B, vceqq_u8, x, y);
+  const uint8x16_t ab = vpaddq_u8(vandq_u8(e.a, bit), vandq_u8(e.b, bit)), cd = vpaddq_u8(vandq_u8(e.c, bit), vandq_u8(e.d, bit));
+  const uint8x16_t all = vpaddq_u8(ab, cd);
+  return vgetq_lane_u64(vreinterpretq_u64_u8(vpaddq_u8(all, all)), 0);
+}
+template <int n> AB_INLINE B b_shr(B x) {  // callers mask: other ISAs bring the neighbour's bits in
+  if constexpr (n == 0) return x;
+  else return {vshrq_n_u8(x.a, n), vshrq_n_u8(x.b, n), vshrq_n_u8(x.c, n), vshrq_n_u8(x.d, n)};
+}
+template <int n> AB_INLINE B b_shl(B x) { return {vshlq_n_u8(x.a, n), vshlq_n_u8(x.b, n), vshlq_n_u8(x.c, n), vshlq_n_u8(x.d, n)}; }
+AB_INLINE uint8x16_t below_zero(uint8x16_t x) { return vcltzq_s8(vreinterpretq_s8_u8(x)); }
+AB_INLINE B b_sign(B x) { return AB_FOUR1(B, below_zero, x); }  // 0xff where the top bit is set
+AB_INLINE B b_table(const uint8_t *t) { const uint8x16_t v = vld1q_u8(t); return {v, v, v, v}; }
+AB_INLINE B b_lookup(B table, B at) { return AB_FOUR2(B, vqtbl1q_u8, table, at); }  // beyond 15: zero
+AB_INLINE uint8x16_t pick(uint8x16_t clear, uint8x16_t set, uint8x16_t by) { return vbslq_u8(below_zero(by), set, clear); }
+AB_INLINE B b_pick(B top_clear, B top_set, B by) { return AB_FOUR3(B, pick, top_clear, top_set, by); }
+AB_INLINE uint8x16_t negate(uint8x16_t x, uint8x16_t by) { return vbslq_u8(below_zero(by), vreinterpretq_u8_s8(vnegq_s8(vreinterpretq_s8_u8(x))), x); }
+AB_INLINE B b_negate(B x, B by) { return AB_FOUR2(B, negate, x, by); }  // -x where by < 0
+AB_INLINE I b_dwords(B x) { return AB_FOUR1(I, vreinterpretq_s32_u8, x); }
+
+// Sixteen outputs x four k: from byte 4 * output + k to byte 16 * k + output.
+AB_INLINE B b_by_k(B x) {
+  uint8_t t[64];
+  b_store(t, x);
+  const uint8x16x4_t v = vld4q_u8(t);
+  return {v.val[0], v.val[1], v.val[2], v.val[3]};
+}
+AB_INLINE B b_four(const uint8_t *a, const uint8_t *b, const uint8_t *c, const uint8_t *d) { return {vld1q_u8(a), vld1q_u8(b), vld1q_u8(c), vld1q_u8(d)}; }
+// Sums of bytes in 16 bits, those at even and at odd places apart.
+struct H { uint16x8_t a, b, c, d; };
+AB_INLINE H h_zero() { const uint16x8_t z = vdupq_n_u16(0); return {z, z, z, z}; }
+AB_INLINE uint16x8_t even(uint16x8_t s, uint8x16_t x) { return vaddq_u16(s, vandq_u16(vreinterpretq_u16_u8(x), vdupq_n_u16(255))); }
+AB_INLINE uint16x8_t odd(uint16x8_t s, uint8x16_t x) { return vsraq_n_u16(s, vreinterpretq_u16_u8(x), 8); }
+AB_INLINE H h_even(H s, B x) { return AB_FOUR2(H, even, s, x); }
+AB_INLINE H h_odd(H s, B x) { return AB_FOUR2(H, odd, s, x); }
+AB_INLINE I h_end(H e, H o) {  // sixteen outputs, each the sum of its four k
+  const uint32x4_t e0 = vaddq_u32(vaddl_u16(vget_low_u16(e.a), vget_low_u16(e.b)), vaddl_u16(vget_low_u16(e.c), vget_low_u16(e.d)));
+  const uint32x4_t o0 = vaddq_u32(vaddl_u16(vget_low_u16(o.a), vget_low_u16(o.b)), vaddl_u16(vget_low_u16(o.c), vget_low_u16(o.d)));
+  const uint32x4_t e1 = vaddq_u32(vaddl_high_u16(e.a, e.b), vaddl_high_u16(e.c, e.d)), o1 = vaddq_u32(vaddl_high_u16(o.a, o.b), vaddl_high_u16(o.c, o.d));
+  return {vreinterpretq_s32_u32(vzip1q_u32(e0, o0)), vreinterpretq_s32_u32(vzip2q_u32(e0, o0)), vreinterpretq_s32_u32(vzip1q_u32(e1, o1)),
+          vreinterpretq_s32_u32(vzip2q_u32(e1, o1))};
+}
+
+// sdot multiplies signed bytes: what other sets hold as unsigned bytes this one holds as signed ones (OwnedWeight::finish).
+#define ANYBIT_SIGNED_DOT 1
+AB_INLINE C c_zero() { const int32x4_t z = vdupq_n_s32(0); return {z, z, z, z}; }
+AB_INLINE C c_from(I sum) { return {sum.a, sum.b, sum.c, sum.d}; }
+AB_INLINE B q_four(const int8_t *q) { int32_t x; memcpy(&x, q, 4); const uint8x16_t v = vreinterpretq_u8_s32(vdupq_n_s32(x)); return {v, v, v, v}; }
+AB_INLINE int32x4_t dot(int32x4_t s, uint8x16_t w, uint8x16_t q) { return vdotq_s32(s, vreinterpretq_s8_u8(w), vreinterpretq_s8_u8(q)); }
+AB_INLINE C c_step(C c, B w, B q) { return AB_FOUR3(C, dot, c, w, q); }
+AB_INLINE I c_end(I sum, C c) { return AB_FOUR2(I, vaddq_s32, sum, c); }
+AB_INLINE I signed_dot(I sum, B w, B q) { return AB_FOUR3(I, dot, sum, w, q); }
+// int16 pairs: for sets without wide dots
+struct W { int32x4_t a; };
+AB_INLINE void w_store(uint8_t *, B, B) {}
+AB_INLINE void w_store_signed(uint8_t *, B, B, B) {}
+AB_INLINE W w_zero() { return {vdupq_n_s32(0)}; }
+AB_INLINE W w_step(W s, const uint8_t *, const int16_t *) { return s; }
+AB_INLINE I w_end(W) { return i_set(0); }
+
 #else
 // ------------------------------------------------------------------------------------------------ any machine: plain C++, fma from libm
 constexpr int kRowsInt = 4, kRowsWide = 4, kRowsFloat = 4, kStreamRows = 0;
-constexpr bool kWideDot = true, kByteTables = false;
+constexpr bool kWideDot = true, kByteTables = false, kManyRegisters = false;
 struct F { float v[16]; };
 struct I { int32_t v[16]; };
 struct B { uint8_t v[64]; };
@@ -580,11 +771,12 @@ AB_INLINE I h_end(H even, H odd) {  // sixteen outputs, each the sum of its four
 
 AB_INLINE C c_zero() { C r; memset(&r, 0, sizeof r); return r; }
 AB_INLINE B q_four(const int8_t *q) { AB_BYTES((uint8_t)q[j & 3]); }
+AB_INLINE C c_from(I sum) { C r; memcpy(r.v, sum.v, 64); return r; }
 AB_INLINE C c_step(C c, B u, B q) {
   for (int j = 0; j < 64; j++) c.v[j >> 2] += (int32_t)u.v[j] * (int8_t)q.v[j];
   return c;
 }
-AB_INLINE I c_end(I sum, C c) { AB_LANES(I, sum.v[j] + c.v[j]); }
+AB_INLINE I c_end(I sum, C c) { AB_LANES(I, (int32_t)((uint32_t)sum.v[j] + (uint32_t)c.v[j])); }  // the parts of a wide dot may pass the ends: sums do not
 AB_INLINE I signed_dot(I sum, B w, B q) {
   for (int j = 0; j < 64; j++) sum.v[j >> 2] += (int32_t)(int8_t)w.v[j] * (int8_t)q.v[j];
   return sum;
@@ -611,6 +803,14 @@ AB_INLINE I w_end(W s) { I r; memcpy(r.v, s.v, 64); return r; }
 #if !ANYBIT_VBMI
 AB_INLINE B b_lookup64(const uint8_t *, B at) { return at; }  // never called: see kByteTables
 AB_INLINE B b_lookup128(const uint8_t *, B at) { return at; }
+AB_INLINE B b_permute64(B, B at) { return at; }
+template <int> AB_INLINE F b_halves(B low, B) { return i_float(b_dwords(low)); }
+AB_INLINE B b_permute(B, B, B at) { return at; }
+#endif
+#if ANYBIT_SIGNED_DOT
+constexpr bool kSignedDot = true;  // byte dots take signed bytes on both sides
+#else
+constexpr bool kSignedDot = false;
 #endif
 AB_INLINE F f_zero() { return f_set(0.0f); }
 AB_INLINE I i_zero() { return i_set(0); }

@@ -2,6 +2,10 @@
 
 #include <atomic>
 #include <string_view>
+#if defined(ANYBIT_ARM)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
 
 namespace anybit {
 
@@ -30,12 +34,17 @@ bool isa_supported(Isa isa) {
                       __builtin_cpu_supports("avx512dq");
   [[maybe_unused]] const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
   if (isa == Isa::avx2) return avx2;
-#if !defined(ANYBIT_SIMDE)
+#if defined(ANYBIT_FEW) && !defined(ANYBIT_SIMDE)
+  if (isa == Isa::avx512vbmi) return vnni && __builtin_cpu_supports("avx512vbmi");
+#elif !defined(ANYBIT_FEW)
   if (isa == Isa::avxvnni) return avx2 && __builtin_cpu_supports("avxvnni");
   if (isa == Isa::avx512) return avx512;
   if (isa == Isa::avx512vl || isa == Isa::avx512vnni) return vnni;
   if (isa == Isa::avx512vbmi) return vnni && __builtin_cpu_supports("avx512vbmi");
 #endif
+#endif
+#if defined(ANYBIT_ARM)
+  if (isa == Isa::neondot) return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
 #endif
   return false;
 }

@@ -6,11 +6,13 @@
 
 // avx512vl is the AVX-VNNI source with AVX-512's encoding of the same 256-bit instructions: the one that most machines can run.
 
-#if defined(ANYBIT_SIMDE)
+#if defined(ANYBIT_FEW)  // emulation and sanitizers: one of each width
 #define AB_ISAS(X, ...) X(generic, __VA_ARGS__) X(avx2, __VA_ARGS__) X(avx512vbmi, __VA_ARGS__)
 #elif defined(ANYBIT_X86)
 #define AB_ISAS(X, ...) \
   X(generic, __VA_ARGS__) X(avx2, __VA_ARGS__) X(avxvnni, __VA_ARGS__) X(avx512vl, __VA_ARGS__) X(avx512, __VA_ARGS__) X(avx512vnni, __VA_ARGS__) X(avx512vbmi, __VA_ARGS__)
+#elif defined(ANYBIT_ARM)
+#define AB_ISAS(X, ...) X(generic, __VA_ARGS__) X(neondot, __VA_ARGS__)
 #else
 #define AB_ISAS(X, ...) X(generic, __VA_ARGS__)
 #endif

@@ -80,7 +80,7 @@ static void scale_rows(const Scale &s, int64_t tile, int64_t b0, int64_t b1, int
 struct Side {
   int64_t first;  // the block that the arrays start with
   float *scale, *offset;
-  int32_t *shift;  // integer path: zero point + bias
+  int32_t *shift;  // integer path: zero points
 };
 
 AB_INLINE I zero_row(const Weight &w, int64_t tile, int64_t b) {
@@ -192,129 +192,146 @@ const PanelBytes kPanelWide[9] = AB_BITS(panel_wide);
 const PanelFloat kPanelFloat[9] = AB_BITS(panel_float);
 
 // ------------------------------------------------------------------------------------------------ integer path
-template <int rows, int count> AB_INLINE void unsigned_steps(C *c, const uint8_t *p, const int8_t *q, int64_t stride) {
+// `count` groups of four k of `rows` rows; q: a group's codes of one row stand beside the next row's, `step` bytes a group.
+template <int rows, int count> AB_INLINE void unsigned_steps(C *c, const uint8_t *p, const int8_t *q, int64_t step) {
 #pragma GCC unroll 4
-  for (int i = 0; i < count; i++) {
+  for (int i = 0; i < count; i++, q += step) {
     const B t = b_load(p + 64 * i);
-    for (int r = 0; r < rows; r++) c[r] = c_step(c[r], t, q_four(q + r * stride + 4 * i));
+    for (int r = 0; r < rows; r++) c[r] = c_step(c[r], t, q_four(q + 4 * r));
   }
 }
 
-// One chain: `run` groups summed in the narrow accumulators, then into sum (or as its first value). Moves p and q on.
-template <int rows> AB_INLINE int64_t unsigned_chain(I *sum, bool first, int64_t run, const uint8_t *&p, const int8_t *&q, int64_t stride) {
+// One chain: `run` groups summed in the narrow accumulators, then into sum. Moves p and q on.
+template <int rows> AB_INLINE int64_t unsigned_chain(I *sum, int64_t run, const uint8_t *&p, const int8_t *&q, int64_t step) {
   C c[rows];
   for (int r = 0; r < rows; r++) c[r] = c_zero();
   int64_t left = run;
-  for (; left >= 4; left -= 4, p += 256, q += 16) unsigned_steps<rows, 4>(c, p, q, stride);
-  for (; left > 0; left--, p += 64, q += 4) unsigned_steps<rows, 1>(c, p, q, stride);
-  for (int r = 0; r < rows; r++) sum[r] = c_end(first ? i_zero() : sum[r], c[r]);
+  for (; left >= 4; left -= 4, p += 256, q += 4 * step) unsigned_steps<rows, 4>(c, p, q, step);
+  for (; left > 0; left--, p += 64, q += step) unsigned_steps<rows, 1>(c, p, q, step);
+  for (int r = 0; r < rows; r++) sum[r] = c_end(sum[r], c[r]);
   return run;
 }
 
-template <int rows, int count> AB_INLINE void signed_steps(I *sum, const uint8_t *p, const int8_t *q, int64_t stride) {
+template <int rows, int count> AB_INLINE void signed_steps(I *sum, const uint8_t *p, const int8_t *q, int64_t step) {
 #pragma GCC unroll 4
-  for (int i = 0; i < count; i++) {
+  for (int i = 0; i < count; i++, q += step) {
     const B t = b_load(p + 64 * i);
-    for (int r = 0; r < rows; r++) sum[r] = signed_dot(sum[r], t, q_four(q + r * stride + 4 * i));
+    for (int r = 0; r < rows; r++) sum[r] = signed_dot(sum[r], t, q_four(q + 4 * r));
   }
 }
 
-// Extra work at the end of a segment: nothing, a constant correction (bias), or zero points and offsets.
-enum class Extra { None, Bias, Full };
-
-// What the end of a segment reads: scales, totals and corrections of some rows.
+// What the end of a segment reads: scales, sums and corrections of some rows of a group.
 struct Ends {
-  const float *scales, *sws, *offsets;  // of the input [rows, segments]; of the weight [blocks][16], and its offsets or nullptr
-  const int32_t *totals, *shifts;       // sums of the input's codes [rows, segments]; zero points + bias [blocks][16] or nullptr
-  int64_t segments;
-  int32_t bias;
+  const float *scales;                  // of the input: [segments][group], from the first of these rows on
+  const int32_t *totals, *starts;       // the same: sums of its codes; what dots of t + bias begin with, -bias * total
+  int64_t group;
+  const float *sws, *offsets;           // of the weight [blocks][16], and its offsets or nullptr
+  const int32_t *shifts;                // zero points [blocks][16] or nullptr
 };
 
-AB_INLINE Ends ends_of(const Weight &w, const Side &side, const Input &in, int64_t row) {
-  const int64_t at = row * w.segment_count;
-  return {in.scale + at, side.scale, w.has_offset ? side.offset : nullptr, in.total + at, w.zero ? side.shift : nullptr, w.segment_count, w.bias};
+AB_INLINE Ends ends_of(const Weight &w, const Side &side, const Input &in, const int32_t *starts, int64_t row) {
+  const int64_t at = row / in.group * in.group * w.segment_count + row % in.group;
+  return {in.scale + at, in.total + at, starts + at, in.group, side.scale, w.has_offset ? side.offset : nullptr, w.zero ? side.shift : nullptr};
 }
 
-// One segment's dots of row r added to its sums: acc = fma(float(dot), fl(sx * sw), acc), then the offset.
-template <Extra extra> AB_INLINE F settled(const Ends &e, I dot, int64_t r, int64_t segment, int64_t side_at, F acc) {
-  const int32_t total = e.totals[r * e.segments + segment];
-  const F sx = f_set(e.scales[r * e.segments + segment]);
-  if constexpr (extra == Extra::Bias) dot = i_sub(dot, i_set(e.bias * total));
-  if constexpr (extra == Extra::Full) dot = i_sub(dot, e.shifts ? i_mul(i_load(e.shifts + side_at), i_set(total)) : i_set(e.bias * total));
+// One segment's dots of row r added to its sums: acc = fma(float(dot), fl(sx * sw), acc). `full`: with a zero point or an offset.
+template <bool full> AB_INLINE F settled(const Ends &e, I dot, int r, int64_t segment, int64_t side_at, F acc) {
+  const int64_t at = segment * e.group + r;
+  const F sx = f_set(e.scales[at]);
+  if (full && e.shifts) dot = i_sub(dot, i_mul(i_load(e.shifts + side_at), i_set(e.totals[at])));
   acc = f_fma(i_to_f(dot), f_mul(sx, f_load(e.sws + side_at)), acc);
-  if constexpr (extra == Extra::Full)
-    if (e.offsets) acc = f_fma(f_mul(sx, f_set((float)total)), f_load(e.offsets + side_at), acc);
+  if (full && e.offsets) acc = f_fma(f_mul(sx, f_set((float)e.totals[at])), f_load(e.offsets + side_at), acc);
   return acc;
 }
 
-template <int rows, Kind kind, Extra extra>
-static void dot_rows(const Weight &w, const Panel &panel, const uint8_t *bytes, const Side &side, const Input &in, int64_t row, float *state) {
-  const int64_t stride = w.codes_length, base = panel.c0 * 8, chain = w.chain, first = side.first;
-  const Ends ends = ends_of(w, side, in, row);
-  const int8_t *const codes = in.q + row * stride;
-  for (int64_t s = panel.s0; s < panel.s1; s++) {
-    const Segment &seg = w.segments[s];
-    const int64_t side_at = 16 * (seg.block - first);
-    int64_t left = seg.g1 - seg.g0;
-    I sum[rows];
-    if constexpr (kind == Kind::Wide16 && kWideDot) {  // t + bias = low + 256 high: two dots of unsigned bytes
-      const int8_t *q = codes + seg.at;
-      const uint8_t *p = bytes + (seg.g0 - base) * 128;
-      C lo[rows], hi[rows];
-      for (int r = 0; r < rows; r++) lo[r] = hi[r] = c_zero();
-      for (; left > 0; left--, q += 4, p += 128) {
-        const B low = b_load(p), high = b_load(p + 64);
-        for (int r = 0; r < rows; r++) {
-          const B four = q_four(q + r * stride);
-          lo[r] = c_step(lo[r], low, four), hi[r] = c_step(hi[r], high, four);
-        }
-      }
-      for (int r = 0; r < rows; r++) sum[r] = c_end(i_shl(c_end(i_zero(), hi[r]), 8), lo[r]);
-    } else if constexpr (kind == Kind::Wide16) {
-      const int16_t *q = in.q16 + row * stride + seg.at;
-      const uint8_t *p = bytes + (seg.g0 - base) * 128;
-      W wide[rows];
-      for (int r = 0; r < rows; r++) wide[r] = w_zero();
-      for (; left > 0; left--, q += 4, p += 128)
-        for (int r = 0; r < rows; r++) wide[r] = w_step(wide[r], p, q + r * stride);
-      for (int r = 0; r < rows; r++) sum[r] = w_end(wide[r]);
-    } else {
-      const int8_t *q = codes + seg.at;
-      const uint8_t *p = bytes + (seg.g0 - base) * 64;
-      if constexpr (kind == Kind::Signed8) {
-        for (int r = 0; r < rows; r++) sum[r] = i_zero();
-        for (; left >= 4; left -= 4, p += 256, q += 16) signed_steps<rows, 4>(sum, p, q, stride);
-        for (; left > 0; left--, p += 64, q += 4) signed_steps<rows, 1>(sum, p, q, stride);
-      } else {
-        const int64_t most = kWideDot ? left : chain;
-        left -= unsigned_chain<rows>(sum, true, left < most ? left : most, p, q, stride);
-        while (left > 0) left -= unsigned_chain<rows>(sum, false, left < most ? left : most, p, q, stride);
+// One segment of a panel: dots of `rows` rows.
+template <int rows, Kind kind>
+AB_INLINE void segment_dots(const Weight &w, const Segment &seg, const int32_t *start, const uint8_t *p, const int8_t *q, const int16_t *q16, int64_t step, I *sum) {
+  int64_t left = seg.g1 - seg.g0;
+  if constexpr (kind == Kind::Wide16 && kWideDot) {  // t + bias = low + 256 high: two dots of unsigned bytes
+    C lo[rows], hi[rows];
+    for (int r = 0; r < rows; r++) lo[r] = c_from(i_set(start[r])), hi[r] = c_zero();
+    for (; left > 0; left--, q += step, p += 128) {
+      const B low = b_load(p), high = b_load(p + 64);
+      for (int r = 0; r < rows; r++) {
+        const B four = q_four(q + 4 * r);
+        lo[r] = c_step(lo[r], low, four), hi[r] = c_step(hi[r], high, four);
       }
     }
-    for (int r = 0; r < rows; r++) f_store(state + 16 * r, settled<extra>(ends, sum[r], r, s, side_at, f_load(state + 16 * r)));
-    AB_KEEP_IN_MEMORY();  // the sums above stay in memory: registers belong to the dots
+    for (int r = 0; r < rows; r++) sum[r] = c_end(i_shl(c_end(i_zero(), hi[r]), 8), lo[r]);
+  } else if constexpr (kind == Kind::Wide16) {
+    W wide[rows];
+    for (int r = 0; r < rows; r++) wide[r] = w_zero();
+    for (; left > 0; left--, q16 += 4, p += 128)
+      for (int r = 0; r < rows; r++) wide[r] = w_step(wide[r], p, q16 + r * w.codes_length);
+    for (int r = 0; r < rows; r++) sum[r] = w_end(wide[r]);
+  } else if constexpr (kind == Kind::Signed8) {
+    for (int r = 0; r < rows; r++) sum[r] = i_set(start[r]);
+    for (; left >= 4; left -= 4, p += 256, q += 4 * step) signed_steps<rows, 4>(sum, p, q, step);
+    for (; left > 0; left--, p += 64, q += step) signed_steps<rows, 1>(sum, p, q, step);
+  } else if constexpr (kWideDot) {
+    C c[rows];
+    for (int r = 0; r < rows; r++) c[r] = c_from(i_set(start[r]));
+    for (; left >= 4; left -= 4, p += 256, q += 4 * step) unsigned_steps<rows, 4>(c, p, q, step);
+    for (; left > 0; left--, p += 64, q += step) unsigned_steps<rows, 1>(c, p, q, step);
+    for (int r = 0; r < rows; r++) sum[r] = c_end(i_zero(), c[r]);
+  } else {
+    for (int r = 0; r < rows; r++) sum[r] = i_set(start[r]);
+    while (left > 0) left -= unsigned_chain<rows>(sum, left < w.chain ? left : w.chain, p, q, step);
   }
+}
+
+// A panel's segments for `rows` rows of a group. `held`: sums stay in registers, for short blocks; otherwise registers belong to the dots.
+template <int rows, Kind kind, bool full, bool held>
+static void dot_rows(const Weight &w, const Panel &panel, const uint8_t *bytes, const Side &side, const Input &in, const int32_t *starts, int64_t row, float *state) {
+  const Ends ends = ends_of(w, side, in, starts, row);
+  const int64_t step = 4 * in.group, group = kind == Kind::Wide16 ? 128 : 64;
+  const int8_t *const codes = in.q + row / in.group * in.group * w.codes_length + 4 * (row % in.group);
+  const int16_t *const codes16 = in.q16 + row * w.codes_length;
+  F acc[rows];
+  if (held)
+    for (int r = 0; r < rows; r++) acc[r] = f_load(state + 16 * r);
+  for (int64_t s = panel.s0; s < panel.s1; s++) {
+    const Segment &seg = w.segments[s];
+    const int64_t side_at = 16 * (seg.block - side.first);
+    I sum[rows];
+    segment_dots<rows, kind>(w, seg, ends.starts + s * ends.group, bytes + (seg.g0 - panel.c0 * 8) * group, codes + seg.at * in.group, codes16 + seg.at, step, sum);
+    for (int r = 0; r < rows; r++) {
+      if (held) acc[r] = settled<full>(ends, sum[r], r, s, side_at, acc[r]);
+      else f_store(state + 16 * r, settled<full>(ends, sum[r], r, s, side_at, f_load(state + 16 * r)));
+    }
+    if (!held) AB_KEEP_IN_MEMORY();
+  }
+  if (held)
+    for (int r = 0; r < rows; r++) f_store(state + 16 * r, acc[r]);
 }
 
 template <int rows, Kind kind>
-AB_INLINE void dot_with(const Weight &w, const Panel &p, const uint8_t *b, const Side &side, const Input &in, int64_t row, float *state) {
-  if (w.zero || w.has_offset) dot_rows<rows, kind, Extra::Full>(w, p, b, side, in, row, state);
-  else if (w.bias) dot_rows<rows, kind, Extra::Bias>(w, p, b, side, in, row, state);
-  else dot_rows<rows, kind, Extra::None>(w, p, b, side, in, row, state);
-}
-
-template <Kind kind, int rows> AB_INLINE void dot_some(int64_t count, const Weight &w, const Panel &p, const uint8_t *b, const Side &side, const Input &in, int64_t row, float *state) {
-  if constexpr (rows > 0) {
-    if (count == rows) dot_with<rows, kind>(w, p, b, side, in, row, state);
-    else dot_some<kind, rows - 1>(count, w, p, b, side, in, row, state);
+AB_INLINE void dot_with(const Weight &w, const Panel &p, const uint8_t *b, const Side &side, const Input &in, const int32_t *starts, int64_t row, float *state) {
+  constexpr bool held = kManyRegisters && !(kind == Kind::Wide16 && rows > 4);
+  const bool full = w.zero || w.has_offset;
+  if (held && w.block <= 64) {
+    if (full) dot_rows<rows, kind, true, held>(w, p, b, side, in, starts, row, state);
+    else dot_rows<rows, kind, false, held>(w, p, b, side, in, starts, row, state);
+  } else {
+    if (full) dot_rows<rows, kind, true, false>(w, p, b, side, in, starts, row, state);
+    else dot_rows<rows, kind, false, false>(w, p, b, side, in, starts, row, state);
   }
 }
 
-template <Kind kind> static void dot_all(const Weight &w, const Panel &p, const uint8_t *bytes, const Side &side, const Input &in, int64_t m0, int64_t m1, float *state) {
-  constexpr int rows = kind == Kind::Wide16 ? kRowsWide : kRowsInt;
-  int64_t row = m0;
-  for (; row + rows <= m1; row += rows) dot_with<rows, kind>(w, p, bytes, side, in, row, state + (row - m0) * 16);
-  dot_some<kind, rows - 1>(m1 - row, w, p, bytes, side, in, row, state + (row - m0) * 16);
+// All rows over a panel, while the bytes [ahead, ahead + length) that come next are asked for. The last block may run over rows of zeros.
+template <Kind kind>
+static void dot_all(const Weight &w, const Panel &p, const uint8_t *bytes, const Side &side, const Input &in, const int32_t *starts, int64_t m0, int64_t m1, float *state,
+                    const uint8_t *ahead, int64_t length) {
+  constexpr int rows = kind == Kind::Wide16 ? kRowsWide : kRowsInt, half = rows / 2;
+  const int64_t share = (length * rows / (m1 - m0) + 127) / 64 * 64;
+  for (int64_t row = m0; row < m1; ahead += share, length -= share) {
+    for (int64_t i = 0; i < (length < share ? length : share); i += 64) __builtin_prefetch(ahead + i);
+    float *const at = state + (row - m0) * 16;
+    if (in.group == 1) dot_with<1, kind>(w, p, bytes, side, in, starts, row, at), row++;
+    else if (m1 - row > half && in.group >= rows) dot_with<rows, kind>(w, p, bytes, side, in, starts, row, at), row += rows;
+    else dot_with<half, kind>(w, p, bytes, side, in, starts, row, at), row += half;
+  }
 }
 
 #include "stream.h"
@@ -411,6 +428,8 @@ static void finish_tile(const float *sums, int64_t step, int64_t rows, const flo
   }
 }
 
+#include "stream_float.h"
+
 static int64_t float_side(const Weight &w) {  // floats that the scales of one tile need: the most blocks that a float panel touches
   const int64_t most = kFloatPanel / w.block + 2;
   return 16 * (most < w.blocks ? most : w.blocks);
@@ -421,16 +440,26 @@ static void multiply_float(const Weight &w, const Input &in, const float *bias, 
   float *const scales = buffer + kFloatTiles * panel_tile, *const offsets = w.has_offset ? scales + kFloatTiles * side : nullptr;
   float *const state = scales + 2 * kFloatTiles * side;
   memset(state, 0, sizeof(float) * tiles * state_tile);
+  FloatStream stream;
+  const char *why;
+  const StreamFloat streamed = rows == 1 && tiles == kFloatTiles ? stream_float_of(w, stream, &why) : nullptr;
   for (int64_t k0 = 0; k0 < w.k; k0 += kFloatPanel) {
     const int64_t k1 = k0 + kFloatPanel < w.k ? k0 + kFloatPanel : w.k, b0 = k0 / w.block, b1 = (k1 - 1) / w.block + 1;
     const float *panel = buffer;
     int64_t step = panel_tile;
-    if (w.dense == Dense::Float32) panel = float_panel(w, w.table, tile, k0, k1, buffer), step = w.k * 16;
+    if (streamed) {
+      for (int64_t t = 0; t < tiles; t++)
+        stream.codes[t] = w.codes + (w.dense != Dense::None ? ((tile + t) * w.k + k0) * 32 : ((tile + t) * w.chunks + k0 / 32) * 64 * w.bits);
+    } else if (w.dense == Dense::Float32) panel = float_panel(w, w.table, tile, k0, k1, buffer), step = w.k * 16;
     else for (int64_t t = 0; t < tiles; t++) float_panel(w, w.table, tile + t, k0, k1, buffer + t * panel_tile);
     for (int64_t t = 0; t < tiles; t++) {
       if (w.dense != Dense::None) f_store(scales + t * side, f_set(1.0f));
       else scale_rows(w.scale, tile + t, b0, b1, w.n, w.float_step, scales + t * side);
       if (offsets) scale_rows(w.offset, tile + t, b0, b1, w.n, 1.0f, offsets + t * side);
+    }
+    if (streamed) {
+      streamed(w, in, {k0, k1, tile, m0, nullptr, 0, state, state_tile, scales, offsets, side}, stream);
+      continue;
     }
     if (rows == 1 && tiles == kFloatTiles) {
       fma_rows<1, kFloatTiles>(w, in, {k0, k1, tile, m0, panel, step, state, state_tile, scales, offsets, side});
@@ -458,32 +487,33 @@ static int64_t panel_blocks(const Weight &w) {  // the most blocks that a panel 
   return most;
 }
 
-static void multiply_integer(const Weight &w, const Input &in, const float *bias, int64_t tile, int64_t m0, int64_t m1, float *y, int64_t stride, float *buffer) {
+static void multiply_integer(const Weight &w, const Input &in, const int32_t *starts, const float *bias, int64_t tile, int64_t m0, int64_t m1, float *y, int64_t stride,
+                             float *buffer) {
   const int64_t rows = m1 - m0, most = panel_blocks(w) * 16;
   float *state = buffer;
   Side side = {0, state + kRowBlock * 16, state + kRowBlock * 16 + most, (int32_t *)(state + kRowBlock * 16 + 2 * most)};
   uint8_t *bytes = (uint8_t *)(state + kRowBlock * 16 + 3 * most);
-  memset(state, 0, sizeof(float) * rows * 16);
-  const Stream streamed = stream_of(w, rows);
+  memset(state, 0, sizeof(float) * 16 * (size_t)((rows + in.group - 1) / in.group * in.group));
+  const Stream streamed = stream_of(w, in, rows);
   const bool direct = w.bits == 8 && w.affine && w.flip == 0;  // the stored bytes are the panel
   for (const Panel *p = w.panels, *end = p + w.panel_count; p < end; p++) {
     const uint8_t *codes = w.codes + (w.trits ? tile * ((w.k + 19) / 20) * 64 : (tile * w.chunks + p->c0) * 64 * w.bits);
-    const int64_t b0 = w.segments[p->s0].block, b1 = w.segments[p->s1 - 1].block + 1;
+    const int64_t b0 = w.segments[p->s0].block, b1 = w.segments[p->s1 - 1].block + 1, length = (p->c1 - p->c0) * (w.trits ? 104 : 64 * w.bits);
     side.first = b0;
     scale_rows(w.scale, tile, b0, b1, w.n, w.step, side.scale);
     if (w.has_offset) scale_rows(w.offset, tile, b0, b1, w.n, 1.0f, side.offset);
-    if (w.zero) for (int64_t b = b0; b < b1; b++) i_store(side.shift + 16 * (b - b0), i_add(zero_row(w, tile, b), i_set(w.bias)));
+    if (w.zero) for (int64_t b = b0; b < b1; b++) i_store(side.shift + 16 * (b - b0), zero_row(w, tile, b));
     if (streamed) {
-      streamed(w, *p, codes, side, in, m0, state);
+      streamed(w, *p, codes, side, in, starts, m0, state);
     } else if (w.kind == Kind::Wide16) {
       kPanelWide[w.bits](w, codes, p->c1 - p->c0, bytes);
-      dot_all<Kind::Wide16>(w, *p, bytes, side, in, m0, m1, state);
+      dot_all<Kind::Wide16>(w, *p, bytes, side, in, starts, m0, m1, state, codes + length, length);
     } else {
       if (w.trits) trit_panel(w, tile, p->c0, p->c1, bytes);
       else if (!direct) kPanelBytes[w.bits](w, codes, p->c1 - p->c0, bytes);
       const uint8_t *from = direct ? codes : bytes;
-      if (w.kind == Kind::Signed8) dot_all<Kind::Signed8>(w, *p, from, side, in, m0, m1, state);
-      else dot_all<Kind::Unsigned8>(w, *p, from, side, in, m0, m1, state);
+      if (!kWideDot && w.kind == Kind::Signed8) dot_all<kWideDot ? Kind::Unsigned8 : Kind::Signed8>(w, *p, from, side, in, starts, m0, m1, state, codes + length, length);
+      else dot_all<Kind::Unsigned8>(w, *p, from, side, in, starts, m0, m1, state, codes + length, length);
     }
   }
   const int64_t n0 = tile * 16, count = w.n - n0 < 16 ? w.n - n0 : 16;
@@ -491,19 +521,41 @@ static void multiply_integer(const Weight &w, const Input &in, const float *bias
 }
 
 // ------------------------------------------------------------------------------------------------ the table of this ISA
+static int64_t group(int64_t m) { return m > kStreamRows && m > 1 ? kRowsInt : stream_rows(m); }
+static int64_t start_count(const Weight &w, const Input &in, int64_t rows) { return ((rows + in.group - 1) / in.group * in.group * w.segment_count + 15) / 16 * 16; }
+
+// -bias * total of rows [m0, m1) and of those that fill up their last group, to be read as all rows' are.
+static const int32_t *starts_of(const Weight &w, const Input &in, int64_t m0, int64_t m1, int32_t *out) {
+  const int64_t count = (m1 - m0 + in.group - 1) / in.group * in.group * w.segment_count;
+  const int32_t *total = in.total + m0 * w.segment_count;
+  const I factor = i_set(-w.bias);
+  int64_t i = 0;
+  for (; i + 16 <= count; i += 16) i_store(out + i, i_mul(i_load(total + i), factor));
+  for (; i < count; i++) out[i] = -w.bias * total[i];
+  return out - m0 * w.segment_count;
+}
+
+static int64_t streams(const Weight &w, bool integer, const char **why) {
+  if (integer) return (*why = why_panels(w)) ? 0 : kStreamRows;
+  FloatStream stream;
+  return stream_float_of(w, stream, why) ? 1 : 0;
+}
+
 static size_t scratch_bytes(const Weight &w, const Input &in) {
   const int64_t rows = in.m < kRowBlock ? in.m : kRowBlock;
   if (!in.integer) return sizeof(float) * (size_t)(kFloatTiles * (kFloatPanel * 16 + 2 * float_side(w) + rows * 32));
   int64_t chunks = 0;
   for (const Panel *p = w.panels, *end = p + w.panel_count; p < end; p++) chunks = p->c1 - p->c0 > chunks ? p->c1 - p->c0 : chunks;
-  return (size_t)(kRowBlock * 64 + panel_blocks(w) * 192 + chunks * (w.kind == Kind::Wide16 ? 1024 : 512));
+  return (size_t)(kRowBlock * 64 + panel_blocks(w) * 192 + chunks * (w.kind == Kind::Wide16 ? 1024 : 512) + 4 * start_count(w, in, rows));
 }
 
 static void multiply(const Weight &w, const Input &in, const float *bias, int64_t t0, int64_t t1, float *y, int64_t stride, void *scratch) {
   for (int64_t m0 = 0; m0 < in.m; m0 += kRowBlock) {
     const int64_t m1 = m0 + kRowBlock < in.m ? m0 + kRowBlock : in.m;
     if (in.integer) {
-      for (int64_t t = t0; t < t1; t++) multiply_integer(w, in, bias, t, m0, m1, y, stride, (float *)scratch);
+      const int32_t *starts = starts_of(w, in, m0, m1, (int32_t *)scratch);
+      float *rest = (float *)((int32_t *)scratch + start_count(w, in, m1 - m0));
+      for (int64_t t = t0; t < t1; t++) multiply_integer(w, in, starts, bias, t, m0, m1, y, stride, rest);
     } else {
       const int64_t side = m1 - m0 == 1 ? kFloatTiles : 1;
       for (int64_t t = t0; t < t1; t += side) multiply_float(w, in, bias, t, t1 - t < side ? t1 - t : side, m0, m1, y, stride, (float *)scratch);
@@ -511,11 +563,15 @@ static void multiply(const Weight &w, const Input &in, const float *bias, int64_
   }
 }
 
-static int64_t quantize(const Weight &w, float most_code, const float *x, int64_t stride, int64_t m0, int64_t m1, int8_t *q, int16_t *q16, float *scale, int32_t *total) {
+static int64_t quantize(const Weight &w, float most_code, const float *x, int64_t stride, int64_t m0, int64_t m1, int64_t group, int8_t *q, int16_t *q16, float *scale,
+                        int32_t *total) {
   const int64_t count = w.segment_count;
+  int8_t line[2 * 512 + 64];  // codes of a segment: at most 512, and what fills up groups of four
   const float inverse = 1.0f / most_code;
   for (int64_t m = m0; m < m1; m++) {
-    int8_t *row = q + m * w.codes_length;
+    int8_t *const row = q + m / group * group * w.codes_length + 4 * (m % group);
+    float *const scales = scale + m / group * group * count + m % group;
+    int32_t *const totals = total + m / group * group * count + m % group;
     for (int64_t s = 0; s < count; s++) {
       const Segment &seg = w.segments[s];
       const float *p = x + m * stride + seg.k0;
@@ -529,34 +585,37 @@ static int64_t quantize(const Weight &w, float most_code, const float *x, int64_
       for (int j = 0; j < 16; j++) most = lanes[j] > most ? lanes[j] : most;
       if (most >= 0x7f800000) return m;
       const float amax = bits_float((uint32_t)most);
-      int8_t *out = row + seg.at;
-      memset(out, 0, (size_t)(4 * (seg.g1 - seg.g0)));
+      const int64_t fours = seg.g1 - seg.g0;
+      int8_t *const codes = group == 1 ? row + seg.at : line;
+      memset(codes, 0, (size_t)(4 * fours));
       if (amax < 0x1p-120f) {  // most_code / amax would overflow: counts as zero
-        scale[m * count + s] = 0.0f, total[m * count + s] = 0;
-        continue;
+        scales[s * group] = 0.0f, totals[s * group] = 0;
+      } else {
+        int8_t *const out = codes + seg.k0 - 4 * seg.g0;
+        const F r = f_set(most_code / amax);
+        I sum = i_zero();
+        for (int64_t i = 0; i < whole; i += 16) {
+          const I v = f_to_i(f_mul(f_load(p + i), r));
+          sum = i_add(sum, v);
+          i_store_i8(out + i, v);
+        }
+        if (whole < length) {
+          const I v = f_to_i(f_mul(f_load(tail), r));
+          int8_t t[16];
+          i_store_i8(t, v);
+          sum = i_add(sum, v);
+          for (int64_t i = whole; i < length; i++) out[i] = t[i - whole];
+        }
+        i_store(lanes, sum);
+        int32_t all = 0;
+        for (int j = 0; j < 16; j++) all += lanes[j];
+        scales[s * group] = amax * inverse, totals[s * group] = all;
       }
-      out += seg.k0 - 4 * seg.g0;
-      const F r = f_set(most_code / amax);
-      I sum = i_zero();
-      for (int64_t i = 0; i < whole; i += 16) {
-        const I v = f_to_i(f_mul(f_load(p + i), r));
-        sum = i_add(sum, v);
-        i_store_i8(out + i, v);
-      }
-      if (whole < length) {
-        const I v = f_to_i(f_mul(f_load(tail), r));
-        int8_t t[16];
-        i_store_i8(t, v);
-        sum = i_add(sum, v);
-        for (int64_t i = whole; i < length; i++) out[i] = t[i - whole];
-      }
-      i_store(lanes, sum);
-      int32_t all = 0;
-      for (int j = 0; j < 16; j++) all += lanes[j];
-      scale[m * count + s] = amax * inverse, total[m * count + s] = all;
+      if (group > 1)
+        for (int64_t i = 0; i < fours; i++) memcpy(row + (seg.at + 4 * i) * group, line + 4 * i, 4);
+      if (q16)
+        for (int64_t i = 0; i < 4 * fours; i++) q16[m * w.codes_length + seg.at + i] = codes[i];
     }
-    if (q16)
-      for (int64_t i = 0; i < w.codes_length; i++) q16[m * w.codes_length + i] = row[i];
   }
   return -1;
 }
@@ -643,8 +702,6 @@ static void dequantize(const Weight &w, int64_t tile, int64_t only, float *out, 
   }
 }
 
-static int64_t rows_read(int64_t m) { return m == 0 ? 0 : (m - 1) / kRowBlock * kRowBlock + stream_rows((m - 1) % kRowBlock + 1); }
-
 }  // namespace
 
 extern const LinearKernels linear_kernels;
@@ -652,7 +709,7 @@ extern const PanelKernels panel_kernels;
 const PanelKernels panel_kernels = {float_panel, codes, sides, finish_tile};
 #define AB_TEXT(x) #x
 #define AB_NAME(x) AB_TEXT(x)
-const LinearKernels linear_kernels = {AB_NAME(ANYBIT_ISA), rows_read, kWideDot, quantize, row_sums, multiply, scratch_bytes, dequantize};
+const LinearKernels linear_kernels = {AB_NAME(ANYBIT_ISA), group, kWideDot, kSignedDot, quantize, row_sums, multiply, scratch_bytes, dequantize, streams};
 
 }  // namespace ANYBIT_ISA
 }  // namespace anybit

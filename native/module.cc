@@ -176,6 +176,13 @@ const char *kind_name(const Weight &w) {
   }
 }
 
+std::string how(const PyWeight &p, int act) {
+  const char *why = nullptr;
+  const int64_t rows = p.weight.kernels->streams(p.weight, act != 0, &why);
+  if (!rows) return std::string("by panels: ") + why;
+  return rows == 1 ? "one row in registers, more by panels" : "up to " + std::to_string(rows) + " rows in registers, more by panels";
+}
+
 }  // namespace
 }  // namespace anybit
 
@@ -192,6 +199,7 @@ NB_MODULE(_native, m) {
       .def("rows", &rows, "ids"_a.none() = nb::none())
       .def_prop_ro("isa", [](const PyWeight &p) { return p.weight.kernels->isa; })
       .def_prop_ro("kind", [](const PyWeight &p) { return kind_name(p.weight); })
+      .def("how", &how, "act"_a)
       .def_prop_ro("affine", [](const PyWeight &p) { return p.weight.affine; })
       .def_prop_ro("n", [](const PyWeight &p) { return p.weight.n; })
       .def_prop_ro("k", [](const PyWeight &p) { return p.weight.k; });
@@ -212,8 +220,11 @@ NB_MODULE(_native, m) {
     set_threads(count);
   }, "count"_a);
   m.def("usable_cores", &usable_cores);
+  m.def("cgroup_cores", &cgroup_cores, "root"_a, "membership"_a);
+  m.def("fork_join", &fork_join_ns, "tasks"_a, "most_ns"_a, nb::call_guard<nb::gil_scoped_release>());
   bind_round(m);
   bind_around(m);
   bind_ops(m);
   bind_pack(m);
+  bind_gptq(m);
 }

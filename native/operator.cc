@@ -59,14 +59,19 @@ void OwnedWeight::finish(const int32_t *integers) {
   sign = integers[count - 1] < 0 ? top : 0;
   int lo = integers[0], hi = integers[0];
   mirrored = true;
+  doubled = bits <= 4;
   for (int c = 0; c < count; c++) {
+    doubled = doubled && integers[c] == integers[0] + 2 * c;
     mirrored = mirrored && integers[c] == -integers[c ^ top];
     affine = affine && integers[c] == (c ^ sign) - sign;
     lo = std::min(lo, integers[c]);
     hi = std::max(hi, integers[c]);
   }
-  const bool wide_dot = kernels->wide_dot;
-  if (hi - lo <= (wide_dot ? 255 : 129)) {
+  const bool wide_dot = kernels->wide_dot, signed_dot = kernels->signed_dot;
+  if (signed_dot && hi - lo <= 255) {  // as bytes of -128 to 127
+    kind = Kind::Unsigned8;
+    bias = hi - lo > 127 ? -128 - lo : affine ? sign : -lo;
+  } else if (hi - lo <= (wide_dot ? 255 : 129)) {
     kind = Kind::Unsigned8;
     bias = affine ? sign : -lo;
   } else if (hi - lo <= 255) {
@@ -76,17 +81,17 @@ void OwnedWeight::finish(const int32_t *integers) {
   } else {
     kind = Kind::Wide16;
     affine = false;
-    bias = wide_dot ? 32768 : 0;  // both bytes unsigned
-    sized = mirrored && wide_dot && bits > 1;
+    bias = signed_dot ? -128 : wide_dot ? 32768 : 0;  // both bytes signed, both unsigned
+    sized = mirrored && wide_dot && !signed_dot && bits > 1;
     for (int c = 0; c < top; c++) sized = sized && integers[c] >= 0;
   }
   // An affine table is read off the code: t + bias = code ^ flip, as an unsigned or a signed byte.
-  if (affine) flip = kind == Kind::Unsigned8 ? sign : sign ? 0 : 128;
+  if (affine) flip = kind == Kind::Unsigned8 && !(signed_dot && bits == 8) ? sign : sign ? 0 : 128;
   chain = kind == Kind::Wide16 ? 1 : std::max(1, 32767 / (2 * 127 * std::max(1, hi + bias)));
-  for (int c = 0; c < std::max(count, 16); c++) {  // fewer than 16 entries repeat: a shuffle reads 16
+  for (int c = 0; c < std::max(count, 64); c++) {  // fewer entries repeat: shuffles read 16, permutes 64
     const uint32_t t = static_cast<uint32_t>(integers[c % count] + bias);
     low[c] = static_cast<uint8_t>(t);
-    high[c] = static_cast<uint8_t>(t >> 8);
+    high[c] = static_cast<uint8_t>((signed_dot ? t + 128 : t) >> 8);  // t = high * 256 + low, low signed
   }
   for (int c = 0; sized && c < 128; c++) {
     size_low[c] = static_cast<uint8_t>(integers[c % top]);
@@ -148,7 +153,8 @@ int64_t prepare(const Weight &w, Act act, bool wide, const float *x, int64_t str
   input->m = m;
   input->x = x;
   input->stride = stride;
-  const int64_t per = std::max<int64_t>(1, 16384 / std::max<int64_t>(1, w.k)), units = (m + per - 1) / per;
+  const int64_t group = act == Act::Float || product ? 1 : w.kernels->group(m);
+  const int64_t least = std::max<int64_t>(1, 16384 / std::max<int64_t>(1, w.k)), per = (least + group - 1) / group * group, units = (m + per - 1) / per;
   std::atomic<int64_t> bad{INT64_MAX};
   const auto note = [&bad](int64_t row) {
     int64_t seen = bad.load();
@@ -157,21 +163,25 @@ int64_t prepare(const Weight &w, Act act, bool wide, const float *x, int64_t str
   };
   if (act != Act::Float) {
     const float most = act == Act::Int8 ? 127.0f : 7.0f;
-    const int64_t all = w.kernels->rows(m);
-    const size_t codes = static_cast<size_t>(all * w.codes_length), count = static_cast<size_t>(all * w.segment_count);
+    const int64_t groups = (m + group - 1) / group, whole = m / group;
+    const size_t row = static_cast<size_t>(group * w.codes_length), ends = static_cast<size_t>(group * w.segment_count);
+    const size_t codes = static_cast<size_t>(groups) * row, count = static_cast<size_t>(groups) * ends;
     int8_t *q = static_cast<int8_t *>(workspace.take(codes));
     int16_t *q16 = wide && !w.kernels->wide_dot ? static_cast<int16_t *>(workspace.take(2 * codes)) : nullptr;
     float *scale = static_cast<float *>(workspace.take(4 * count));
     int32_t *total = static_cast<int32_t *>(workspace.take(4 * count));
-    memset(q + m * w.codes_length, 0, static_cast<size_t>((all - m) * w.codes_length));
-    memset(scale + m * w.segment_count, 0, sizeof(float) * static_cast<size_t>((all - m) * w.segment_count));
-    memset(total + m * w.segment_count, 0, sizeof(int32_t) * static_cast<size_t>((all - m) * w.segment_count));
+    if (whole < groups) {
+      memset(q + static_cast<size_t>(whole) * row, 0, row);
+      memset(scale + static_cast<size_t>(whole) * ends, 0, 4 * ends);
+      memset(total + static_cast<size_t>(whole) * ends, 0, 4 * ends);
+      if (q16) memset(q16 + static_cast<size_t>(whole) * row, 0, 2 * row);
+    }
     parallel_for(units, [&](int64_t u) {
       const int64_t first = u * per, end = std::min(m, first + per);
-      note(fixed > 0.0f ? transform_kernels_now().quantize(w, fixed, x, stride, first, end, q, q16, scale, total)
-                        : w.kernels->quantize(w, most, x, stride, first, end, q, q16, scale, total));
+      note(fixed > 0.0f ? transform_kernels_now().quantize(w, fixed, x, stride, first, end, group, q, q16, scale, total)
+                        : w.kernels->quantize(w, most, x, stride, first, end, group, q, q16, scale, total));
     });
-    input->integer = true;
+    input->integer = true, input->group = group;
     input->q = q, input->q16 = q16, input->scale = scale, input->total = total;
     if (product && product->lookup) mask_padding(w, product->act_bits, m, q);
   } else {

@@ -77,19 +77,56 @@ template <int bits> AB_INLINE void pack_codes(const B *g, uint8_t *p) {
 // ------------------------------------------------------------------------------------------------ five trits a byte
 // A byte is ceil(n * 256 / 243), n the number whose ternary digits, the first on top, are five codes. 3 times it carries the first digit out and
 // leaves the same for the rest: no division. Each digit costs two compares and four additions on 64 bytes; every byte decodes to digits 0 to 2.
+//
+// With permutes of 128 bytes a table gives a byte's first four digits, two bits each, and another the fifth.
+struct TritTables {
+  alignas(64) uint8_t four[256], fifth[256];
+};
+constexpr TritTables trit_tables() {
+  TritTables t = {};
+  for (int byte = 0; byte < 256; byte++) {
+    int x = byte, digits[5] = {};
+    for (int i = 0; i < 5; i++) digits[i] = 3 * x >> 8, x = 3 * x & 255;
+    t.four[byte] = (uint8_t)(digits[0] | digits[1] << 2 | digits[2] << 4 | digits[3] << 6), t.fifth[byte] = (uint8_t)digits[4];
+  }
+  return t;
+}
+static constexpr TritTables kTritTables = trit_tables();
+struct Trits {  // by name: compilers keep arrays in memory
+  B four0, four1, four2, four3, fifth0, fifth1, fifth2, fifth3;
+};
 AB_INLINE B next_trit(B &x) {  // x + 128: the order of signed bytes is that of unsigned x, and 3 (x + 128) = 3 x + 128
   const B digit = b_sub(b_sub(b_set(0), b_above(x, -43)), b_above(x, 42));  // x >= 86, x >= 171
   x = b_add(b_add(x, x), x);
   return digit;
 }
 
+AB_INLINE Trits trits_ready() {
+  if constexpr (!kByteTables) return Trits();
+  const uint8_t *a = kTritTables.four, *b = kTritTables.fifth;
+  return {b_load(a), b_load(a + 64), b_load(a + 128), b_load(a + 192), b_load(b), b_load(b + 64), b_load(b + 128), b_load(b + 192)};
+}
+
+AB_INLINE void trits_of(const Trits &t, B x, B *digits) {  // the five digits of 64 stored bytes
+  if constexpr (kByteTables) {
+    const B four = b_pick(b_permute(t.four0, t.four1, x), b_permute(t.four2, t.four3, x), x);
+    digits[0] = field<2, 0, 0>(four), digits[1] = field<2, 2, 0>(four), digits[2] = field<2, 4, 0>(four), digits[3] = field<2, 6, 0>(four);
+    digits[4] = b_pick(b_permute(t.fifth0, t.fifth1, x), b_permute(t.fifth2, t.fifth3, x), x);
+  } else {
+    x = b_xor(x, b_set(128));
+    for (int i = 0; i < 5; i++) digits[i] = next_trit(x);
+  }
+}
+
 // Groups [g0, g1) of four k of a row of tiles, each 64 bytes, to out; `vectors` are stored, groups beyond them become zero.
 template <class Store> AB_INLINE void trit_groups(const uint8_t *p, int64_t vectors, int64_t g0, int64_t g1, Store store) {
+  const Trits trits = trits_ready();
   for (int64_t g = g0; g < g1;) {
     const int64_t v = g / 5;
     if (g == 5 * v && g + 5 <= g1 && v < vectors) {
-      B x = b_xor(b_load(p + 64 * v), b_set(128));
-      for (int i = 0; i < 5; i++) store(g + i - g0, next_trit(x));
+      B t[5];
+      trits_of(trits, b_load(p + 64 * v), t);
+      for (int i = 0; i < 5; i++) store(g + i - g0, t[i]);
       g += 5;
       continue;
     }
@@ -97,11 +134,10 @@ template <class Store> AB_INLINE void trit_groups(const uint8_t *p, int64_t vect
       store(g++ - g0, b_set(0));
       continue;
     }
-    B x = b_xor(b_load(p + 64 * v), b_set(128));
-    for (int64_t at = 5 * v; at < 5 * v + 5 && at < g1; at++) {
-      const B digit = next_trit(x);
-      if (at >= g) store(at - g0, digit);
-    }
+    B t[5];
+    trits_of(trits, b_load(p + 64 * v), t);
+    for (int64_t i = 0; i < 5 && 5 * v + i < g1; i++)
+      if (5 * v + i >= g) store(5 * v + i - g0, t[i]);
     g = 5 * v + 5;
   }
 }

@@ -9,8 +9,10 @@
 #include <time.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <mutex>
+#include <string>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -114,22 +116,59 @@ void start_workers(int count) {
   }
 }
 
-int64_t cgroup_cores() {
-  long long quota = 0, period = 0;
-  if (FILE *f = fopen("/sys/fs/cgroup/cpu.max", "r")) {
-    const int got = fscanf(f, "%lld %lld", &quota, &period);  // "max 100000" gives no first number: no limit
+std::string text_of(const std::string &path) {
+  std::string text;
+  if (FILE *f = fopen(path.c_str(), "r")) {
+    char part[4096];
+    for (size_t got; (got = fread(part, 1, sizeof part, f)) > 0;) text.append(part, got);
     fclose(f);
-    if (got == 2 && quota > 0 && period > 0) return (quota + period - 1) / period;
   }
-  return INT64_MAX;
+  return text;
+}
+
+int64_t rounded_up(long long quota, long long period) { return quota > 0 && period > 0 ? (quota + period - 1) / period : INT64_MAX; }
+
+// What a group and those around it may use: the least of their quotas.
+int64_t quota_cores(const std::string &root, std::string group, bool unified) {
+  int64_t cores = INT64_MAX;
+  for (;;) {
+    long long quota = 0, period = 0;
+    if (unified) {
+      if (sscanf(text_of(root + group + "/cpu.max").c_str(), "%lld %lld", &quota, &period) != 2) quota = 0;  // "max 100000": no limit
+    } else {
+      if (sscanf(text_of(root + group + "/cpu.cfs_quota_us").c_str(), "%lld", &quota) != 1) quota = 0;
+      if (sscanf(text_of(root + group + "/cpu.cfs_period_us").c_str(), "%lld", &period) != 1) period = 0;
+    }
+    cores = std::min(cores, rounded_up(quota, period));
+    const size_t at = group.find_last_of('/');
+    if (at == std::string::npos) return cores;
+    group.resize(at);
+  }
 }
 
 }  // namespace
 
+int64_t cgroup_cores(const std::string &root, const std::string &membership) {
+  int64_t cores = INT64_MAX;
+  const std::string lines = text_of(membership);
+  for (size_t at = 0; at < lines.size();) {
+    const size_t end = std::min(lines.find('\n', at), lines.size());
+    const std::string line = lines.substr(at, end - at);
+    at = end + 1;
+    const size_t first = line.find(':'), second = line.find(':', first + 1);
+    if (first == std::string::npos || second == std::string::npos) continue;
+    const std::string kinds = "," + line.substr(first + 1, second - first - 1) + ",", group = line.substr(second + 1);
+    if (kinds == ",,") cores = std::min({cores, quota_cores(root, group, true), quota_cores(root + "/unified", group, true)});
+    if (kinds.find(",cpu,") != std::string::npos)
+      cores = std::min({cores, quota_cores(root + "/cpu", group, false), quota_cores(root + "/cpu,cpuacct", group, false)});
+  }
+  return std::min(cores, quota_cores(root, "", true));  // inside a container the group that counts may be the root that is seen
+}
+
 int usable_cores() {
   cpu_set_t set;
   int64_t cores = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : sysconf(_SC_NPROCESSORS_ONLN);
-  const int64_t quota = cgroup_cores();
+  const int64_t quota = cgroup_cores("/sys/fs/cgroup", "/proc/self/cgroup");
   if (quota < cores) cores = quota;
   return cores < 1 ? 1 : cores > 256 ? 256 : static_cast<int>(cores);
 }
@@ -169,6 +208,16 @@ void parallel(int64_t count, Task task, void *context) {
     relax();
     if (spins > 4000) sched_yield();  // a worker lost its core
   }
+}
+
+int64_t fork_join_ns(int64_t tasks, int64_t most_ns) {
+  std::atomic<int64_t> begun_tasks{0};
+  const int64_t begun = now_ns();
+  parallel_for(tasks, [&](int64_t) {
+    begun_tasks.fetch_add(1);
+    while (begun_tasks.load() < tasks && now_ns() - begun < most_ns) relax();
+  });
+  return now_ns() - begun;
 }
 
 void *scratch(size_t bytes) {

@@ -7,6 +7,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include <string>
 #include <type_traits>
 
 namespace anybit {
@@ -24,6 +25,12 @@ template <class Body> void parallel_for(int64_t count, Body &&body) {
 int threads();                // how many threads a job may use, the caller included
 void set_threads(int count);  // 1 .. 256; workers are started on first use
 int usable_cores();           // cores that this process may use: affinity mask and cgroup quota
+// Whole cores that the quotas of a process's control groups (version 1 or 2, and of those around them) leave it; INT64_MAX without one.
+// root: where they are mounted; membership: the process's list of them.
+int64_t cgroup_cores(const std::string &root, const std::string &membership);
+
+// Nanoseconds of a job whose tasks wait until all have begun (but not longer than most_ns): each needs a thread. For bench/pool.py and tests.
+int64_t fork_join_ns(int64_t tasks, int64_t most_ns);
 
 // This thread's scratch memory, at least `bytes`, 64-byte aligned, valid until its next call on the same thread. nullptr: out of memory.
 void *scratch(size_t bytes);

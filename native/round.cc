@@ -1,15 +1,13 @@
 // Rounding float32 to an element's values or codes, compiled once per ISA. All inputs here are finite (the caller replaces what is not); results are
 // those of formats/rounding.py's switch points, or of formats/stochastic.py, to the last bit.
 //
-// Steps, operations on 16 lanes: 10 for values to nearest even, where adding a power of two whose last place is the step lets the hardware round:
-//   y = (|x| + C) - C,  C = 2^(23 - mantissa) * (binade of |x|, at least the first)        exact: |x| < C and C is an even number of steps
-// about 25 for every other mode, on the significand as an integer: q = (significand + what the mode adds) >> (bits that the step drops).
-// Tapered: as the other modes of steps, on the whole pattern, and a permute of the exponent's table.
-// Search: four comparisons down a tree whose levels are permutes. Buckets: one load of a threshold and one of the result, number by number.
+// Sixteen numbers at a time by round_kinds.h; random words are made in registers beside them, 64 at a time. Buckets: one load of a threshold and one of the
+// result, number by number.
 #include "round.h"
 
 #include "isa.h"
 #include "philox.h"
+#include "round_kinds.h"
 
 namespace anybit {
 namespace ANYBIT_ISA {
@@ -21,230 +19,145 @@ AB_INLINE F load_part(const float *p, int64_t count) {  // fewer than 16: the re
   return f_load(t);
 }
 
-// ------------------------------------------------------------------------------------------------ magnitudes
-// sig / 2^d, rounded to a whole number. sig < 2^31; d from 1 to 30, for stochastic rounding to any number. negative: all ones or 0.
-template <RoundMode mode> AB_INLINE I shifted(I sig, I d, I negative, I word) {
-  const I mask = i_sub(i_shlv(i_set(1), d), i_set(1));
-  if constexpr (mode == RoundMode::Stochastic) {
-    // r < p 2^N for whole r is r's upper d bits < the dropped bits: adding all ones less r carries just then.
-    const I most = i_shrv(i_xor(word, i_set(-1)), i_sub(i_set(32), d));
-    if (!i_any(i_lt(i_set(30), i_select(i_lt(i_zero(), sig), d, i_zero())))) return i_shrv(i_add(sig, most), i_min(d, i_set(31)));
-    // Further down the dropped bits are a fraction of 2^32, rounded up below its last place.
-    const I beyond = i_sub(d, i_set(32)), flip = i_set((int32_t)0x80000000);  // flip: unsigned comparison
-    const I tail = i_shrv(i_add(sig, i_sub(i_shlv(i_set(1), beyond), i_set(1))), beyond);
-    const I part = i_or(i_shlv(i_and(sig, mask), i_sub(i_set(32), d)), tail);
-    return i_add(i_shrv(sig, d), i_select(i_lt(i_xor(word, flip), i_xor(part, flip)), i_set(1), i_zero()));
-  } else if constexpr (mode == RoundMode::Odd) {
-    return i_or(i_shrv(sig, d), i_shrv(i_add(i_and(sig, mask), mask), d));
-  } else if constexpr (mode == RoundMode::Zero) {
-    return i_shrv(sig, d);
-  } else {
-    I add;
-    if constexpr (mode == RoundMode::Up) add = i_and(mask, i_xor(negative, i_set(-1)));
-    else if constexpr (mode == RoundMode::Down) add = i_and(mask, negative);
-    else if constexpr (mode == RoundMode::NearestZero) add = i_shr(mask, 1);
-    else if constexpr (mode == RoundMode::NearestAway) add = i_add(i_shr(mask, 1), i_set(1));
-    else add = i_add(i_shr(mask, 1), i_and(i_shrv(sig, d), i_set(1)));
-    return i_shrv(i_add(sig, add), d);
-  }
-}
+// ------------------------------------------------------------------------------------------------ loops
+constexpr int64_t kAhead = kRoundBlock;  // numbers: how far ahead of those that are rounded the next ones are fetched
 
-// Whole steps q and the binade e (float32's exponent field) whose steps they are. a: bits of a magnitude.
-template <RoundMode mode> AB_INLINE I steps_of(const RoundPlan &p, I a, I negative, I word, I *binade) {
-  if constexpr (mode == RoundMode::NearestEven) {
-    const F x = f_min(i_float(a), f_set(p.cap));
-    const I e = i_max(i_and(f_bits(x), i_set(0x7f800000)), i_set(p.least << 23));
-    const I big = i_add(e, i_set((23 - p.mantissa) << 23));
-    *binade = i_shr(e, 23);
-    return i_sub(f_bits(f_add(x, i_float(big))), big);
-  } else {
-    a = i_min(a, i_set((int32_t)float_bits(p.cap)));
-    const I e = i_shr(a, 23), first = i_max(e, i_set(p.least));
-    const I sig = i_or(i_and(a, i_set(0x007fffff)), i_set(0x00800000));
-    const I d = i_min(i_add(i_sub(first, e), i_set(23 - p.mantissa)), i_set(mode == RoundMode::Stochastic ? 57 : 30));
-    *binade = first;
-    return shifted<mode>(i_select(i_lt(i_zero(), a), sig, i_zero()), d, negative, word);
-  }
-}
-
-// Signs, ends and zeros of a value whose magnitude y is rounded.
-AB_INLINE F signed_value(const RoundPlan &p, F y, I bits) {
-  const I sign = i_and(bits, i_set((int32_t)0x80000000));
-  F r;
-  if (p.symmetric && p.clips) {
-    r = i_float(i_or(f_bits(f_min(y, f_set(p.largest[0]))), sign));
-  } else {
-    const Mask negative = i_lt(bits, i_zero());
-    const F limit = f_select(negative, f_set(p.largest[1]), f_set(p.largest[0]));
-    r = i_float(i_or(f_bits(f_min(y, limit)), sign));
-    if (!p.clips) r = f_select(f_lt(limit, y), f_select(negative, f_set(p.out_value[1]), f_set(p.out_value[0])), r);
-  }
-  return p.minus_zero ? r : f_add(r, f_zero());  // -0 + 0 is +0
-}
-
-AB_INLINE I signed_code(const RoundPlan &p, I m, I bits) {
-  const I sign = i_sar(bits, 31);
-  const Mask negative = i_lt(bits, i_zero());
-  const I limit = p.symmetric ? i_set(p.top[0]) : i_select(negative, i_set(p.top[1]), i_set(p.top[0]));
-  const Mask out = i_lt(limit, m);
-  m = i_min(m, limit);
-  I c = m;
-  if (p.two_complement) {
-    c = i_and(i_sub(i_xor(m, sign), sign), i_set(p.code_mask));
-  } else if (p.sign_bit >= 0) {
-    c = i_or(m, i_and(sign, i_set(1 << p.sign_bit)));
-    if (!p.minus_zero) c = i_select(i_lt(i_zero(), m), c, i_zero());
-  }
-  return p.clips ? c : i_select(out, i_select(negative, i_set(p.out_code[1]), i_set(p.out_code[0])), c);
-}
-
-// Whole steps of magnitudes c (bits, at most cap), up or down as the word says: r < p 2^N for whole r is r's upper d bits < the d bits that are dropped,
-// and adding all ones less r carries just then. Where more than 30 bits are dropped, `shifted` does it; of zero all are, and none is added.
-AB_INLINE I drawn_steps(const RoundPlan &p, I c, I word) {
-  const I d = i_max(i_sub(i_set(p.least + 23 - p.mantissa), i_shr(c, 23)), i_set(23 - p.mantissa));
-  const I sig = i_or(i_and(c, i_set(0x007fffff)), i_set(0x00800000));
-  const int32_t faint = p.least - 7 - p.mantissa;  // magnitudes of lower exponents drop more; unsigned c - 1 < their end - 1
-  const Mask deep = i_lt(i_add(c, i_set(0x7fffffff)), i_set((int32_t)((uint32_t)(faint << 23) + 0x7fffffffu)));
-  if (__builtin_expect(i_any(deep), 0)) return shifted<RoundMode::Stochastic>(i_select(i_lt(i_zero(), c), sig, i_zero()), i_min(d, i_set(57)), c, word);
-  return i_shrv(i_add(sig, i_shrv(i_xor(word, i_set(-1)), i_sub(i_set(32), d))), d);
-}
-
-template <RoundMode mode> struct Steps {
-  AB_INLINE F value(const RoundPlan &p, F x, I word) {
-    const I bits = f_bits(x), a = i_and(bits, i_set(0x7fffffff));
-    F y;
-    if constexpr (mode == RoundMode::NearestEven) {
-      const F size = f_min(i_float(a), f_set(p.cap));
-      const F big = i_float(i_add(i_max(i_and(f_bits(size), i_set(0x7f800000)), i_set(p.least << 23)), i_set((23 - p.mantissa) << 23)));
-      y = f_sub(f_add(size, big), big);
-    } else if constexpr (mode == RoundMode::Stochastic) {
-      const I c = i_min(a, i_set((int32_t)float_bits(p.cap)));
-      const I first = i_max(i_and(c, i_set(0x7f800000)), i_set(p.least << 23));
-      y = f_mul(i_to_f(drawn_steps(p, c, word)), i_float(i_sub(first, i_set(p.mantissa << 23))));  // exact
-    } else {
-      I e;
-      const I q = steps_of<mode>(p, a, i_sar(bits, 31), word, &e);
-      y = f_mul(i_to_f(q), i_float(i_shl(i_sub(e, i_set(p.mantissa)), 23)));  // exact
-    }
-    return signed_value(p, y, bits);
-  }
-  AB_INLINE I code(const RoundPlan &p, F x, I word) {
-    const I bits = f_bits(x);
-    I e, q;
-    if constexpr (mode == RoundMode::Stochastic) {
-      const I c = i_min(i_and(bits, i_set(0x7fffffff)), i_set((int32_t)float_bits(p.cap)));
-      e = i_max(i_shr(c, 23), i_set(p.least)), q = drawn_steps(p, c, word);
-    } else {
-      q = steps_of<mode>(p, i_and(bits, i_set(0x7fffffff)), i_sar(bits, 31), word, &e);
-    }
-    return signed_code(p, i_add(q, i_shl(i_sub(e, i_set(p.least)), p.mantissa)), bits);
-  }
+struct NoWords {
+  __attribute__((always_inline)) I at(int64_t) const { return i_zero(); }
+  NoWords from(int64_t) const { return {}; }
+};
+struct Words {  // made before, up to 64 more than there are numbers
+  const int32_t *w;
+  __attribute__((always_inline)) I at(int64_t i) const { return i_load(w + i); }
+  Words from(int64_t i) const { return {w + i}; }
 };
 
-template <RoundMode mode> struct Prefix {
-  AB_INLINE I magnitude(const RoundPlan &p, I bits, I word) {
-    if constexpr (mode == RoundMode::Stochastic)  // as drawn_steps; some bits are kept
-      return i_shr(i_add(i_and(bits, i_set(0x7fffffff)), i_shr(i_xor(word, i_set(-1)), 9 + p.mantissa)), 23 - p.mantissa);
-    return shifted<mode>(i_and(bits, i_set(0x7fffffff)), i_set(23 - p.mantissa), i_sar(bits, 31), word);
-  }
-  AB_INLINE F value(const RoundPlan &p, F x, I word) {
-    return signed_value(p, i_float(i_shl(magnitude(p, f_bits(x), word), 23 - p.mantissa)), f_bits(x));
-  }
-  AB_INLINE I code(const RoundPlan &p, F x, I word) { return signed_code(p, magnitude(p, f_bits(x), word), f_bits(x)); }
-};
+AB_INLINE void put(float *out, F y, bool stream) {
+  if (stream) f_stream(out, y);
+  else f_store(out, y);
+}
 
-AB_INLINE B b_of(I a) { B r; memcpy(&r, &a, sizeof r); return r; }
-
-template <int entries> struct TaperedOf {  // 0: any
-  template <RoundMode mode> struct Kind {
-    AB_INLINE F value(const RoundPlan &p, F x, I) {
-      const I bits = f_bits(x), a = i_and(bits, i_set(0x7fffffff));
-      I entry;
-      const I q = rounded<mode, true>(p, bits, a, &entry);
-      I y = i_sub(i_shlv(q, i_and(entry, i_set(31))), i_set(p.origin));
-      const Mask zero = i_lt(a, by_sign<mode>(p.zero_below, bits));
-      if (p.clips && !p.minus_zero) return i_float(i_select(zero, i_zero(), i_or(y, i_and(bits, i_set((int32_t)0x80000000)))));
-      if (!p.clips) y = i_select(i_lt(a, by_sign<mode>(p.out_from, bits)), y, i_set(0x7f800000));
-      return signed_value(p, i_float(i_select(zero, i_zero(), y)), bits);
-    }
-    AB_INLINE I code(const RoundPlan &p, F x, I) {
-      const I bits = f_bits(x), a = i_and(bits, i_set(0x7fffffff));
-      I entry;
-      const I q = rounded<mode, false>(p, bits, a, &entry);
-      I m = i_add(q, i_sar(entry, 5));
-      if (!p.clips) m = i_select(i_lt(a, by_sign<mode>(p.out_from, bits)), m, i_set(0x10000));
-      return signed_code(p, i_select(i_lt(a, by_sign<mode>(p.zero_below, bits)), i_zero(), m), bits);
-    }
-
-   private:
-    template <RoundMode m> AB_INLINE I by_sign(const int32_t *limits, I bits) {
-      if constexpr (m == RoundMode::Up || m == RoundMode::Down) return i_select(i_lt(bits, i_zero()), i_set(limits[1]), i_set(limits[0]));
-      else return i_set(limits[0]);
-    }
-    template <RoundMode m, bool only_drop> AB_INLINE I rounded(const RoundPlan &p, I bits, I a, I *entry) {
-      const I held = i_min(i_max(a, i_set(p.smallest)), i_set(p.biggest));
-      const I exponent = i_shr(held, 23);
-      if constexpr (entries == 64 && only_drop && kByteTables) *entry = b_dwords(b_lookup64(p.drops, b_of(exponent)));  // upper bytes: anything
-      else if constexpr (entries > 0) *entry = i_lookup<entries>(p.taper, exponent);
-      else *entry = f_bits(f_gather((const float *)p.taper, i_and(exponent, i_set(p.entries - 1))));
-      return shifted<m>(i_add(held, i_set(p.origin)), i_and(*entry, i_set(31)), i_sar(bits, 31), i_zero());
-    }
-  };
-};
-
-// ------------------------------------------------------------------------------------------------ at most 16 values
-struct Search {
-  AB_INLINE I down(const float *level, F x, I at) {  // to the next level: twice the index, one more from the threshold on
-    const I two = i_add(at, at);
-    return i_select(f_lt(x, f_lookup8(level, at)), two, i_add(two, i_set(1)));
-  }
-  AB_INLINE I rank(const RoundPlan &p, F x) {
-    const I second = i_select(f_lt(x, f_set(p.tree[0][0])), i_zero(), i_set(1));
-    return down(p.tree[3], x, down(p.tree[2], x, down(p.tree[1], x, second)));
-  }
-  AB_INLINE F value(const RoundPlan &p, F x, I) {
-    const F y = f_lookup16(p.values16, rank(p, x));
-    if (!p.minus_zero) return y;
-    const I bits = f_bits(y), sign = i_and(f_bits(x), i_set((int32_t)0x80000000));
-    return i_float(i_select(i_lt(i_and(bits, i_set(0x7fffffff)), i_set(1)), sign, bits));
-  }
-  AB_INLINE I code(const RoundPlan &p, F x, I) {
-    const I c = f_bits(f_lookup16((const float *)p.codes16, rank(p, x)));
-    if (!p.minus_zero) return c;
-    const I signed_zero = i_select(i_lt(f_bits(x), i_zero()), i_set(p.minus_zero_code), c);
-    return i_select(i_lt(i_xor(c, i_set(p.zero_code)), i_set(1)), signed_zero, c);  // codes are not negative
-  }
-};
-
-template <class Kind> static void values_lanes(const RoundPlan &plan, const float *x, const uint32_t *words, int64_t n, float *out, bool stream) {
+template <class Kind, class Source>
+static __attribute__((noinline)) void values_lanes(const RoundPlan &plan, const float *x, Source words, int64_t n, float *out, bool stream) {
   const RoundPlan p = plan;  // what no store can change stays in registers
   int64_t i = 0;
-  const int32_t *w = (const int32_t *)words;
-  const I drawn = i_set((int32_t)p.word_mask);
-  if (stream) {
-    for (; i + 16 <= n; i += 16) f_stream(out + i, Kind::value(p, f_load(x + i), w ? i_and(i_load(w + i), drawn) : i_zero()));
-  } else {
-    for (; i + 16 <= n; i += 16) f_store(out + i, Kind::value(p, f_load(x + i), w ? i_and(i_load(w + i), drawn) : i_zero()));
+  for (; i + 16 <= n; i += 16) {
+    __builtin_prefetch(x + i + kAhead);
+    put(out + i, Kind().value(p, f_load(x + i), words.at(i)), stream);
   }
   if (i == n) return;
-  int32_t rest[16] = {0};
-  float t[16];
-  if (w) memcpy(rest, w + i, sizeof(int32_t) * (size_t)(n - i));
-  f_store(t, Kind::value(p, load_part(x + i, n - i), i_and(i_load(rest), drawn)));
+  float rest[16] = {0}, t[16];
+  memcpy(rest, x + i, sizeof(float) * (size_t)(n - i));
+  values_lanes<Kind, Source>(plan, rest, words.from(i), 16, t, false);
   memcpy(out + i, t, sizeof(float) * (size_t)(n - i));
 }
 
-template <class Kind> static void codes_lanes(const RoundPlan &plan, const float *x, const uint32_t *words, int64_t n, int32_t *out) {
+// Whether all counters from a place on, for n numbers, are whole and have one upper half.
+AB_INLINE bool in_step(const Draw &d, int64_t n) { return d.place % 4 == 0 && d.place >> 34 == (d.place + (uint64_t)n + kWords) >> 34; }
+
+// Numbers in as many as words are made at a time: how many it did. On sets whose lanes are loops that gains nothing.
+#if (ANYBIT_512 || ANYBIT_256) && !ANYBIT_SIMDE
+constexpr bool kBeside = true;
+#else
+constexpr bool kBeside = false;
+#endif
+template <class Kind>
+static __attribute__((noinline)) int64_t values_in_step(const RoundPlan &plan, const float *x, const Draw &draw, int64_t n, float *out, bool stream) {
+  const RoundPlan p = plan;
+  const Keys k = philox_keys(draw.seed, draw.place / 4);
+  int64_t i = 0;
+  for (; i + kWords <= n; i += kWords) {
+    I w[kWords / 16];
+    philox_sets(k, (draw.place + (uint64_t)i) / 4, w);
+#pragma GCC unroll 8
+    for (int j = 0; j < kWords / 16; j++) {
+      __builtin_prefetch(x + i + 16 * j + kAhead);
+      put(out + i + 16 * j, Kind().value(p, f_load(x + i + 16 * j), w[j]), stream);
+    }
+  }
+  return i;
+}
+
+template <class Kind> static void values_drawn(const RoundPlan &plan, const float *x, const Draw &draw, int64_t n, float *out, bool stream) {
+  [[maybe_unused]] const Mode<Kind> mode = {};
+  int64_t i = 0;
+  if constexpr (kBeside)
+    if (in_step(draw, n)) i = values_in_step<Kind>(plan, x, draw, n, out, stream);
+  alignas(64) uint32_t words[512 + 64];
+  for (int64_t count; i < n; i += count) {
+    count = n - i < 512 ? n - i : 512;
+    philox_words(draw.seed, draw.place + (uint64_t)i, count, words);
+    memset(words + count, 0, sizeof(uint32_t) * 64);
+    values_lanes<Kind>(plan, x + i, Words{(const int32_t *)words}, count, out + i, stream);
+  }
+}
+
+// Codes of 64 numbers in bytes, or in two each.
+AB_INLINE void put_codes(uint8_t *out, const I *c, int width, bool stream) {
+  if (width == 1) {
+    const B bytes = b_narrow(c[0], c[1], c[2], c[3]);
+    if (stream) b_stream(out, bytes);
+    else b_store(out, bytes);
+    return;
+  }
+  for (int j = 0; j < 4; j += 2) {
+    const B pair = b_narrow16(c[j], c[j + 1]);
+    if (stream) b_stream(out + 32 * j, pair);
+    else b_store(out + 32 * j, pair);
+  }
+}
+
+template <class Kind, class Source>
+static __attribute__((noinline)) void codes_lanes(const RoundPlan &plan, const float *x, Source words, int64_t n, int width, uint8_t *out, bool stream) {
   const RoundPlan p = plan;
   int64_t i = 0;
-  const int32_t *w = (const int32_t *)words;
-  const I drawn = i_set((int32_t)p.word_mask);
-  for (; i + 16 <= n; i += 16) i_store(out + i, Kind::code(p, f_load(x + i), w ? i_and(i_load(w + i), drawn) : i_zero()));
+  for (; i + 64 <= n; i += 64) {
+    I c[4];
+#pragma GCC unroll 1
+    for (int j = 0; j < 4; j++) {
+      __builtin_prefetch(x + i + 16 * j + kAhead);
+      c[j] = Kind().code(p, f_load(x + i + 16 * j), words.at(i + 16 * j));
+    }
+    put_codes(out + width * i, c, width, stream);
+  }
   if (i == n) return;
-  int32_t rest[16] = {0}, t[16];
-  if (w) memcpy(rest, w + i, sizeof(int32_t) * (size_t)(n - i));
-  i_store(t, Kind::code(p, load_part(x + i, n - i), i_and(i_load(rest), drawn)));
-  memcpy(out + i, t, sizeof(int32_t) * (size_t)(n - i));
+  float rest[64] = {0};
+  uint8_t t[128];
+  memcpy(rest, x + i, sizeof(float) * (size_t)(n - i));
+  codes_lanes<Kind, Source>(plan, rest, words.from(i), 64, width, t, false);
+  memcpy(out + width * i, t, (size_t)(width * (n - i)));
+}
+
+template <class Kind>
+static __attribute__((noinline)) int64_t codes_in_step(const RoundPlan &plan, const float *x, const Draw &draw, int64_t n, int width, uint8_t *out, bool stream) {
+  const RoundPlan p = plan;
+  const Keys k = philox_keys(draw.seed, draw.place / 4);
+  int64_t i = 0;
+  for (; i + kWords <= n; i += kWords) {
+    I w[kWords / 16];
+    philox_sets(k, (draw.place + (uint64_t)i) / 4, w);
+#pragma GCC unroll 8
+    for (int j = 0; j < kWords / 16; j++) {
+      __builtin_prefetch(x + i + 16 * j + kAhead);
+      w[j] = Kind().code(p, f_load(x + i + 16 * j), w[j]);
+    }
+    for (int j = 0; j < kWords / 16; j += 4) put_codes(out + width * (i + 16 * j), w + j, width, stream);
+  }
+  return i;
+}
+
+template <class Kind> static void codes_drawn(const RoundPlan &plan, const float *x, const Draw &draw, int64_t n, int width, uint8_t *out, bool stream) {
+  [[maybe_unused]] const Mode<Kind> mode = {};
+  int64_t i = 0;
+  if constexpr (kBeside)
+    if (in_step(draw, n)) i = codes_in_step<Kind>(plan, x, draw, n, width, out, stream);
+  alignas(64) uint32_t words[512 + 64];
+  for (int64_t count; i < n; i += count) {
+    count = n - i < 512 ? n - i : 512;
+    philox_words(draw.seed, draw.place + (uint64_t)i, count, words);
+    memset(words + count, 0, sizeof(uint32_t) * 64);
+    codes_lanes<Kind>(plan, x + i, Words{(const int32_t *)words}, count, width, out + width * i, stream);
+  }
 }
 
 // ------------------------------------------------------------------------------------------------ any values
@@ -281,14 +194,14 @@ static void ranks(const RoundPlan &p, const float *x, const uint32_t *words, int
   }
 }
 
-template <class T> static void picked(const RoundPlan &p, const float *x, const uint32_t *words, int64_t n, T *out, const T *table) {
-  if (p.kind == RoundKind::Buckets && p.mode != RoundMode::Stochastic) {
+template <class T, class Table> static void picked(const RoundPlan &p, const float *x, const Draw *draw, int64_t n, T *out, const Table *table) {
+  if (p.kind == RoundKind::Buckets && !draw) {
     const Node *nodes = p.nodes;
     const Bucket *buckets = p.buckets, *halves = p.halves;
     if (halves) {
       for (int64_t i = 0; i < n; i++) {
         const Bucket b = halves[float_bits(x[i]) >> 16];
-        out[i] = table[b.rank + (x[i] >= b.threshold)];
+        out[i] = (T)table[b.rank + (x[i] >= b.threshold)];
       }
       return;
     }
@@ -296,19 +209,21 @@ template <class T> static void picked(const RoundPlan &p, const float *x, const 
       const uint32_t bits = float_bits(x[i]);
       const Node node = nodes[bits >> 23];
       const Bucket b = buckets[node.base + ((bits & 0x7fffff) >> node.shift)];
-      out[i] = table[b.rank + (x[i] >= b.threshold)];
+      out[i] = (T)table[b.rank + (x[i] >= b.threshold)];
     }
     return;
   }
-  uint32_t rank[kRoundBlock];
+  uint32_t rank[kRoundBlock], words[kRoundBlock];
   for (int64_t at = 0; at < n; at += kRoundBlock) {
     const int64_t count = n - at < kRoundBlock ? n - at : kRoundBlock;
-    ranks(p, x + at, words ? words + at : nullptr, count, rank);
-    for (int64_t i = 0; i < count; i++) out[at + i] = table[rank[i]];
+    if (draw) philox_words(draw->seed, draw->place + (uint64_t)at, count, words);
+    ranks(p, x + at, words, count, rank);
+    for (int64_t i = 0; i < count; i++) out[at + i] = (T)table[rank[i]];
   }
 }
 
 // ------------------------------------------------------------------------------------------------ by kind and mode
+// What is to be done with each sixteen numbers, chosen by a plan: `call` is given the kind.
 template <template <RoundMode> class Kind, class Call> AB_INLINE void by_mode(RoundMode mode, Call call) {
   switch (mode) {
     case RoundMode::NearestEven: return call(Kind<RoundMode::NearestEven>());
@@ -318,44 +233,65 @@ template <template <RoundMode> class Kind, class Call> AB_INLINE void by_mode(Ro
     case RoundMode::Up: return call(Kind<RoundMode::Up>());
     case RoundMode::Down: return call(Kind<RoundMode::Down>());
     case RoundMode::Odd: return call(Kind<RoundMode::Odd>());
-    case RoundMode::Stochastic: return call(Kind<RoundMode::Stochastic>());
+    case RoundMode::Stochastic: return;  // see by_drawn
   }
 }
 
+// Tables repeat up to 128 entries: modes other than the usual one read them as such.
 template <class Call> AB_INLINE void by_entries(const RoundPlan &p, Call call) {
-#if !ANYBIT_512 && !ANYBIT_256
+#if ANYBIT_512 || ANYBIT_256
+  if (p.mode == RoundMode::NearestEven && p.entries == 16) return call(TaperedOf<16>::Kind<RoundMode::NearestEven>());
+  if (p.mode == RoundMode::NearestEven && p.entries == 32) return call(TaperedOf<32>::Kind<RoundMode::NearestEven>());
+  if (p.mode == RoundMode::NearestEven && p.entries == 64) return call(TaperedOf<64>::Kind<RoundMode::NearestEven>());
+  return by_mode<TaperedOf<128>::Kind>(p.mode, call);
+#else
   return by_mode<TaperedOf<0>::Kind>(p.mode, call);  // tables of all sizes are read alike
 #endif
-  switch (p.entries) {
-    case 16: return by_mode<TaperedOf<16>::Kind>(p.mode, call);
-    case 32: return by_mode<TaperedOf<32>::Kind>(p.mode, call);
-    case 64: return by_mode<TaperedOf<64>::Kind>(p.mode, call);
-    default: return by_mode<TaperedOf<128>::Kind>(p.mode, call);
-  }
 }
 
-static void values(const RoundPlan &p, const float *x, const uint32_t *words, int64_t n, float *out, bool stream) {
-  if (p.kind == RoundKind::Steps) return by_mode<Steps>(p.mode, [&](auto k) { values_lanes<decltype(k)>(p, x, words, n, out, stream); });
-  if (p.kind == RoundKind::Prefix) return by_mode<Prefix>(p.mode, [&](auto k) { values_lanes<decltype(k)>(p, x, words, n, out, stream); });
-  if (p.kind == RoundKind::Tapered) return by_entries(p, [&](auto k) { values_lanes<decltype(k)>(p, x, words, n, out, stream); });
-  if (p.kind == RoundKind::Search) return values_lanes<Search>(p, x, words, n, out, stream);
-  if (!stream) return picked(p, x, words, n, out, p.rank_values);
+AB_INLINE bool by_lanes(const RoundPlan &p) { return p.kind <= RoundKind::Search; }
+
+template <class Call> AB_INLINE void by_kind(const RoundPlan &p, Call call) {
+  if (p.kind == RoundKind::Steps) by_mode<Steps>(p.mode, call);
+  else if (p.kind == RoundKind::Prefix) by_mode<Prefix>(p.mode, call);
+  else if (p.kind == RoundKind::Tapered) by_entries(p, call);
+  else call(Searched<Search>());
+}
+
+template <bool upwards> AB_INLINE bool float_steps(const RoundPlan &p) {
+  return p.random_bits <= 24 && (upwards ? p.least > p.mantissa + 24 && p.mantissa <= 20 : p.least <= 127 + p.mantissa);
+}
+
+template <class Call> AB_INLINE void by_drawn(const RoundPlan &p, Call call) {
+  if (p.kind == RoundKind::Search) return call(Searched<DrawnSearch>());
+  if (p.kind == RoundKind::Prefix) return call(Prefix<RoundMode::Stochastic>());
+  if (p.kind == RoundKind::Steps) return float_steps<kUpwards>(p) ? call(DrawnSteps<kUpwards>()) : call(Steps<RoundMode::Stochastic>());
+#if ANYBIT_512 || ANYBIT_256
+  return p.entries <= 64 ? call(DrawnTapered<64>()) : call(DrawnTapered<128>());
+#else
+  return call(DrawnTapered<0>());
+#endif
+}
+
+static void values(const RoundPlan &p, const float *x, const Draw *draw, int64_t n, float *out, bool stream) {
+  if (by_lanes(p) && draw) return by_drawn(p, [&](auto k) { values_drawn<decltype(k)>(p, x, *draw, n, out, stream); });
+  if (by_lanes(p)) return by_kind(p, [&](auto k) { values_lanes<decltype(k)>(p, x, NoWords(), n, out, stream); });
+  if (!stream) return picked(p, x, draw, n, out, p.rank_values);
   float block[kRoundBlock];
   for (int64_t at = 0; at < n; at += kRoundBlock) {
     const int64_t count = n - at < kRoundBlock ? n - at : kRoundBlock;
-    picked(p, x + at, words ? words + at : nullptr, count, block, p.rank_values);
+    const Draw here = {draw ? draw->seed : 0, draw ? draw->place + (uint64_t)at : 0};
+    picked(p, x + at, draw ? &here : nullptr, count, block, p.rank_values);
     int64_t i = 0;
     for (; i + 16 <= count; i += 16) f_stream(out + at + i, f_load(block + i));
     memcpy(out + at + i, block + i, sizeof(float) * (size_t)(count - i));
   }
 }
 
-static void codes(const RoundPlan &p, const float *x, const uint32_t *words, int64_t n, int32_t *out) {
-  if (p.kind == RoundKind::Steps) return by_mode<Steps>(p.mode, [&](auto k) { codes_lanes<decltype(k)>(p, x, words, n, out); });
-  if (p.kind == RoundKind::Prefix) return by_mode<Prefix>(p.mode, [&](auto k) { codes_lanes<decltype(k)>(p, x, words, n, out); });
-  if (p.kind == RoundKind::Tapered) return by_entries(p, [&](auto k) { codes_lanes<decltype(k)>(p, x, words, n, out); });
-  if (p.kind == RoundKind::Search) return codes_lanes<Search>(p, x, words, n, out);
-  picked(p, x, words, n, out, p.rank_codes);
+static void codes(const RoundPlan &p, const float *x, const Draw *draw, int64_t n, int width, void *out, bool stream) {
+  if (!by_lanes(p)) return width == 1 ? picked(p, x, draw, n, (uint8_t *)out, p.rank_codes) : picked(p, x, draw, n, (uint16_t *)out, p.rank_codes);
+  if (draw) return by_drawn(p, [&](auto k) { codes_drawn<decltype(k)>(p, x, *draw, n, width, (uint8_t *)out, stream); });
+  by_kind(p, [&](auto k) { codes_lanes<decltype(k)>(p, x, NoWords(), n, width, (uint8_t *)out, stream); });
 }
 
 // ------------------------------------------------------------------------------------------------ around it
@@ -404,40 +340,111 @@ static void scales(const BlockPlan &b, const uint32_t *largest, int64_t count, f
   return b.outer == 1.0 ? scales_of<false, true>(b, largest, count, scale) : scales_of<false, false>(b, largest, count, scale);
 }
 
-// Blocks of whole registers: divided, rounded and multiplied in one go. By a power of two whose reciprocal is a normal number, multiplying gives
-// the quotient's own bits.
-template <class Kind, bool reciprocal, bool stream>
-static void whole_blocks(const RoundPlan &plan, const float *x, const uint32_t *words, int64_t n, int64_t size, const float *scale, float *out) {
+// Blocks of whole registers: divided, rounded and multiplied in one go. The quotient is that of the division, to the last bit, by
+//   Times   a power of two whose reciprocal is a normal number
+//   Fused   y = fl(1 / s), q0 = fl(x y), q1 = fl(q0 - (q0 s - x) y), which is one of the quotient's neighbours, q = fl(q1 - (q1 s - x) y); remainders are exact where
+//           nothing underflows (Markstein, "Computation of elementary functions on the IBM RISC System/6000 processor", 1990). With s from 2^-30 to 2^60 that
+//           holds for quotients from 2^-70 on; smaller ones stay small, and round to zero like the true ones (see `fused`). -0 stays -0.
+//   Divide  everything else
+enum class Quotient { Times, Fused, Divide };
+
+template <class Kind, Quotient way> AB_INLINE F in_block(const RoundPlan &p, F v, F times, F by, I word) {
+  F q;
+  if constexpr (way == Quotient::Divide) {
+    q = f_div(v, by);
+  } else {
+    q = f_mul(v, by);
+    if constexpr (way == Quotient::Fused) {
+      q = f_nfma(f_fms(q, times, v), by, q);
+      q = f_nfma(f_fms(q, times, v), by, q);
+    }
+  }
+  return f_mul(Kind().value(p, q, word), times);
+}
+
+// `each`: registers a block, of which all are whole; 0: any number.
+template <class Kind, Quotient way, int each>
+static __attribute__((noinline)) void whole_blocks(const RoundPlan &plan, const float *x, const uint32_t *words, int64_t n, int64_t size, const float *scale,
+                                                   const float *over, float *out, bool stream) {
   const RoundPlan p = plan;
-  const I drawn = i_set((int32_t)p.word_mask);
+  if constexpr (each > 0) {
+    for (int64_t block = 0, at = 0; at < n; block++, at += 16 * each) {
+      const F times = f_set(scale[block]), by = f_set(over[block]);
+#pragma GCC unroll 2
+      for (int j = 0; j < 16 * each; j += 16) {
+        __builtin_prefetch(x + at + j + kAhead);
+        put(out + at + j, in_block<Kind, way>(p, f_load(x + at + j), times, by, i_zero()), stream);
+      }
+    }
+    return;
+  }
   const int32_t *w = (const int32_t *)words;
   for (int64_t block = 0, at = 0; at < n; block++) {
-    const float s = scale[block], by = s == 0.0f ? bits_float(0x7f800000u) : s;
-    const F times = f_set(s), over = f_set(reciprocal ? 1.0f / s : by);
-    const int64_t end = n - at < size ? n : at + size;
-    for (; at < end; at += 16) {
-      const F v = f_load(x + at), q = reciprocal ? f_mul(v, over) : f_div(v, over);
-      const F y = f_mul(Kind::value(p, q, w ? i_and(i_load(w + at), drawn) : i_zero()), times);
-      if (stream) f_stream(out + at, y);
-      else f_store(out + at, y);
+    const F times = f_set(scale[block]), by = f_set(over[block]);
+    for (const int64_t end = n - at < size ? n : at + size; at < end; at += 16) {
+      __builtin_prefetch(x + at + kAhead);
+      put(out + at, in_block<Kind, way>(p, f_load(x + at), times, by, w ? i_load(w + at) : i_zero()), stream);
     }
   }
 }
 
+struct Scales {  // of a piece's blocks
+  alignas(64) float scale[kRoundBlock];
+  alignas(64) float over[kRoundBlock];  // reciprocals, or what to divide by
+  Quotient way;
+};
+
+// Whether nothing that is rounded to nearest needs the bits of quotients below 2^-70.
+AB_INLINE bool fused(const RoundPlan &p) { return p.kind == RoundKind::Steps && p.mode == RoundMode::NearestEven && p.least - p.mantissa > 127 - 60; }
+
+// Whether no scale is too large.
+static bool settle(const RoundPlan &p, const BlockPlan &b, int64_t count, Scales *s) {
+  const float *scale = s->scale;
+  int within = 1, powers = 1, middling = 1;
+  for (int64_t i = 0; i < count; i++) {
+    within &= (double)scale[i] <= b.limit;
+    const uint32_t bits = float_bits(scale[i]);
+    powers &= ((bits & 0x7fffff) == 0) & (bits - 0x00800000u <= 0x7e000000u);  // 2^-126 to 2^126
+    middling &= bits - 0x30800000u <= 0x2d000000u;                              // 2^-30 to 2^60
+  }
+  s->way = powers ? Quotient::Times : middling && fused(p) ? Quotient::Fused : Quotient::Divide;
+  if (s->way == Quotient::Divide)
+    for (int64_t i = 0; i < count; i++) s->over[i] = scale[i] == 0.0f ? bits_float(0x7f800000u) : scale[i];  // 0: a product of tiny scales has vanished
+  else
+    for (int64_t i = 0; i < count; i++) s->over[i] = 1.0f / scale[i];
+  return within != 0;
+}
+
+template <class Kind, Quotient way>
+AB_INLINE void whole_blocks_of(const RoundPlan &p, const float *x, const uint32_t *w, int64_t n, int64_t size, const Scales &s, float *out, bool stream) {
+  if constexpr (__is_same(Kind, Steps<RoundMode::NearestEven>)) {
+    if (size == 16) return whole_blocks<Kind, way, 1>(p, x, w, n, size, s.scale, s.over, out, stream);
+    if (size == 32 && n % 32 == 0) return whole_blocks<Kind, way, 2>(p, x, w, n, size, s.scale, s.over, out, stream);
+  }
+  whole_blocks<Kind, way, 0>(p, x, w, n, size, s.scale, s.over, out, stream);
+}
+
 template <class Kind>
-AB_INLINE void whole_blocks_by(const RoundPlan &p, const float *x, const uint32_t *w, int64_t n, int64_t size, const float *scale, bool powers, float *out, bool stream) {
-  if (powers) return stream ? whole_blocks<Kind, true, true>(p, x, w, n, size, scale, out) : whole_blocks<Kind, true, false>(p, x, w, n, size, scale, out);
-  return stream ? whole_blocks<Kind, false, true>(p, x, w, n, size, scale, out) : whole_blocks<Kind, false, false>(p, x, w, n, size, scale, out);
+AB_INLINE void whole_blocks_by(const RoundPlan &p, const float *x, const uint32_t *w, int64_t n, int64_t size, const Scales &s, float *out, bool stream) {
+  if (s.way == Quotient::Times) return whole_blocks_of<Kind, Quotient::Times>(p, x, w, n, size, s, out, stream);
+  if constexpr (__is_same(Kind, Steps<RoundMode::NearestEven>))
+    if (s.way == Quotient::Fused) return whole_blocks_of<Kind, Quotient::Fused>(p, x, w, n, size, s, out, stream);
+  whole_blocks_of<Kind, Quotient::Divide>(p, x, w, n, size, s, out, stream);
 }
 
 // Whether it was done. Modes that blocks seldom use go the other way: each costs as much code as these.
-static bool in_one_go(const RoundPlan &p, const float *x, const uint32_t *w, int64_t n, int64_t size, const float *scale, bool powers, float *out, bool stream) {
-  const bool nearest = p.mode == RoundMode::NearestEven;
-  if (p.kind == RoundKind::Steps && nearest) whole_blocks_by<Steps<RoundMode::NearestEven>>(p, x, w, n, size, scale, powers, out, stream);
-  else if (p.kind == RoundKind::Steps && p.mode == RoundMode::Stochastic)
-    whole_blocks_by<Steps<RoundMode::Stochastic>>(p, x, w, n, size, scale, powers, out, stream);
-  else if (p.kind == RoundKind::Search) whole_blocks_by<Search>(p, x, w, n, size, scale, powers, out, stream);
-  else return false;
+static bool in_one_go(const RoundPlan &p, const float *x, const uint32_t *w, int64_t n, int64_t size, const Scales &s, float *out, bool stream) {
+  if (p.kind == RoundKind::Steps && p.mode == RoundMode::NearestEven) {
+    whole_blocks_by<Steps<RoundMode::NearestEven>>(p, x, w, n, size, s, out, stream);
+  } else if (p.kind == RoundKind::Steps && w && float_steps<kUpwardsAnywhere>(p)) {
+    whole_blocks_by<DrawnSteps<kUpwardsAnywhere>>(p, x, w, n, size, s, out, stream);
+  } else if (p.kind == RoundKind::Search && w) {
+    whole_blocks_by<Searched<DrawnSearch>>(p, x, w, n, size, s, out, stream);
+  } else if (p.kind == RoundKind::Search) {
+    whole_blocks_by<Searched<Search>>(p, x, w, n, size, s, out, stream);
+  } else {
+    return false;
+  }
   return true;
 }
 
@@ -461,40 +468,44 @@ static void multiplied(const float *x, int64_t n, float scale, float *out, bool 
   for (; i < n; i++) out[i] = x[i] * scale;
 }
 
-static bool blocks(const RoundPlan &p, const BlockPlan &b, const float *x, const uint32_t *words, int64_t n, float *out, bool stream) {
-  alignas(64) float held[kRoundBlock] = {0};
-  uint32_t most[kRoundBlock];
-  float scale[kRoundBlock];
-  const int64_t count = (n + b.size - 1) / b.size;
-  const bool registers = b.size % 16 == 0 && n % 16 == 0 && n <= kRoundBlock;
-  if (registers) {
-    const I magnitude = i_set(0x7fffffff);
-    for (int64_t i = 0, at = 0; at < n; i++) {
-      const int64_t end = n - at < b.size ? n : at + b.size;
-      I m = i_and(f_bits(f_load(x + at)), magnitude);
-      for (at += 16; at < end; at += 16) m = i_max(m, i_and(f_bits(f_load(x + at)), magnitude));
-      most[i] = (uint32_t)i_fold_max(m);
+// Largest magnitudes of blocks of whole registers. `each`: registers a block; 0: any number, and a last block that is short.
+template <int each> AB_INLINE int64_t largest_of(const float *x, int64_t from, int64_t to, uint32_t *most) {
+  const I magnitude = i_set(0x7fffffff);
+  int64_t i = from;
+  for (; i + 16 <= to; i += 16) {
+    I m[16];
+#pragma GCC unroll 16
+    for (int j = 0; j < 16; j++) {
+      const float *block = x + (i + j) * 16 * each;
+      m[j] = i_and(f_bits(f_load(block)), magnitude);
+      if constexpr (each == 2) m[j] = i_max(m[j], i_and(f_bits(f_load(block + 16)), magnitude));
     }
-  } else {
-    for (int64_t i = 0; i < count; i++) {
-      const int64_t left = n - i * b.size;
-      most[i] = largest(x + i * b.size, left < b.size ? left : b.size);
-    }
+    i_store((int32_t *)most + i, i_fold16(m));
   }
+  return i;
+}
+
+static void block_maxima(const float *x, int64_t n, int64_t size, uint32_t *most) {
+  const int64_t whole = n / size;
+  int64_t i = size == 16 ? largest_of<1>(x, 0, whole, most) : size == 32 ? largest_of<2>(x, 0, whole, most) : 0;
+  for (; i * size < n; i++) most[i] = largest(x + i * size, n - i * size < size ? n - i * size : size);
+}
+
+static bool blocks(const RoundPlan &p, const BlockPlan &b, const float *x, const Draw *draw, int64_t n, float *out, bool stream) {
+  alignas(64) float held[kRoundBlock];
+  alignas(64) uint32_t most[kRoundBlock], words[kRoundBlock];
+  Scales s;
+  const int64_t count = (n + b.size - 1) / b.size;
+  block_maxima(x, n, b.size, most);
   uint32_t all = 0;
   for (int64_t i = 0; i < count; i++) all = most[i] > all ? most[i] : all;
   if (all >= 0x7f800000u) return false;
-  scales(b, most, count, scale);
-  int within = 1;
-  for (int64_t i = 0; i < count; i++) within &= (double)scale[i] <= b.limit;
-  if (!within) return false;
-  if (registers) {
-    int powers = 1;
-    for (int64_t i = 0; i < count; i++) {
-      const uint32_t bits = float_bits(scale[i]);
-      powers &= ((bits & 0x7fffff) == 0) & (bits - 0x00800000u <= 0x7e000000u);  // 2^-126 to 2^126
-    }
-    if (in_one_go(p, x, words, n, b.size, scale, powers != 0, out, stream)) return true;
+  scales(b, most, count, s.scale);
+  if (!settle(p, b, count, &s)) return false;
+  const float *scale = s.scale;
+  if (b.size % 16 == 0 && n % 16 == 0 && n <= kRoundBlock) {
+    if (draw) philox_words(draw->seed, draw->place, n, words);
+    if (in_one_go(p, x, draw ? words : nullptr, n, b.size, s, out, stream)) return true;
   }
   if (n > kRoundBlock) {  // one block, in pieces
     for (int64_t at = 0; at < n; at += kRoundBlock) {
@@ -509,24 +520,13 @@ static bool blocks(const RoundPlan &p, const BlockPlan &b, const float *x, const
     const int64_t at = i * b.size, size = n - at < b.size ? n - at : b.size;
     divided(x + at, size, scale[i], held + at);
   }
-  values(p, held, words, n, held, false);
+  values(p, held, draw, n, held, false);
   const bool whole = stream && b.size % 16 == 0;
   for (int64_t i = 0; i < count; i++) {
     const int64_t at = i * b.size, size = n - at < b.size ? n - at : b.size;
     multiplied(held + at, size, scale[i], out + at, whole);
   }
   return true;
-}
-
-static void philox(uint64_t seed, uint64_t counter, int64_t counters, uint32_t *out, const float *next) {
-  philox_run(seed, counter, counters, out, next);
-}
-
-static void narrow(const int32_t *codes, int64_t n, int width, void *out) {
-  if (width == 1)
-    for (int64_t i = 0; i < n; i++) ((uint8_t *)out)[i] = (uint8_t)codes[i];
-  else
-    for (int64_t i = 0; i < n; i++) ((uint16_t *)out)[i] = (uint16_t)codes[i];
 }
 
 template <class T> static uint32_t decode_of(const T *codes, int64_t n, const float *table, float *out) {
@@ -546,7 +546,7 @@ static uint32_t decode(const void *codes, int width, int64_t n, const float *tab
 extern const RoundKernels round_kernels;
 #define AB_TEXT(x) #x
 #define AB_NAME(x) AB_TEXT(x)
-const RoundKernels round_kernels = {AB_NAME(ANYBIT_ISA), largest, range, values, codes, blocks, philox, narrow, decode};
+const RoundKernels round_kernels = {AB_NAME(ANYBIT_ISA), largest, range, values, codes, blocks, philox_words, decode};
 
 }  // namespace ANYBIT_ISA
 }  // namespace anybit

@@ -24,11 +24,16 @@ struct Bucket {
   uint32_t rank;  // of the values below the threshold; those from it on have the next
 };
 
+struct Draw {  // of a stochastic rounding: the place of the first number
+  uint64_t seed, place;
+};
+
 struct RoundPlan {
   RoundKind kind;
   RoundMode mode;
   int random_bits;
   uint32_t word_mask;   // of a random word, its upper random_bits
+  float whole_words, minus_word;  // 2^random_bits and -2^-random_bits
   // Steps, Prefix and Tapered. A magnitude's code is its rank; tops and outs: [0] for positive, [1] for negative values.
   int mantissa, least;  // bits; float32's exponent field of the first binade whose step is its lowest's
   int32_t top[2];
@@ -50,6 +55,11 @@ struct RoundPlan {
   alignas(64) float tree[4][16];
   alignas(64) float values16[16];
   alignas(64) int32_t codes16[16];
+  // Stochastic search: the lower neighbours (infinity for the last) and the gaps above them, times -2^-24; differences up to `unsure` go by `chain`.
+  alignas(64) float near16[16];
+  alignas(64) float gap16[16];
+  float unsure;
+  int last;
   // Buckets and Bisect: by rank; those of negative numbers, which keep the sign of a zero, come `negative_ranks` later.
   const Node *nodes;
   const Bucket *buckets;
@@ -59,7 +69,7 @@ struct RoundPlan {
   const float *rank_values;
   const int32_t *rank_codes;
   uint32_t negative_ranks;
-  const double *chain;  // stochastic: the value of each rank (twice), virtual neighbours included
+  const double *chain;  // stochastic: the value of each rank (by rank: twice, virtual neighbours included; search: and the virtual one above)
   int32_t zero_code, minus_zero_code;
 };
 
@@ -79,15 +89,13 @@ struct RoundKernels {
   const char *isa;
   uint32_t (*largest)(const float *x, int64_t n);                      // bits of the largest magnitude: 0x7f800000 and more are not finite
   void (*range)(const float *x, int64_t n, float *low, float *high);   // of finite numbers
-  // `words`: one for each value, for stochastic plans. `stream`: past the caches; out is then 64-byte aligned.
-  void (*values)(const RoundPlan &p, const float *x, const uint32_t *words, int64_t n, float *out, bool stream);
-  void (*codes)(const RoundPlan &p, const float *x, const uint32_t *words, int64_t n, int32_t *out);
-  // Numbers of whole blocks (the last may be short) to their values times their scales. At most kRoundBlock numbers, or one block without words.
+  // `draw`: for stochastic plans. `stream`: past the caches; out is then 64-byte aligned. Codes take `width` bytes, 1 or 2.
+  void (*values)(const RoundPlan &p, const float *x, const Draw *draw, int64_t n, float *out, bool stream);
+  void (*codes)(const RoundPlan &p, const float *x, const Draw *draw, int64_t n, int width, void *out, bool stream);
+  // Numbers of whole blocks (the last may be short) to their values times their scales. At most kRoundBlock numbers, or one block without draws.
   // False: some scale is too large, or some number is not finite.
-  bool (*blocks)(const RoundPlan &p, const BlockPlan &b, const float *x, const uint32_t *words, int64_t n, float *out, bool stream);
-  // 4 words a counter; in eights of counters. As many numbers from `next` on are fetched meanwhile, without being read: it may point beyond an array.
-  void (*philox)(uint64_t seed, uint64_t counter, int64_t counters, uint32_t *out, const float *next);
-  void (*narrow)(const int32_t *codes, int64_t n, int width, void *out);              // to 1 or 2 bytes
+  bool (*blocks)(const RoundPlan &p, const BlockPlan &b, const float *x, const Draw *draw, int64_t n, float *out, bool stream);
+  void (*words)(uint64_t seed, uint64_t place, int64_t n, uint32_t *out);  // of the places from `place` on
   uint32_t (*decode)(const void *codes, int width, int64_t n, const float *table, float *out);  // returns all codes or-ed together
 };
 

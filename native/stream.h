@@ -6,185 +6,259 @@
 // Per chunk of 32 k and 16 outputs: 64 * bits bytes read; about 2 operations a group to part the codes, 1 to look a byte up (two bytes for
 // int16 tables), then one byte dot a row and byte.
 
-// Bytes: t + bias in one byte. Pairs: t + bias in two unsigned bytes. Mirrored: |t| in two unsigned bytes, the sign given to the input.
-enum class Path { Bytes, Pairs, Mirrored };
+// Codes: t + bias is the code, its sign bit turned. Doubles: twice the code (binary, odd integers). Bytes: from a table. Pairs: its two unsigned bytes
+// from two tables. Mirrored: the two bytes of |t|, the sign given to the input.
+enum class Path { Codes, Doubles, Bytes, Pairs, Mirrored };
 
-template <int bits> AB_INLINE B size_bytes(const uint8_t *table, B code, B low) {  // tables of magnitudes, repeated to 128 entries: the sign bit does not matter
-  if constexpr (bits <= 4) return b_lookup(b_table(table), low);
-  else if constexpr (kByteTables) return bits == 8 ? b_lookup128(table, code) : b_lookup64(table, code);
-  else return table_bytes<bits - 1>(table, code, low);
+constexpr int64_t kAhead = 2048;  // bytes that are asked for before they are read: hardware stops asking at the end of a page
+
+template <int bytes> AB_INLINE void ask(const uint8_t *p) {
+#pragma GCC unroll 8
+  for (int i = 0; i < bytes; i += 64) __builtin_prefetch(p + kAhead + i);
 }
 
-// Running dots of `rows` rows; one row gets several chains, because a byte dot takes longer than the next one waits.
-template <Path path, int rows> struct Dots {
-  static constexpr int chains = rows > 1 ? 1 : path == Path::Bytes ? 4 : 2;
+template <int bits> constexpr int kTopPlane = bits == 6 ? 2 : bits == 3 || bits == 5 || bits == 7 ? 1 : bits;  // width of the plane with the sign
+
+// Group `at` of a chunk, of one plane; `turn` is xored to the stored bytes. Without a mask, bits beyond the code are of other codes.
+template <int width, int at, int to, bool masked = true> AB_INLINE B plane_at(const uint8_t *p, B turn) {
+  constexpr int fields = 8 / width, from = at % fields * width;
+  const B x = b_xor(b_load(p + 64 * (at / fields)), turn);
+  if constexpr (width == 8) return x;
+  else if constexpr (masked) return field<width, from, to>(x);
+  else return b_shr<from>(x);
+}
+
+template <int bits, int at, bool masked = true, int up = 0> AB_INLINE B code_at(const uint8_t *p, B turn) {  // shifted `up`
+  const B none = b_set(0);
+  if constexpr (bits == 3) return b_or(plane_at<2, at, up>(p, none), plane_at<1, at, 2 + up>(p + 128, turn));
+  else if constexpr (bits == 5) return b_or(plane_at<4, at, 0>(p, none), plane_at<1, at, 4>(p + 256, turn));
+  else if constexpr (bits == 6) return b_or(plane_at<4, at, 0>(p, none), plane_at<2, at, 4>(p + 256, turn));
+  else if constexpr (bits == 7) return b_or(b_or(plane_at<4, at, 0>(p, none), plane_at<2, at, 4>(p + 256, none)), plane_at<1, at, 6>(p + 384, turn));
+  else return plane_at<bits, at, up, masked>(p, turn);
+}
+
+// The bytes that codes stand for. Tables repeat (weight.h), so that bits beyond a code do not matter where a permute reads six of them, nor the sign in
+// tables of magnitudes; one register of them stays loaded.
+template <int bits, bool sizes> AB_INLINE B held_table(const uint8_t *table) {
+  if constexpr (kByteTables && bits - sizes <= 6) return b_load(table);
+  else return b_table(table);
+}
+template <int bits, bool sizes> AB_INLINE B bytes_of(const uint8_t *table, B held, B code) {
+  if constexpr (kByteTables && bits - sizes <= 6) return b_permute64(held, code);
+  else if constexpr (kByteTables) return bits - sizes == 7 ? b_lookup128(table, code) : table_bytes<8>(table, code, code);
+  else if constexpr (bits <= 4) return b_lookup(held, code);
+  else return table_bytes<bits - sizes>(table, code, b_and(code, b_set(15)));
+}
+
+// Running dots of `rows` rows; one row gets several chains where a byte dot takes longer than parting the next one's codes.
+template <Path path> constexpr bool kPairs = path == Path::Pairs || path == Path::Mirrored;
+template <int bits, Path path, int rows> struct Dots {
+  static constexpr bool pairs = kPairs<path>;
+  static constexpr int chains = rows > 1 || !kWideDot ? 1 : bits <= 3 && !pairs ? 4 : 2;
   C lo[rows][chains], hi[rows][chains];
 };
 
-template <Path path, int rows> AB_INLINE void clear(Dots<path, rows> &d) {
+template <int bits, Path path, int rows> AB_INLINE void begin(Dots<bits, path, rows> &d, const int32_t *starts) {
   for (int r = 0; r < rows; r++)
-    for (int c = 0; c < Dots<path, rows>::chains; c++) {
-      d.lo[r][c] = c_zero();
-      if (path != Path::Bytes) d.hi[r][c] = c_zero();
+    for (int c = 0; c < Dots<bits, path, rows>::chains; c++) {
+      d.lo[r][c] = kWideDot && path != Path::Mirrored && c == 0 ? c_from(i_set(starts[r])) : c_zero();
+      if (Dots<bits, path, rows>::pairs) d.hi[r][c] = c_zero();
     }
 }
 
-template <Path path, int rows> AB_INLINE I total(const Dots<path, rows> &d, int r, I sum) {
-  for (int c = 0; c < Dots<path, rows>::chains; c++) sum = c_end(sum, d.lo[r][c]);
-  if constexpr (path != Path::Bytes) {
+template <int bits, Path path, int rows> AB_INLINE I total(const Dots<bits, path, rows> &d, int r, I sum) {
+  if constexpr (kWideDot && Dots<bits, path, rows>::chains == 1 && !Dots<bits, path, rows>::pairs) return c_end(sum, d.lo[r][0]);
+  for (int c = 0; c < Dots<bits, path, rows>::chains; c++) sum = c_end(sum, d.lo[r][c]);
+  if constexpr (Dots<bits, path, rows>::pairs) {
     I high = i_zero();
-    for (int c = 0; c < Dots<path, rows>::chains; c++) high = c_end(high, d.hi[r][c]);
+    for (int c = 0; c < Dots<bits, path, rows>::chains; c++) high = c_end(high, d.hi[r][c]);
     sum = i_add(sum, i_shl(high, 8));
   }
   return sum;
 }
 
-// Groups [from, from + count) of a chunk; q: the first row's codes of group `from`, others `stride` further.
-template <int bits, Path path, int rows, int from, int count>
-AB_INLINE void add_groups(const Weight &w, const B *g, const int8_t *q, int64_t stride, B flip, Dots<path, rows> &d) {
-#pragma GCC unroll 8
-  for (int i = 0; i < count; i++) {
-    const B code = g[from + i], low = bits <= 4 ? code : b_and(code, b_set(15));
-    constexpr int chains = Dots<path, rows>::chains;
-    if constexpr (path == Path::Bytes) {
-      const B t = w.affine ? b_xor(code, flip) : table_bytes<bits>(w.low, code, low);
-      for (int r = 0; r < rows; r++) d.lo[r][i % chains] = c_step(d.lo[r][i % chains], t, q_four(q + r * stride + 4 * i));
+struct Decode {  // registers that stay: what is xored to stored bytes, and tables
+  B turn, low, high;
+};
+
+// Groups [at, end) of the chunk at p; q: the rows' codes of the chunk, four of each row in turn.
+template <int bits, Path path, int rows, int at, int end>
+AB_INLINE void add_groups(const Weight &w, const Decode &by, const uint8_t *p, const int8_t *q, Dots<bits, path, rows> &d) {
+  if constexpr (at < end) {
+    constexpr int chain = at % Dots<bits, path, rows>::chains;
+    constexpr bool plain = path == Path::Codes || path == Path::Doubles;
+    const B code = code_at<bits, at, plain || !kByteTables, path == Path::Doubles>(p, by.turn);
+    if constexpr (plain) {
+      for (int r = 0; r < rows; r++) d.lo[r][chain] = c_step(d.lo[r][chain], code, q_four(q + 4 * (rows * at + r)));
     } else {
-      const bool sized = path == Path::Mirrored;
-      const B lo = sized ? size_bytes<bits>(w.size_low, code, low) : table_bytes<bits>(w.low, code, low);
-      const B hi = sized ? size_bytes<bits>(w.size_high, code, low) : table_bytes<bits>(w.high, code, low);
-      const B sign = b_shl<8 - bits>(code);
-      for (int r = 0; r < rows; r++) {
-        B four = q_four(q + r * stride + 4 * i);
-        if (sized) four = b_negate(four, sign);
-        d.lo[r][i % chains] = c_step(d.lo[r][i % chains], lo, four);
-        d.hi[r][i % chains] = c_step(d.hi[r][i % chains], hi, four);
+      if constexpr (path == Path::Bytes) {
+        const B t = bytes_of<bits, false>(w.low, by.low, code);
+        for (int r = 0; r < rows; r++) d.lo[r][chain] = c_step(d.lo[r][chain], t, q_four(q + 4 * (rows * at + r)));
+      } else {
+        constexpr bool sized = path == Path::Mirrored;
+        const B lo = bytes_of<bits, sized>(sized ? w.size_low : w.low, by.low, code), hi = bytes_of<bits, sized>(sized ? w.size_high : w.high, by.high, code);
+        const B sign = b_shl<8 - bits>(code);
+        for (int r = 0; r < rows; r++) {
+          B four = q_four(q + 4 * (rows * at + r));
+          if (sized) four = b_negate(four, sign);
+          d.lo[r][chain] = c_step(d.lo[r][chain], lo, four);
+          d.hi[r][chain] = c_step(d.hi[r][chain], hi, four);
+        }
       }
     }
+    add_groups<bits, path, rows, at + 1, end>(w, by, p, q, d);
   }
 }
 
-template <Path path, int rows>
-AB_INLINE void settle_rows(const Ends &e, int extra, const I *dots, int64_t segment, int64_t side_at, F *held, float *state) {
-  for (int r = 0; r < rows; r++) {
-    const F acc = rows == 1 ? *held : f_load(state + 16 * r);
-    const F next = extra == 0 ? settled<Extra::None>(e, dots[r], r, segment, side_at, acc)
-                   : extra == 1 ? settled<Extra::Bias>(e, dots[r], r, segment, side_at, acc)
-                                : settled<Extra::Full>(e, dots[r], r, segment, side_at, acc);
-    if (rows == 1) *held = next;
-    else f_store(state + 16 * r, next);
+// Sums of the rows: in registers where there are enough, otherwise in memory, as registers belong to the dots.
+template <Path path, int rows> struct Sums {
+  static constexpr bool held = rows == 1 || (kManyRegisters && (!kPairs<path> || rows <= 4));
+  F acc[held ? rows : 1];
+  float *state;
+
+  AB_LAMBDA void load(float *from) {
+    state = from;
+    if constexpr (held)
+      for (int r = 0; r < rows; r++) acc[r] = f_load(state + 16 * r);
   }
-  if (rows > 1) AB_KEEP_IN_MEMORY();  // sums stay in memory: registers belong to the dots
-}
+  AB_LAMBDA void settle(const Ends &e, bool full, const I *dots, int64_t segment, int64_t side_at) {
+    for (int r = 0; r < rows; r++) {
+      const F old = held ? acc[held ? r : 0] : f_load(state + 16 * r);
+      const F next = full ? settled<true>(e, dots[r], r, segment, side_at, old) : settled<false>(e, dots[r], r, segment, side_at, old);
+      if constexpr (held) acc[r] = next;
+      else f_store(state + 16 * r, next);
+    }
+    if constexpr (!held) AB_KEEP_IN_MEMORY();
+  }
+  AB_LAMBDA void store() const {
+    if constexpr (held)
+      for (int r = 0; r < rows; r++) f_store(state + 16 * r, acc[r]);
+  }
+};
 
 template <int bits, Path path, int rows>
-static void stream(const Weight &w, const Panel &panel, const uint8_t *codes, const Side &side, const Input &in, int64_t row, float *state) {
-  Ends ends = ends_of(w, side, in, row);
-  if (path == Path::Mirrored) ends.bias = 0;  // magnitudes have none
-  const int extra = w.zero || w.has_offset ? 2 : ends.bias ? 1 : 0;
-  const int64_t stride = w.codes_length;
-  const int8_t *const q0 = in.q + row * stride;
+static void stream(const Weight &w, const Panel &panel, const uint8_t *codes, const Side &side, const Input &in, const int32_t *starts, int64_t row, float *state) {
+  const Ends ends = ends_of(w, side, in, starts, row);
+  const bool full = w.zero || w.has_offset;
+  const int8_t *const q0 = in.q + row * w.codes_length;
   const bool short_chain = !kWideDot && w.chain < 8;
-  const B flip = b_set(w.flip);
-  F held = rows == 1 ? f_load(state) : f_zero();
-  Dots<path, rows> d;
+  constexpr int top = kTopPlane<bits>;
+  constexpr bool sized = path == Path::Mirrored;
+  const Decode by = {b_set(path == Path::Codes ? (w.flip >> (bits - top)) * (top == 1 ? 0xff : top == 2 ? 0x55 : top == 4 ? 0x11 : 1) : 0),
+                     held_table<bits, sized>(sized ? w.size_low : w.low), held_table<bits, sized>(sized ? w.size_high : w.high)};
+  Sums<path, rows> sums;
+  sums.load(state);
+  Dots<bits, path, rows> d;
   I sum[rows];
-  B g[8];
   int8_t pad[rows * 32];
-  for (int64_t s = panel.s0; s < panel.s1; s++) {
-    const Segment *seg = w.segments + s;
-    const uint8_t *p = codes + (seg->g0 / 8 - panel.c0) * 64 * bits;
-    const int8_t *q = q0 + seg->at;
-    if (w.block == 16 && w.blocks > 1) {  // two segments a chunk; the last may have no second, or be short: its codes are zero from there on
-      codes_of<bits>(p, g);
-      for (int half = 0;; half++, s++, seg++) {
-        q = q0 + seg->at;
-        int64_t step = stride;
-        if (seg->g1 - seg->g0 < 4) {
-          memset(pad, 0, sizeof pad);
-          for (int r = 0; r < rows; r++) memcpy(pad + 32 * r, q + r * stride, (size_t)(4 * (seg->g1 - seg->g0)));
-          q = pad, step = 32;
-        }
-        clear(d);
-        if (half) add_groups<bits, path, rows, 4, 4>(w, g, q, step, flip, d);
-        else add_groups<bits, path, rows, 0, 4>(w, g, q, step, flip, d);
-        for (int r = 0; r < rows; r++) sum[r] = total(d, r, i_zero());
-        settle_rows<path, rows>(ends, extra, sum, s, 16 * (seg->block - side.first), &held, state);
-        if (half == 1 || s + 1 == panel.s1) break;
-      }
-      continue;
+  const auto padded = [&](const int8_t *q, int64_t groups) AB_LAMBDA {  // what lies after the codes is not ours, and the chunk's last codes are zero
+    memset(pad, 0, sizeof pad);
+    memcpy(pad, q, (size_t)(4 * rows * groups));
+  };
+  if (w.block == 16 && w.blocks > 1) {  // two segments a chunk; the last may have no second, or be short
+    const uint8_t *p = codes;
+    for (int64_t s = panel.s0; s < panel.s1; s += 2, p += 64 * bits) {
+      ask<64 * bits>(p);
+      const int8_t *q = q0 + 16 * rows * s;
+      if (16 * s + 32 > w.k) padded(q, (w.k - 16 * s + 3) / 4), q = pad;
+      begin(d, ends.starts + rows * s);
+      add_groups<bits, path, rows, 0, 4>(w, by, p, q, d);
+      for (int r = 0; r < rows; r++) sum[r] = total(d, r, kWideDot ? i_zero() : i_set(ends.starts[rows * s + r]));
+      sums.settle(ends, full, sum, s, 16 * (s - side.first));
+      if (s + 1 == panel.s1) break;
+      begin(d, ends.starts + rows * (s + 1));
+      add_groups<bits, path, rows, 4, 8>(w, by, p, q, d);
+      for (int r = 0; r < rows; r++) sum[r] = total(d, r, kWideDot ? i_zero() : i_set(ends.starts[rows * (s + 1) + r]));
+      sums.settle(ends, full, sum, s + 1, 16 * (s + 1 - side.first));
     }
-    for (int r = 0; r < rows; r++) sum[r] = i_zero();
-    clear(d);
-    for (int64_t left = seg->g1 - seg->g0; left > 0; left -= 8, p += 64 * bits, q += 32) {
+    sums.store();
+    return;
+  }
+  for (int64_t s = panel.s0; s < panel.s1; s++) {
+    const Segment &seg = w.segments[s];
+    const uint8_t *p = codes + (seg.g0 / 8 - panel.c0) * 64 * bits;
+    const int8_t *q = q0 + rows * seg.at;
+    if (!kWideDot)
+      for (int r = 0; r < rows; r++) sum[r] = i_set(ends.starts[rows * s + r]);
+    begin(d, ends.starts + rows * s);
+    for (int64_t left = seg.g1 - seg.g0; left > 0; left -= 8, p += 64 * bits, q += 32 * rows) {
       const int8_t *from = q;
-      int64_t step = stride;
-      if (left < 8) {
-        memset(pad, 0, sizeof pad);
-        for (int r = 0; r < rows; r++) memcpy(pad + 32 * r, q + r * stride, (size_t)(4 * left));
-        from = pad, step = 32;
-      }
-      codes_of<bits>(p, g);
-      add_groups<bits, path, rows, 0, 4>(w, g, from, step, flip, d);
+      if (left < 8) padded(q, left), from = pad;
+      ask<64 * bits>(p);
+      add_groups<bits, path, rows, 0, 4>(w, by, p, from, d);
       if (!kWideDot && short_chain) {
         for (int r = 0; r < rows; r++) sum[r] = total(d, r, sum[r]);
-        clear(d);
+        begin(d, ends.starts);
       }
-      add_groups<bits, path, rows, 4, 4>(w, g, from + 16, step, flip, d);
+      add_groups<bits, path, rows, 4, 8>(w, by, p, from, d);
       if (!kWideDot) {
         for (int r = 0; r < rows; r++) sum[r] = total(d, r, sum[r]);
-        clear(d);
+        begin(d, ends.starts);
       }
     }
     if (kWideDot)
       for (int r = 0; r < rows; r++) sum[r] = total(d, r, i_zero());
-    settle_rows<path, rows>(ends, extra, sum, s, 16 * (seg->block - side.first), &held, state);
+    sums.settle(ends, full, sum, s, 16 * (seg.block - side.first));
   }
-  if (rows == 1) f_store(state, held);
+  sums.store();
 }
 
-// One row of five trits a byte: digits go to the dots as they come, vectors of 20 k over the ends of segments, which begin at multiples of 4.
-template <Extra extra> static void stream_trits(const Weight &w, const Panel &panel, const uint8_t *codes, const Side &side, const Input &in, int64_t row, float *state) {
-  const Ends ends = ends_of(w, side, in, row);
-  const int8_t *const q0 = in.q + row * w.codes_length;
+// Five trits a byte: vectors of 20 k lie over the ends of segments, which begin at multiples of 4; such a vector's digits wait in memory.
+template <int rows>
+static void stream_trits(const Weight &w, const Panel &panel, const uint8_t *codes, const Side &side, const Input &in, const int32_t *starts, int64_t row, float *state) {
+  const Ends ends = ends_of(w, side, in, starts, row);
+  const bool full = w.zero || w.has_offset;
   const int64_t g = w.segments[panel.s0].g0, most = kWideDot ? INT64_MAX : w.chain;
-  const B flip = b_set(128);
-  F held = f_load(state);
+  const int8_t *const q0 = in.q + row * w.codes_length;
+  const Trits trits = trits_ready();
+  Sums<Path::Codes, rows> sums;
+  sums.load(state);
   const uint8_t *p = codes + 64 * (g / 5);
-  int digit = (int)(g % 5);
-  B x = flip;
-  if (digit) {
-    x = b_xor(b_load(p), flip), p += 64;
-    for (int i = 0; i < digit; i++) next_trit(x);
-  }
+  alignas(64) uint8_t waiting[5 * 64];
+  int64_t digit = g % 5;
+  const auto open = [&]() AB_LAMBDA {
+    B t[5];
+    trits_of(trits, b_load(p), t), p += 64;
+    for (int i = 0; i < 5; i++) b_store(waiting + 64 * i, t[i]);
+  };
+  if (digit) open();
   for (int64_t s = panel.s0; s < panel.s1; s++) {
     const Segment &seg = w.segments[s];
-    const int8_t *q = q0 + seg.at;
-    I sum = i_zero();
+    const int8_t *q = q0 + rows * seg.at;
+    I sum[rows];
+    for (int r = 0; r < rows; r++) sum[r] = i_set(ends.starts[rows * s + r]);
     for (int64_t left = seg.g1 - seg.g0; left > 0;) {
       int64_t run = left < most ? left : most;
       left -= run;
-      C c = c_zero();
+      constexpr int chains = rows > 1 || !kWideDot ? 1 : 5;
+      C c[rows * chains];
+      for (int r = 0; r < rows * chains; r++) c[r] = c_zero();
       while (run > 0) {
-        if (digit == 0) x = b_xor(b_load(p), flip), p += 64;
         if (digit == 0 && run >= 5) {
-          for (int i = 0; i < 5; i++) c = c_step(c, next_trit(x), q_four(q + 4 * i));
-          q += 20, run -= 5;
+          ask<64>(p);
+          B t[5];
+          trits_of(trits, b_load(p), t), p += 64;
+          for (int i = 0; i < 5; i++)
+            for (int r = 0; r < rows; r++) c[r + i % chains] = c_step(c[r + i % chains], t[i], q_four(q + 4 * (rows * i + r)));
+          q += 20 * rows, run -= 5;
           continue;
         }
-        c = c_step(c, next_trit(x), q_four(q));
-        q += 4, run--, digit = digit == 4 ? 0 : digit + 1;
+        if (digit == 0) open();
+        const B t = b_load(waiting + 64 * digit);
+        for (int r = 0; r < rows; r++) c[r] = c_step(c[r], t, q_four(q + 4 * r));
+        q += 4 * rows, run--, digit = digit == 4 ? 0 : digit + 1;
       }
-      sum = c_end(sum, c);
+      for (int r = 0; r < rows; r++)
+        for (int i = 0; i < chains; i++) sum[r] = c_end(sum[r], c[r + i]);
     }
-    held = settled<extra>(ends, sum, 0, s, 16 * (seg.block - side.first), held);
+    sums.settle(ends, full, sum, s, 16 * (seg.block - side.first));
   }
-  f_store(state, held);
+  sums.store();
 }
 
-using Stream = void (*)(const Weight &, const Panel &, const uint8_t *, const Side &, const Input &, int64_t, float *);
+using Stream = void (*)(const Weight &, const Panel &, const uint8_t *, const Side &, const Input &, const int32_t *, int64_t, float *);
 template <int bits, Path path, int rows> constexpr Stream stream_if() {
-  if constexpr ((kWideDot || bits <= 4) && (path != Path::Mirrored || bits > 1)) return stream<bits, path, rows>;
+  if constexpr ((kWideDot || bits <= 4) && (path != Path::Mirrored || bits > 1) && (path != Path::Doubles || bits <= 4)) return stream<bits, path, rows>;
   else return nullptr;
 }
 template <Path path, int rows>
@@ -192,25 +266,35 @@ const Stream kStream[9] = {nullptr, stream_if<1, path, rows>(), stream_if<2, pat
                            stream_if<5, path, rows>(), stream_if<6, path, rows>(), stream_if<7, path, rows>(), stream_if<8, path, rows>()};
 
 template <int rows> static Stream stream_for(const Weight &w) {
-  if constexpr (rows > 0)
-    if (w.kind == Kind::Unsigned8) return kStream<Path::Bytes, rows>[w.bits];
+  if constexpr (rows > 0) {
+    if (w.trits) return stream_trits<rows>;
+    if (w.kind == Kind::Unsigned8 && w.doubled) return kStream<Path::Doubles, rows>[w.bits];
+    if (w.kind == Kind::Unsigned8) return w.affine ? kStream<Path::Codes, rows>[w.bits] : kStream<Path::Bytes, rows>[w.bits];
+  }
   if constexpr (rows > 0 && kWideDot) {
     if (w.kind == Kind::Wide16) return w.sized ? kStream<Path::Mirrored, rows>[w.bits] : kStream<Path::Pairs, rows>[w.bits];
   }
   return nullptr;
 }
 
-// What streams the last `rows` rows, or nullptr: they need panels. Inputs have rows of zeros after the last one, up to stream_rows(rows).
-static Stream stream_of(const Weight &w, int64_t rows) {
-  if (w.trits) {
-    if (rows > 1 || w.kind != Kind::Unsigned8 || (w.block % 4 && w.blocks > 1)) return nullptr;
-    return w.zero || w.has_offset ? stream_trits<Extra::Full> : stream_trits<Extra::Bias>;
-  }
-  if (rows > kStreamRows || (w.block % 32 && w.block != 16 && w.blocks > 1)) return nullptr;
-  if (!kWideDot && (w.bits > 4 || w.chain < 4)) return nullptr;
-  if (rows == 1) return stream_for<kStreamRows ? 1 : 0>(w);
+// Why a weight's few rows need panels on this instruction set; nullptr: they do not.
+static const char *why_panels(const Weight &w) {
+  if (kStreamRows == 0) return "plain C++ has no registers for it";
+  if (w.trits ? w.block % 4 && w.blocks > 1 : w.block % 32 && w.block != 16 && w.blocks > 1)
+    return w.trits ? "blocks begin inside a group of 4 k" : "blocks begin inside a chunk of 32 k";
+  if (kWideDot) return nullptr;
+  if (w.kind == Kind::Wide16) return "int16 tables need dots of bytes in 32 bits, which this set does not have";
+  if (w.kind == Kind::Signed8) return "8-bit numbers are read as they lie";
+  if (!w.trits && w.bits > 4) return "tables of more than 16 entries take as long as a panel without dots of bytes in 32 bits";
+  return !w.trits && w.chain < 4 ? "sums of four groups leave 16 bits" : nullptr;
+}
+
+// What streams `rows` rows, or nullptr: they need panels. A group may hold rows of zeros after them.
+static Stream stream_of(const Weight &w, const Input &in, int64_t rows) {
+  if (in.group > kStreamRows || rows > in.group || why_panels(w)) return nullptr;
+  if (in.group == 1) return stream_for<kStreamRows ? 1 : 0>(w);
   if constexpr (kStreamRows >= 4)
-    if (rows <= 4) return stream_for<4>(w);
+    if (in.group == 4) return stream_for<4>(w);
   return stream_for<kStreamRows>(w);
 }
 

@@ -61,15 +61,20 @@ static void hadamard(float *x, int64_t k, int64_t block) {
   }
 }
 
-static int64_t quantize(const Weight &w, float by, const float *x, int64_t stride, int64_t m0, int64_t m1, int8_t *q, int16_t *q16, float *scale, int32_t *total) {
+static int64_t quantize(const Weight &w, float by, const float *x, int64_t stride, int64_t m0, int64_t m1, int64_t group, int8_t *q, int16_t *q16, float *scale,
+                        int32_t *total) {
+  int8_t line[2 * 512 + 64];  // codes of a segment: at most 512, and what fills up groups of four
   const F r = f_set(1.0f / by), most = f_set(127.0f), least = f_set(-127.0f);
   for (int64_t m = m0; m < m1; m++) {
-    int8_t *row = q + m * w.codes_length;
+    int8_t *const row = q + m / group * group * w.codes_length + 4 * (m % group);
+    const int64_t ends = m / group * group * w.segment_count + m % group;
     for (int64_t s = 0; s < w.segment_count; s++) {
       const Segment &seg = w.segments[s];
       const float *p = x + m * stride + seg.k0;
-      int8_t *out = row + seg.at + seg.k0 - 4 * seg.g0;
-      memset(row + seg.at, 0, (size_t)(4 * (seg.g1 - seg.g0)));
+      const int64_t fours = seg.g1 - seg.g0;
+      int8_t *const codes = group == 1 ? row + seg.at : line;
+      int8_t *const out = codes + seg.k0 - 4 * seg.g0;
+      memset(codes, 0, (size_t)(4 * fours));
       int32_t sum = 0, lanes[16];
       for (int64_t i = 0; i < seg.k1 - seg.k0; i += 16) {
         const int64_t count = seg.k1 - seg.k0 - i < 16 ? seg.k1 - seg.k0 - i : 16;
@@ -82,10 +87,12 @@ static int64_t quantize(const Weight &w, float by, const float *x, int64_t strid
         i_store(lanes, f_to_i(f_min(most, f_max(least, f_mul(v, r)))));
         for (int64_t j = 0; j < count; j++) out[i + j] = (int8_t)lanes[j], sum += lanes[j];
       }
-      scale[m * w.segment_count + s] = by, total[m * w.segment_count + s] = sum;
+      scale[ends + s * group] = by, total[ends + s * group] = sum;
+      if (group > 1)
+        for (int64_t i = 0; i < fours; i++) memcpy(row + (seg.at + 4 * i) * group, line + 4 * i, 4);
+      if (q16)
+        for (int64_t i = 0; i < 4 * fours; i++) q16[m * w.codes_length + seg.at + i] = codes[i];
     }
-    if (q16)
-      for (int64_t i = 0; i < w.codes_length; i++) q16[m * w.codes_length + i] = row[i];
   }
   return -1;
 }

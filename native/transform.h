@@ -11,7 +11,8 @@ struct TransformKernels {
   void (*hadamard)(float *x, int64_t k, int64_t block);
   void (*add)(const float *x, int64_t n, float *y);  // y + x
   // As LinearKernels.quantize, with one scale for all.
-  int64_t (*quantize)(const Weight &w, float by, const float *x, int64_t stride, int64_t m0, int64_t m1, int8_t *q, int16_t *q16, float *scale, int32_t *total);
+  int64_t (*quantize)(const Weight &w, float by, const float *x, int64_t stride, int64_t m0, int64_t m1, int64_t group, int8_t *q, int16_t *q16, float *scale,
+                      int32_t *total);
 };
 
 }  // namespace anybit

@@ -54,6 +54,7 @@ struct Weight {
   float float_step = 1.0f;  // float path: value = table * float_step
   Kind kind = Kind::Float;
   bool affine = false;  // codes are integers: no table
+  bool doubled = false;   // t = 2 code + t[0], at most 4 bits
   bool mirrored = false;  // t[c + half] = -t[c]: the top bit is a sign
   int sign = 0;         // affine: the sign bit of two's complement, 0 for unsigned
   int flip = 0;         // affine: code ^ flip is what the panel holds
@@ -99,27 +100,41 @@ struct Input {  // m rows prepared for weights of one geometry
   int64_t stride = 0;
   const float *sums = nullptr;  // float path with offsets: [m, blocks]
   bool integer = false;
-  const int8_t *q = nullptr;       // [m, codes_length]
-  const int16_t *q16 = nullptr;    // the same, for Wide16 where dots are not wide
-  const float *scale = nullptr;    // [m, segments]
-  const int32_t *total = nullptr;  // [m, segments]
+  // Rows stand in groups of `group`, side by side; the last group is filled up with zeros. One row a group: plain rows.
+  int64_t group = 1;
+  const int8_t *q = nullptr;       // [groups][codes_length / 4][group][4]
+  const int16_t *q16 = nullptr;    // [m, codes_length]: the same codes, for Wide16 where dots are not wide
+  const float *scale = nullptr;    // [groups][segments][group]
+  const int32_t *total = nullptr;  // the same
 };
+
+// Where a row's code at `at` of its plain row, and its scale of a segment, stand in groups of rows.
+inline int64_t row_code(const Weight &w, const Input &input, int64_t row, int64_t at) {
+  return row / input.group * input.group * w.codes_length + at / 4 * 4 * input.group + row % input.group * 4 + at % 4;
+}
+inline int64_t row_scale(const Weight &w, const Input &input, int64_t row, int64_t segment) {
+  return row / input.group * input.group * w.segment_count + segment * input.group + row % input.group;
+}
 
 constexpr int64_t kPatternPanel = 128;  // k of a panel of patterns: a multiple of 32
 
 // The functions that linear.cc gives for one ISA.
 struct LinearKernels {
   const char *isa;
-  int64_t (*rows)(int64_t m);  // how many prepared rows a product with m rows may read: zeros follow the last
+  int64_t (*group)(int64_t m);  // how many rows of an input of m stand side by side
   bool wide_dot;  // any u8 x s8 product sum is exact (dpbusd); otherwise the unsigned side must stay <= 129
+  bool signed_dot;  // the weight's bytes are signed (sdot)
   // Codes (|q| <= most_code) of rows [m0, m1) into the input's arrays. Returns the first row with a non-finite value, or -1.
-  int64_t (*quantize)(const Weight &w, float most_code, const float *x, int64_t stride, int64_t m0, int64_t m1, int8_t *q, int16_t *q16, float *scale, int32_t *total);
+  int64_t (*quantize)(const Weight &w, float most_code, const float *x, int64_t stride, int64_t m0, int64_t m1, int64_t group, int8_t *q, int16_t *q16, float *scale,
+                      int32_t *total);
   int64_t (*row_sums)(const Weight &w, const float *x, int64_t stride, int64_t m0, int64_t m1, float *sums);
   // y[m, n0..] = input x weight^T (+ bias) for tiles [t0, t1); scratch holds scratch_bytes(w, input).
   void (*multiply)(const Weight &w, const Input &in, const float *bias, int64_t t0, int64_t t1, float *y, int64_t stride, void *scratch);
   size_t (*scratch_bytes)(const Weight &w, const Input &in);
   // float32 values of tile row t: out[r, k] for its 16 rows, those at or beyond n left out; `only` >= 0: just that row.
   void (*dequantize)(const Weight &w, int64_t tile, int64_t only, float *out, int64_t stride, void *scratch);
+  // Up to how many rows go from stored bits to products in registers; 0, and why not: all go by panels.
+  int64_t (*streams)(const Weight &w, bool integer, const char **why);
 };
 
 // Parts of linear.cc that product.cc shares, for one ISA.

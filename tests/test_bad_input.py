@@ -155,10 +155,12 @@ def weight(quantization: dict[str, Any]) -> dict[str, Any]:
 
 SAYS_LAYER = rf"q: layer '{UP}': "
 DESCRIPTIONS: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
-    ("version", lambda q: q.update(version=2), "version 2 is not known, only 1; update anybit"),
+    ("version", lambda q: q.update(version=2), r"version 2 is not known, only 1 \(at byte \d+\); update anybit"),
     ("key", lambda q: q.update(rotation=1), "unknown key 'rotation'"),
     ("layer key", lambda q: q["layers"][UP].update(rotation=1), rf"{UP}.*unknown key 'rotation'"),
-    ("cache", lambda q: q.update(kv_cache={"k": "int8@token"}), "'kv_cache' asks for a quantized cache"),
+    ("cache", lambda q: q.update(kv_cache={"k": "int8@token"}), "'kv_cache': has the keys k, not k, v, stage"),
+    ("cache's format", lambda q: q.update(kv_cache={"k": "nvfp4", "v": None, "stage": "post_rope"}), "'kv_cache': a cache cannot hold"),
+    ("cache's stage", lambda q: q.update(kv_cache={"k": None, "v": None, "stage": "mid_rope"}), "'kv_cache': stage=mid_rope of a cache"),
     ("short table", lambda q: q.update(tables={"codebook_new": ["0x1p+0"]}), "'codebook_new' has 2 to 65536 values, a power of two"),
     ("odd table", lambda q: q.update(tables={"mine": ["0x0p+0", "0x1p+0", "0x1p+1"]}), r"tables\['mine'\]: 'mine' has 2 to 65536 values"),
     ("flat table", lambda q: q.update(tables={"mine": ["0x1p+0", "nan"] * 2}), "'mine' has fewer than two different finite values"),

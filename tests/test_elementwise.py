@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import ml_dtypes
 import numpy as np
 import pytest
 import torch
 
 import anybit
-from anybit import device
-from anybit.errors import FormatError, ShapeError
-from anybit.formats import ROUNDS, parse_element
+from anybit import device, elementwise, tensor
+from anybit.device_blocks import fake_quantize_on_device
+from anybit.errors import FormatError, ShapeError, UnknownNameError
+from anybit.formats import ROUNDS, Spec, parse_element
+from anybit.methods import METHODS
 
 NAMES = ["fp8_e4m3fn", "nf4", "int8", "bf16", "tf32", "fp16", "fp8_e5m2"]
 MODES = ["nearest-even", "up", "sr24", "sr3"]
@@ -108,6 +113,107 @@ def test_the_device_path(name: str) -> None:
         assert texts[0] == texts[1]
 
 
+BLOCKED = [
+    "mxfp4", "nvfp4", "mxint8", "int4@32", "int8@channel", "int4_sym@tensor", "nf4@64", "fp8_e4m3fn@128x128:fp32", "posit8@16",
+    "binary@32+scale=absmax", "fp4_e2m1@16:ufp8_e5m3", "int4@7:fp16", "int3@5:ufp7_e4m3@tensor:fp32", "codebook_-0.5_0_1_2_3@8x4",
+    "codebook_1_2_4_5_7@16", "ufp4_e2m2@32:fp32", "mxfp4+round=sr24+seed=5", "nvfp4+round=up", "int4@32+round=sr3", "fp8_e5m2@32+over=inf",
+    "pot4_nz@32:e8m0", "fp8_e4m3fn", "int8", "bf16", "fp4_e2m1@16:fp8_e4m3fn@tensor", "nf4@64:fp8_e4m3fn@tensor:bf16", "int8@128+nest=4.2",
+]  # fmt: skip
+
+
+def blocks() -> list[np.ndarray]:
+    """Zero blocks, tiny and huge values, short last blocks, one axis to three, bfloat16-valued ones, float64."""
+    rng = np.random.default_rng(0)
+    found = []
+    sizes = {(37, 100): 1.0, (3, 5, 64): 1e-3, (129,): 1e-30, (64, 96): 1e30, (9, 33): 1e-40, (2, 300): 3e37, (1, 1): 1.0}
+    for shape, size in sizes.items():
+        x = (rng.standard_normal(shape) * size).astype(np.float32)
+        x[0] = 0
+        x.reshape(-1)[-1] = -0.0
+        x.reshape(-1)[40:60] *= np.float32(1e-8)
+        found += [x, x.astype(np.float64) * (1 + 1e-12), torch.from_numpy(x).bfloat16().float().numpy()]
+    return found
+
+
+def outcome(call: Callable[[], Any]) -> Any:
+    """What a call gives, or what it says."""
+    try:
+        return np.asarray(call())
+    except anybit.AnybitError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("text", BLOCKED)
+def test_fake_quantize_on_a_device(text: str) -> None:
+    """The bits and the messages of the CPU."""
+    spec, done = Spec.parse(text), 0
+    bad = np.ones((3, 40), np.float32)
+    bad[1, 7] = np.inf
+    for x in (*blocks(), bad):
+        want = outcome(lambda x=x: anybit.fake_quantize(x, spec))
+        got = outcome(lambda x=x: fake_quantize_on_device(torch.from_numpy(x), spec, None).numpy())
+        if isinstance(want, str):
+            assert got == want
+        else:
+            assert got.dtype == np.float32 and got.tobytes() == want.tobytes(), x.shape
+            done += 1
+    assert done > 5
+
+
+def test_over_error_and_out_on_a_device() -> None:
+    x = torch.from_numpy(blocks()[0])
+    out = torch.empty_like(x)
+    assert fake_quantize_on_device(x, Spec.parse("mxfp4"), out) is out
+    assert np.array_equal(out.numpy(), anybit.fake_quantize(x.numpy(), "mxfp4"))
+    texts = [outcome(call) for call in (lambda: anybit.fake_quantize(x.numpy(), "fp4_e2m1@32:e8m0+over=error"),
+                                        lambda: fake_quantize_on_device(x, Spec.parse("fp4_e2m1@32:e8m0+over=error"), None))]  # fmt: skip
+    assert texts[0] == texts[1] and "times its block's scale" in texts[0]
+    with pytest.raises(ShapeError, match="out must be a tensor like the result"):
+        fake_quantize_on_device(x, Spec.parse("mxfp4"), out[1:])
+    with pytest.raises(ShapeError, match="at least one axis"):
+        fake_quantize_on_device(torch.tensor(1.0), Spec.parse("mxfp4"), None)
+    assert fake_quantize_on_device(x[:0], Spec.parse("mxfp4"), None).shape == (0, 100)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("int4@32+scale=mse", "scale=mse is neither absmax nor floor"),
+        ("ternary@32", "scale=mse is neither absmax nor floor"),
+        ("int4@32+zp", "has zero points or offsets"),
+        ("int4@32+nonfinite=saturate", "nonfinite=saturate with scales"),
+        ("nf4@64:dyn8@256:fp32", "more levels of scales"),
+        ("e8p@channel", "codes several values together"),
+        ("kmeans3@channel", "is learned"),
+        ("tf32", "more than 16 bits"),
+        ("int4@32:tf32", "scales of more than 16 bits"),
+    ],
+)
+def test_what_a_device_refuses(text: str, reason: str) -> None:
+    with pytest.raises(FormatError, match=f"on cpu .*{reason}.*; move the array to the CPU"):
+        fake_quantize_on_device(torch.ones(4, 32), Spec.parse(text), None)
+
+
+@pytest.mark.parametrize("path", ["round", "encode", "fake_quantize"])
+def test_tensors_that_are_not_on_the_cpu_take_the_devices_path(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Public functions with every tensor taken for one on a device: the same results, by torch's operations."""
+    x = torch.from_numpy(numbers())
+    fmt = "mxfp4" if path == "fake_quantize" else "fp8_e4m3fn"
+    want = getattr(anybit, path)(x, fmt).numpy()
+    for module in (elementwise, tensor):
+        monkeypatch.setattr(module, "on_cpu", lambda _: False)
+        monkeypatch.setattr(module, "torch_view", None)
+    assert np.array_equal(getattr(anybit, path)(x, fmt).numpy(), want)
+    if path == "encode":
+        assert np.array_equal(anybit.decode(torch.from_numpy(want), fmt).numpy(), parse_element(fmt).values[want])
+    if path == "fake_quantize":
+        with pytest.raises(UnknownNameError, match="no method named 'other'"):
+            anybit.fake_quantize(x, fmt, method="other")
+        monkeypatch.setitem(METHODS._items, "other", METHODS["rtn"])
+        with pytest.raises(FormatError, match="method other runs on the CPU only"):
+            anybit.fake_quantize(x, fmt, method="other")
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_cuda_stays_on_the_device() -> None:
     x = numbers()
@@ -116,6 +222,11 @@ def test_cuda_stays_on_the_device() -> None:
         assert got.is_cuda and np.array_equal(got.cpu().numpy(), anybit.round(x, "fp8_e4m3fn", mode, seed=3))
         codes = anybit.encode(torch.from_numpy(x).cuda(), "nf4", mode, seed=3)
         assert codes.is_cuda and np.array_equal(codes.cpu().numpy(), anybit.encode(x, "nf4", mode, seed=3))
+    for text in BLOCKED:
+        for x in blocks():
+            want = outcome(lambda x=x, text=text: anybit.fake_quantize(x, text))
+            got = outcome(lambda x=x, text=text: anybit.fake_quantize(torch.from_numpy(x).cuda(), text).cpu().numpy())
+            assert got == want if isinstance(want, str) else got.tobytes() == want.tobytes(), text
 
 
 def test_jax() -> None:
@@ -127,6 +238,35 @@ def test_jax() -> None:
     assert np.array_equal(np.asarray(anybit.decode(codes, "nf4")), anybit.round(x, "nf4"))
     with pytest.raises(ShapeError, match="JAX arrays cannot be written to"):
         anybit.round(got, "nf4", out=got)
+
+
+def test_jax_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """JAX's own operations give the native bits, where XLA keeps them: on the CPU it takes subnormals for zero."""
+    jax = pytest.importorskip("jax")
+    x = numbers()
+    x[0, 2:4] = 1e-20, -3e10
+    for module in (elementwise, tensor):
+        monkeypatch.setattr(module, "on_gpu", lambda _: True)
+        monkeypatch.setattr(module, "jax_like", None)
+    given = jax.numpy.asarray(x)
+    for mode in (*ROUNDS, "sr3", "sr24"):
+        got = anybit.round(given, "fp8_e4m3fn", mode, seed=3)
+        assert isinstance(got, jax.Array) and got.dtype == "float32" and np.array_equal(got, anybit.round(x, "fp8_e4m3fn", mode, seed=3))
+        codes = anybit.encode(given, "nf4", mode, seed=3)
+        assert codes.dtype == "uint8" and np.array_equal(codes, anybit.encode(x, "nf4", mode, seed=3))
+        assert np.array_equal(anybit.decode(codes, "nf4"), anybit.round(x, "nf4", mode, seed=3))
+    for text in ("mxfp4", "nvfp4", "int4@32", "nf4@64", "fp8_e4m3fn@128x128:fp32", "mxfp4+round=sr24+seed=5", "fp8_e4m3fn"):
+        for values in (x[:, :100], x[1:4, None, :33] * np.float32(1e3), -abs(x[5])):
+            want = outcome(lambda values=values, text=text: anybit.fake_quantize(values, text))
+            got = outcome(lambda values=values, text=text: anybit.fake_quantize(jax.numpy.asarray(values), text))
+            assert got == want if isinstance(want, str) else got.tobytes() == want.tobytes(), text
+    narrow = given.astype("bfloat16")
+    assert anybit.round(narrow, "int4").dtype == "bfloat16"
+    with pytest.raises(FormatError, match="has values that bfloat16 does not"):
+        anybit.round(narrow, "fp16")
+    with pytest.raises(ShapeError, match="JAX arrays cannot be written to"):
+        anybit.fake_quantize(given, "mxfp4", out=given)
+    assert not jax.config.jax_enable_x64
 
 
 def test_refusals() -> None:

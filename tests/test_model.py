@@ -179,6 +179,7 @@ def test_with_act_changes_the_quantized_layers_only(coded: Model) -> None:
         coded.with_act("fp8")
     rows = {row["name"]: row for row in integer.explain()}
     assert {rows[name]["act"] for name in integer.quantized} == {"int8"} and len(rows) == len(integer.linears)
+    assert all("registers" in row["why"] or "by panels: " in row["why"] for row in rows.values())
 
 
 @pytest.mark.parametrize("isa", cpu.native.supported_isas())

@@ -27,6 +27,11 @@ def on_cpu(x: Any) -> bool:
     return str(x.device.type) == "cpu"
 
 
+def on_gpu(x: Any) -> bool:
+    """Whether a JAX array lies on GPUs alone, where its numbers keep their subnormals and float64 is at hand."""
+    return all(device.platform in ("gpu", "cuda", "rocm") for device in x.devices())
+
+
 def torch_view(x: Any, name: str) -> np.ndarray:
     """A CPU tensor's memory as a NumPy array. ShapeError: no tensor on the CPU, or of a type that NumPy does not have."""
     if not is_torch(x) or not on_cpu(x):

@@ -1,4 +1,4 @@
-"""Rounding, encoding and decoding torch tensors where they lie, by torch's own operations: the same results as on the CPU, bit for bit.
+"""Rounding, encoding and decoding arrays where they lie, by torch's or JAX's own operations: the same results as on the CPU, bit for bit.
 
 A number's rank among the switch points is a binary search on the device; stochastic rounding computes the same Philox words in
 64-bit integers.
@@ -6,31 +6,30 @@ A number's rank among the switch points is a binary search on the device; stocha
 
 from __future__ import annotations
 
-import sys
 from functools import lru_cache
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
-from anybit.errors import FormatError, NonFiniteError, ShapeError
+from anybit.device_arrays import LIBRARIES, Arrays, arrays_of
+from anybit.errors import FormatError, NonFiniteError
 from anybit.formats import Element
 from anybit.formats.element import switches
-from anybit.formats.rounding import stochastic_bits
+from anybit.formats.rounding import OutOfRangeError, stochastic_bits
 
 Policy = tuple[str, str, str]
 _CODES = {1: "uint8", 2: "uint16", 4: "uint32"}
 
 
-def _torch() -> Any:
-    return sys.modules["torch"]
+def _tables(ops: Arrays, element: Element, policy: Policy, place: str) -> dict[str, Any]:
+    """Points, codes by rank and by sign, chain, values and special codes, on the device."""
+    return _placed(ops.library, element, *policy, place)
 
 
 @lru_cache(maxsize=64)
-def _tables(element: Element, round: str, over: str, nonfinite: str, device: str) -> dict[str, Any]:
-    """Points, codes by rank and by sign, chain, values and special codes, on the device."""
-    torch = _torch()
+def _placed(library: str, element: Element, round: str, over: str, nonfinite: str, place: str) -> dict[str, Any]:
     if element.bits > 16 or element.dim != 1:
-        raise FormatError(f"{element} has {element.bits} bits; on {device} elements have at most 16, so move the tensor to the CPU")
+        raise FormatError(f"{element} has {element.bits} bits; on {place} elements have at most 16, so move the array to the CPU")
     found = switches(element, "nearest-even" if stochastic_bits(round) is not None else round, over)
     codes = found.codes.astype(np.int64)
     negative = codes if found.minus_zero is None else np.where(codes == found.plus_zero, found.minus_zero, codes)
@@ -42,100 +41,111 @@ def _tables(element: Element, round: str, over: str, nonfinite: str, device: str
         "points32": found.points32, "points64": found.points, "positive": codes, "negative": negative, "special": special,
         "chain": np.r_[below, element.finite, above], "values": element.values,
     }  # fmt: skip
-    return {name: torch.from_numpy(np.array(a)).to(device) for name, a in arrays.items()}
+    ops = LIBRARIES[library]()
+    return {name: ops.table(a, place) for name, a in arrays.items()}
 
 
-def _words(seed: int, count: int, device: Any) -> Any:
+def _words(ops: Arrays, seed: int, count: int, x: Any) -> Any:
     """int64[count]: Philox words of places 0 .. count - 1. A product that leaves int64 wraps around, which keeps its 64 bits."""
-    torch = _torch()
     low = 0xFFFFFFFF
     k0, k1 = seed & low, seed >> 32
-    at = torch.arange((count + 3) // 4, dtype=torch.int64, device=device)
-    c0, c1, c2, c3 = at & low, at >> 32, torch.zeros_like(at), torch.zeros_like(at)
+    at = ops.places((count + 3) // 4, x)
+    c0, c1, c2, c3 = at & low, at >> 32, at * 0, at * 0
     for _ in range(10):
         a, b = c0 * 0xD2511F53, c2 * 0xCD9E8D57
         c0, c1, c2, c3 = ((b >> 32) & low) ^ c1 ^ k0, b & low, ((a >> 32) & low) ^ c3 ^ k1, a & low
         k0, k1 = (k0 + 0x9E3779B9) & low, (k1 + 0xBB67AE85) & low
-    return torch.stack([c0, c1, c2, c3], dim=-1).reshape(-1)[:count]
+    return ops.stack([c0, c1, c2, c3]).reshape(-1)[:count]
 
 
-def _codes(x: Any, element: Element, policy: Policy, seed: int) -> Any:
-    """int64 codes of a tensor of floats."""
-    torch = _torch()
+def first_index(mask: Any) -> tuple[int, ...]:
+    """Where a mask is first true."""
+    return tuple(int(i) for i in np.unravel_index(int((mask.reshape(-1) * 1).argmax()), tuple(mask.shape)))
+
+
+def raise_non_finite(number: Any, finite: Any, advice: str) -> NoReturn:
+    """Raises NonFiniteError with the first place and the count."""
+    index = first_index(~finite)
+    found = f"{int((~finite).sum())} non-finite value(s), the first {float(number[index])} at index {list(index)}"
+    raise NonFiniteError(f"array holds {found}; {advice}")
+
+
+def numbers_of(ops: Arrays, x: Any) -> Any:
+    """float32 or float64 of the same values: float64 of what is no float."""
+    return ops.cast(x, "float64" if not ops.is_float(x) or ops.name(x) == "float64" else "float32")
+
+
+def codes_on_device(ops: Arrays, number: Any, element: Element, policy: Policy, seed: int) -> Any:
+    """int64 codes of float32 or float64 numbers."""
     round, over, nonfinite = policy
-    if not x.is_floating_point():
-        x = x.to(torch.float64)
-    number = x if x.dtype == torch.float64 else x.float()
-    t = _tables(element, round, over, nonfinite, str(x.device))
-    finite = torch.isfinite(number)
+    t = _tables(ops, element, policy, ops.place(number))
+    finite = ops.isfinite(number)
     bad = int((~finite).sum())
     if bad and nonfinite == "error":
-        place = np.unravel_index(int(torch.argmax((~finite).reshape(-1).to(torch.uint8))), tuple(x.shape))
-        index = [int(i) for i in place]
-        raise NonFiniteError(
-            f"array holds {bad} non-finite value(s), the first {float(x[tuple(index)])} at index {index};"
-            " use nonfinite=saturate or nonfinite=propagate to accept them"
-        )
-    held = torch.where(finite, number, torch.full((), 0.0 if element.has_zero else element.min, dtype=number.dtype, device=x.device))
+        raise_non_finite(number, finite, "use nonfinite=saturate or nonfinite=propagate to accept them")
+    held = ops.where(finite, number, 0.0 if element.has_zero else element.min) if bad else number
     bits = stochastic_bits(round)
     if bits is None:
-        points = t["points64"] if held.dtype == torch.float64 else t["points32"]
-        rank = torch.bucketize(held.contiguous(), points, right=True)
+        rank = ops.search(t["points64" if ops.name(held) == "float64" else "points32"], held, True)
     else:
-        rank = _stochastic_ranks(held.to(torch.float64).contiguous(), t["chain"], bits, seed)
+        rank = _stochastic_ranks(ops, ops.cast(held, "float64"), t["chain"], bits, seed)
     if over == "error":
         outside = (rank == 0) | (rank == len(t["positive"]) - 1)
         if bool(outside.any()):
-            first = [int(i) for i in np.unravel_index(int(torch.argmax(outside.reshape(-1).to(torch.uint8))), tuple(x.shape))]
-            raise FormatError(
+            first = first_index(outside)
+            place = f" at index ({', '.join(map(str, first))})" if first else ""
+            error = OutOfRangeError(
                 f"{int(outside.sum())} value(s) outside {element.name}'s range {element.min:g} to {element.max:g}, the first"
-                f" {float(x[tuple(first)]):g} at index ({', '.join(map(str, first))}); use over=saturate to clip"
+                f" {float(number[first]):g}{place}; use over=saturate to clip"
             )
-    codes = torch.where(torch.signbit(held), t["negative"][rank], t["positive"][rank])
+            error.value = float(number[first])
+            raise error
+    codes = ops.where(ops.signbit(held), t["negative"][rank], t["positive"][rank])
     if bad:
-        special = torch.where(torch.isnan(number), t["special"][0], torch.where(number > 0, t["special"][1], t["special"][2]))
-        codes = torch.where(finite, codes, special)
+        special = ops.where(ops.isnan(number), t["special"][0], ops.where(number > 0, t["special"][1], t["special"][2]))
+        codes = ops.where(finite, codes, special)
     return codes
 
 
-def _stochastic_ranks(value: Any, chain: Any, bits: int, seed: int) -> Any:
+def _stochastic_ranks(ops: Arrays, value: Any, chain: Any, bits: int, seed: int) -> Any:
     """Ranks by the comparison of `formats/stochastic.py`, in float64 as there."""
-    torch = _torch()
     last = len(chain) - 1
-    negative = torch.signbit(value)
-    upper, lower = torch.bucketize(value, chain), torch.bucketize(value, chain, right=True) - 1
-    near = torch.where(negative, upper, lower)
-    far = torch.where(negative, near - 1, near + 1).clamp(0, last)
-    near = near.clamp(0, last)
-    r = (_words(seed, value.numel(), value.device) >> (32 - bits)).to(torch.float64).reshape(value.shape)
-    away = r * (chain[far] - chain[near]).abs() < (value - chain[near]).abs() * 2.0**bits
-    return torch.where(away, far, near)
+    negative = ops.signbit(value)
+    upper, lower = ops.search(chain, value, False), ops.search(chain, value, True) - 1
+    near = ops.where(negative, upper, lower)
+    far = ops.where(negative, near - 1, near + 1).clip(0, last)
+    near = near.clip(0, last)
+    r = ops.cast(_words(ops, seed, int(np.prod(value.shape)), value) >> (32 - bits), "float64").reshape(value.shape)
+    away = r * abs(chain[far] - chain[near]) < abs(value - chain[near]) * 2.0**bits
+    return ops.where(away, far, near)
 
 
-def _result(values: Any, out: Any) -> Any:
-    if out is None:
-        return values
-    if not isinstance(out, _torch().Tensor) or out.shape != values.shape or out.dtype != values.dtype or out.device != values.device:
-        raise ShapeError(f"out must be a tensor like the result: {values.dtype} {list(values.shape)} on {values.device}")
-    return out.copy_(values)
+def values_on_device(ops: Arrays, codes: Any, element: Element) -> Any:
+    """float64 values of codes that the element has."""
+    return _tables(ops, element, ("nearest-even", "saturate", "error"), ops.place(codes))["values"][codes]
 
 
 def round_on_device(x: Any, element: Element, policy: Policy, seed: int, out: Any) -> Any:
-    """Values of a torch tensor, its dtype and device. Raises: as `anybit.round`."""
-    values = _tables(element, *policy, str(x.device))["values"][_codes(x, element, policy, seed)]
-    return _result(values.to(x.dtype if x.is_floating_point() else _torch().float64), out)
+    """Values of a torch tensor or JAX array, its dtype and device. Raises: as `anybit.round`."""
+    ops = arrays_of(x)
+    with ops.scope():
+        values = values_on_device(ops, codes_on_device(ops, numbers_of(ops, x), element, policy, seed), element)
+        return ops.written(ops.cast(values, ops.name(x) if ops.is_float(x) else "float64"), out)
 
 
 def encode_on_device(x: Any, element: Element, policy: Policy, seed: int, out: Any) -> Any:
-    """Codes of a torch tensor on its device."""
-    return _result(_codes(x, element, policy, seed).to(getattr(_torch(), _CODES[element.code_dtype.itemsize])), out)
+    """Codes of a torch tensor or JAX array on its device."""
+    ops = arrays_of(x)
+    with ops.scope():
+        codes = codes_on_device(ops, numbers_of(ops, x), element, policy, seed)
+        return ops.written(ops.cast(codes, _CODES[element.code_dtype.itemsize]), out)
 
 
 def decode_on_device(codes: Any, element: Element, out: Any) -> Any:
-    """float32 values of a torch tensor of codes on its device. FormatError: codes that the element does not have."""
-    torch = _torch()
-    index = codes.to(torch.int64)
-    if index.numel() and (int(index.max()) >= 1 << element.bits or int(index.min()) < 0):
-        raise FormatError(f"{element.name} has codes 0 to {(1 << element.bits) - 1}, not {int(index.min())} to {int(index.max())}")
-    table = _tables(element, "nearest-even", "saturate", "error", str(codes.device))["values"]
-    return _result(table[index].to(torch.float32), out)
+    """float32 values of a torch tensor or JAX array of codes on its device. FormatError: codes that the element does not have."""
+    ops = arrays_of(codes)
+    with ops.scope():
+        index = ops.cast(codes, "int64")
+        if index.shape and 0 not in index.shape and (int(index.max()) >= 1 << element.bits or int(index.min()) < 0):
+            raise FormatError(f"{element.name} has codes 0 to {(1 << element.bits) - 1}, not {int(index.min())} to {int(index.max())}")
+        return ops.written(ops.cast(values_on_device(ops, index, element), "float32"), out)

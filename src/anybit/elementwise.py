@@ -1,7 +1,8 @@
 """round, encode and decode of whole arrays: NumPy, torch and JAX arrays in, the same kind out.
 
 NumPy arrays and torch tensors on the CPU run natively, without copies where they are contiguous float32; torch tensors on another device
-stay there; JAX arrays go through host memory and back to their device. Numbers are rounded once, from their own precision.
+and JAX arrays on a GPU stay there; other JAX arrays go through host memory and back to their device. Numbers are rounded once, from their
+own precision.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from anybit.arrays import is_jax, is_torch, jax_like, on_cpu, torch_from, torch_view
+from anybit.arrays import is_jax, is_torch, jax_like, on_cpu, on_gpu, torch_from, torch_view
 from anybit.device import decode_on_device, encode_on_device, round_on_device
 from anybit.errors import FormatError, ShapeError
 from anybit.formats import Element, Format, Spec
@@ -52,6 +53,10 @@ def round(
     if is_torch(x):
         return _round_torch(x, target, policy, seed, out)
     if is_jax(x):
+        if on_gpu(x):
+            if not _fits(target, _float_dtype(x.dtype)):
+                raise FormatError(f"{target} has values that {x.dtype} does not; give float32")
+            return round_on_device(x, target, policy, seed, out)
         return jax_like(_round(np.asarray(x), target, policy, seed, None), x, out)
     return _round(np.asarray(x), target, policy, seed, out)
 
@@ -74,6 +79,8 @@ def encode(
         source = torch_view(x if _has_numpy_type(x) else x.float(), "x")
         return torch_from(_encode(source, target, policy, seed, None if out is None else torch_view(out, "out")), out)
     if is_jax(x):
+        if on_gpu(x):
+            return encode_on_device(x, target, policy, seed, out)
         return jax_like(_encode(np.asarray(x), target, policy, seed, None), x, out)
     return _encode(np.asarray(x), target, policy, seed, out)
 
@@ -90,6 +97,8 @@ def decode(codes: Any, element: Element | Format | str, out: Any = None) -> Any:
             return decode_on_device(codes, target, out)
         return torch_from(_decode(torch_view(codes, "codes"), target, None if out is None else torch_view(out, "out")), out)
     if is_jax(codes):
+        if on_gpu(codes):
+            return decode_on_device(codes, target, out)
         return jax_like(_decode(np.asarray(codes), target, None), codes, out)
     return _decode(np.asarray(codes), target, out)
 
@@ -187,7 +196,7 @@ def _plan(x: np.ndarray, element: Element, policy: tuple[str, str, str]) -> tupl
 
 
 def _round(x: np.ndarray, element: Element, policy: tuple[str, str, str], seed: int, out: Any) -> np.ndarray:
-    dtype = x.dtype.newbyteorder("=") if _is_float(x.dtype) else np.dtype(np.float64)
+    dtype = _float_dtype(x.dtype)
     if out is not None:
         _check_out(out, x.shape, dtype)
     if not _fits(element, dtype):
@@ -243,6 +252,11 @@ def _into(out: Any, values: np.ndarray) -> np.ndarray:
         return values
     out[...] = values
     return out
+
+
+def _float_dtype(dtype: np.dtype) -> np.dtype:
+    """What values are given in: the numbers' own type, float64 for what is no float."""
+    return dtype.newbyteorder("=") if _is_float(dtype) else np.dtype(np.float64)
 
 
 def _is_float(dtype: np.dtype) -> bool:

@@ -24,7 +24,12 @@ class AnybitError(Exception):
         super().__init__(*(_one_line(arg) if isinstance(arg, str) else arg for arg in args))
 
 
+_LONGEST = 4000  # characters: a file may hold a name of millions
+
+
 def _one_line(text: str) -> str:
+    if len(text) > _LONGEST:
+        text = f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 4 :]}"
     return text if text.isprintable() else "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 

@@ -128,15 +128,29 @@ class Linear:
         """The native layer, for the engine. NoKernelError: nothing runs a part of it. ShapeError: a part does not fit."""
         from anybit.kernels.cpu import ACTS, native
 
+        self.check()
         n, k = self.weight.shape
-        for branch in self.branches:
-            branch.check(n, k, self.act)
         parts = [(branch.kind, *(None if w is None else w.native for w in (branch.a, branch.b)), branch.index) for branch in self.branches]
         branches = [native.Branch(kind, a, b, index, n, k) for kind, a, b, index in parts]
         bias = None if self.bias is None else np.ascontiguousarray(self.bias, np.float32)
         input_plan = native_input(self.pre, self.cleared, self.act, k)
         product = self.native_product
         return native.Use(self.native, bias, ACTS[self.act_name], product, input_plan, branches, native_steps(self.post, n))
+
+    def check(self) -> None:
+        """ShapeError: a transform, branch or bias does not fit. NoKernelError: nothing runs the weight or a branch with its activations."""
+        if len(self.weight.shape) != 2:
+            raise ShapeError(f"a linear layer's weight is a matrix, not an array of shape {list(self.weight.shape)}")
+        n, k = self.weight.shape
+        if self.bias is not None and self.bias.shape != (n,):
+            raise ShapeError(f"bias of shape {list(self.bias.shape)} is not [{n}], one number for each output")
+        for transform in self.pre:
+            transform.check(k)
+        for transform in self.post:
+            transform.check(n)
+        check_kernel(self.weight, self.act_name, native=True, rule=self.rule)
+        for branch in self.branches:
+            branch.check(n, k, self.act)
 
     @property
     def cleared(self) -> tuple[int, ...]:

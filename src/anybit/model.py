@@ -11,6 +11,7 @@ from typing import Any, overload
 
 import numpy as np
 
+from anybit.cache import CacheSpec
 from anybit.engine.engine import Engine
 from anybit.engine.generate import Piece, generate
 from anybit.engine.sampling import Sampling
@@ -20,6 +21,7 @@ from anybit.formats import Format, Spec
 from anybit.io.checkpoint import save_checkpoint
 from anybit.io.foreign import Foreign, Sidecar, open_foreign
 from anybit.io.hf import CONFIG, open_model
+from anybit.io.tokenizer import read_tokenizer
 from anybit.linear import ActSpec, Linear, check_kernel
 from anybit.methods import METHODS
 from anybit.models import ModelSpec, describe
@@ -36,6 +38,8 @@ from anybit.stored import (
     float32_of,
     formats_of,
     resolve,
+    stored_attention,
+    stored_cache,
     stored_linear,
     tables_of,
 )  # fmt: skip
@@ -51,8 +55,9 @@ class Model:
     """A described model on its weights.
 
     `weights` holds a `Linear` for every matrix (embedding and head too) and float32 arrays for norms; `plain` the norms and biases as they
-    were stored, (dtype, array), for saving. Everything is read-only; `quantize`, `with_act`, `with_product` and `with_attention` give new
-    models that share what is equal. `attention`: the product rule of q k^T and p v, which a checkpoint does not store.
+    were stored, (dtype, array), for saving. Everything is read-only; `quantize`, `replace`, `with_act`, `with_product`,
+    `with_attention` and `with_cache` give new models that share what is equal. `attention`: the product rule of q k^T and p v, None for
+    multiplication. `cache`: formats of keys and values between tokens.
     """
 
     config: Mapping[str, Any]
@@ -63,12 +68,13 @@ class Model:
     name: str = "model"
     policy: str | None = None
     attention: str | None = None
+    cache: CacheSpec | None = None
 
     # ---------------------------------------------------------------------------------------------- running
     @cached_property
     def engine(self) -> Engine:
         """The engine, made on first use."""
-        return Engine(self.spec, self.weights, attention=self.attention)
+        return Engine(self.spec, self.weights, attention=self.attention, cache=self.cache)
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -76,14 +82,7 @@ class Model:
         file = next((file for file in self.sidecars if file.name == "tokenizer.json"), None)
         if file is None:
             raise FileFormatError(f"{self.name}: no tokenizer.json; save the model's fast tokenizer there (tokenizer.save_pretrained)")
-        from tokenizers import Tokenizer
-
-        content = file.read_bytes()
-        try:
-            return Tokenizer.from_str(content.decode())
-        except Exception as error:  # the library raises nothing narrower
-            where = file if isinstance(file, Path) else f"{self.name}: {file.name}"
-            raise FileFormatError(f"{where}: no tokenizer that can be read: {error}; save the tokenizer again") from None
+        return read_tokenizer(file.read_bytes(), file if isinstance(file, Path) else f"{self.name}: {file.name}")
 
     def tokenize(self, text: str) -> np.ndarray:
         """int32[t] token ids of a text, with the special tokens that the tokenizer adds."""
@@ -175,7 +174,7 @@ class Model:
         return self.engine.context
 
     def explain(self) -> list[dict[str, Any]]:
-        """For each matrix the kernel that serves it, its instruction set and integer path, and why no other kernel does."""
+        """For each matrix the kernel that serves it and how, its instruction set and integer path, and why no other kernel does."""
         rows = []
         for name, linear in self.linears.items():
             choice = check_kernel(linear.weight, linear.act_name, native=True, rule=linear.rule)
@@ -185,7 +184,7 @@ class Model:
                 "act": linear.act_text, "around": list(linear.around), "kernel": choice.kernel.name, "isa": native.isa,
                 "table": weight.bound.element.table.kind, "dot": product.path if product else native.kind if linear.act_name else "float",
                 "product": linear.product or "multiplication", "bytes": linear.nbytes,
-                "others": choice.others,
+                "why": choice.kernel.about + ("" if product else "; " + native.how(1 if linear.act_name else 0)), "others": choice.others,
             })  # fmt: skip
         return rows
 
@@ -209,7 +208,7 @@ class Model:
             if not isinstance(given, Linear):
                 plain[name] = ("F32", np.ascontiguousarray(given, np.float32))
                 continue
-            _ = given.use
+            given.check()
             bias = f"{tensor.module}.bias"
             if bias in shapes and given.bias is None:
                 raise ShapeError(f"weight '{name}' needs a bias, as the model has one there")
@@ -249,6 +248,13 @@ class Model:
             attention_product(product)
         return replace(self, attention=product)
 
+    def with_cache(self, cache: CacheSpec | str | None) -> Model:
+        """The same model with keys and values kept in a number format ("int8@64", "k=int8@64,v=int4@32,stage=pre_rope"); None: float32.
+
+        UsageError, FormatError: no such format. NoKernelError: the cache cannot hold it.
+        """
+        return replace(self, cache=CacheSpec.parse(cache) if cache is None or isinstance(cache, str) else cache)
+
     def quantize(
         self, fmt: Format | Spec | str, keep: str | None = KEEP, act: str | None = None, method: str = "rtn",
         progress: Progress | None = None, product: str | None = None,
@@ -267,7 +273,7 @@ class Model:
         for done, name in enumerate(chosen):
             linear = self.linears[name]
             w = linear.weight.dequantize()
-            parts = METHODS[method](w, spec, name=f"tensor '{name}'")
+            parts = METHODS[method](w, spec.for_tensor(name), name=f"tensor '{name}'")
             weights[name] = replace(linear, weight=QTensor.pack(spec.format, w.shape, parts), act=act_spec, product=product)
             if progress:
                 progress(done + 1, len(chosen), name)
@@ -276,17 +282,18 @@ class Model:
     def save(self, path: str | Path) -> int:
         """Writes a checkpoint directory, all of it or nothing; gives its safetensors bytes.
 
-        OutputError: it exists, or the disk fails. UsageError: a product rule that a checkpoint does not store (of attention, or with a
-        table that is a file).
+        OutputError: it exists, or the disk fails. UsageError: a product rule whose table is a file, which a checkpoint does not store.
         """
-        if self.attention is not None:
-            raise UsageError("a checkpoint does not store attention's product rule: save without it and name it when you evaluate")
         listed = {tensor.module for tensor in self.spec.tensors if tensor.role == "bias"}
         modules = {tensor.name: tensor.module for tensor in self.spec.tensors}
         entries = [(name, entry_of(linear, modules[name] in listed)) for name, linear in self.linears.items()]
         plain = [(name, dtype, array) for name, (dtype, array) in self.plain.items()]
+        cache = None if self.cache is None else self.cache.fields
         tables = tables_of(fmt for linear in self.linears.values() for fmt in formats_of(linear))
-        return save_checkpoint(path, self.config, entries, plain, self.sidecars, tables=tables, policy=self.policy)
+        return save_checkpoint(
+            path, self.config, entries, plain, self.sidecars, tables=tables, policy=self.policy, attention_product=self.attention,
+            kv_cache=cache,
+        )  # fmt: skip
 
     def __repr__(self) -> str:
         return f"Model({self.name}, {self.spec.family}, {self.parameters} weights, {float(self.bits_per_weight):.3f} bits a weight)"
@@ -339,7 +346,9 @@ def load(path: str | Path, open: int | None = None) -> Model:
             source.release(name)
     spec = replace(spec, eos=source.eos or spec.eos)
     policy = source.quantization.policy if source.quantization else None
-    model = Model(source.config, spec, weights, plain, source.sidecars, str(path), policy)
+    attention = stored_attention(source.quantization, where) if source.quantization else None
+    cache = stored_cache(source.quantization, where) if source.quantization else None
+    model = Model(source.config, spec, weights, plain, source.sidecars, str(path), policy, attention, cache)
     return model if open is None else model.open(open)
 
 

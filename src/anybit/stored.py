@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from anybit.around import describe_around, read_around
+from anybit.cache import CacheSpec
 from anybit.errors import FileFormatError, FormatError, NoKernelError, NonFiniteError, ShapeError, UnknownNameError, UsageError
 from anybit.formats import Element, Format, Spec, brought_along, listed, parse_element
 from anybit.io.checkpoint import QuantizedEntry
@@ -20,7 +21,7 @@ from anybit.io.strict_json import shown
 from anybit.layouts import LAYOUTS, default_layout
 from anybit.linear import ActSpec, Linear
 from anybit.methods import METHODS, SCALES
-from anybit.products import Product, names_a_file, parse_product
+from anybit.products import Product, attention_product, names_a_file, parse_product
 from anybit.tensor import QTensor
 
 BUNDLED = "pycoder-5m"
@@ -145,8 +146,8 @@ def entry_of(linear: Linear, bias_apart: bool = False) -> QuantizedEntry:
 
     UsageError: a product rule whose table is a file. NoKernelError, ShapeError: a part of it that nothing runs.
     """
+    linear.check()
     weight = linear.weight
-    _ = linear.use
     keys, arrays = describe_around(linear)
     parts = {**weight.parts, **arrays}
     if linear.bias is not None and not bias_apart:
@@ -188,13 +189,11 @@ def stored_linear(source: Source, name: str, layer: StoredLayer, elements: Mappi
         weight = QTensor.from_stored(Format.parse(layer.format, elements), layer.shape, layer.layout, parts)
         act = ActSpec.named(layer.act, layer.act_scale)
         linear = Linear(weight, bias, act=act, product=layer.product, **fields)
-        check_kernel(weight.format, weight.layout, act, linear.rule)
         tensors = [weight, *(part for branch in linear.branches for part in (branch.a, branch.b) if part is not None)]
         for tensor in tensors:
             _check_codes(tensor)
             _ = tensor.bound  # a table of learned values is looked at now, not when the layer runs
-        for branch in linear.branches:
-            branch.check(weight.shape[0], weight.shape[1], act)
+        linear.check()
     except (FormatError, ShapeError, UnknownNameError, UsageError, NoKernelError) as error:
         raise FileFormatError(f"{where}: {error}; save the model again") from None
     return linear
@@ -226,11 +225,8 @@ def _check_codes(weight: QTensor) -> None:
 def brought_elements(quantization: Quantization, where: object) -> dict[str, Element]:
     """The elements that are not known here but listed by the checkpoint; nothing is registered, they serve this checkpoint alone.
 
-    FileFormatError: a checkpoint that says something about the whole model which this anybit would not do, a table that is no element's, or
-    one that says something else than an element that is known here.
+    FileFormatError: a table that is no element's, or one that says something else than an element that is known here.
     """
-    if quantization.kv_cache:
-        raise FileFormatError(f"{where}: quantization_config: 'kv_cache' asks for a quantized cache, which is not here yet; update anybit")
     found = {}
     for name, values in quantization.tables.items():
         table = f"{where}: quantization_config: tables[{shown(name)}]"
@@ -246,6 +242,30 @@ def brought_elements(quantization: Quantization, where: object) -> dict[str, Ele
             except FormatError as error:
                 raise FileFormatError(f"{table}: {error}; save the model again") from None
     return found
+
+
+def stored_attention(quantization: Quantization, where: object) -> str | None:
+    """The product rule of attention. FileFormatError: none that this anybit knows, or one that is for weights."""
+    rule = quantization.attention_product
+    if rule is not None:
+        try:
+            attention_product(rule)
+        except (UnknownNameError, UsageError) as error:
+            raise FileFormatError(f"{where}: quantization_config: attention_product: {error}; update anybit") from None
+    return rule
+
+
+def stored_cache(quantization: Quantization, where: object) -> CacheSpec | None:
+    """The formats of keys and values. FileFormatError: this anybit does not hold them so."""
+    fields = quantization.kv_cache
+    if not fields:
+        return None
+    try:
+        if set(fields) != {"k", "v", "stage"} or not all(value is None or isinstance(value, str) for value in fields.values()):
+            raise UsageError(f"has the keys {', '.join(sorted(fields))}, not k, v, stage, each a text or null")
+        return CacheSpec.of(fields)
+    except (FormatError, NoKernelError, UsageError, UnknownNameError) as error:
+        raise FileFormatError(f"{where}: quantization_config: 'kv_cache': {error}; update anybit") from None
 
 
 def _same_values(element: Element, values: np.ndarray) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +11,14 @@ from anybit.errors import UsageError
 from anybit.foreign import check_foreign, coded_tensor, plain_tensor
 from anybit.formats import Format, Spec
 from anybit.io.checkpoint import QuantizedEntry, save_checkpoint
-from anybit.io.foreign import Foreign, open_foreign
+from anybit.io.foreign import Foreign, Sidecar, open_foreign
 from anybit.io.hf import CONFIG, Source, open_model
 from anybit.layouts import default_layout, sizes_known
 from anybit.linear import ActSpec
 from anybit.methods import METHODS
 from anybit.models import describe
 from anybit.models.spec import TensorSpec
+from anybit.products import attention_product
 from anybit.stored import (
     DENSE_FORMATS,
     KEEP,
@@ -38,17 +39,20 @@ Progress = Callable[[int, int, str], None]
 
 def quantize_file(
     path: str | Path, out: str | Path, fmt: Format | Spec | str, keep: str | None = KEEP, act: str | None = None, method: str = "rtn",
-    progress: Progress | None = None, product: str | None = None,
+    progress: Progress | None = None, product: str | None = None, attention: str | None = None, files: Sequence[Sidecar] = (),
 ) -> int:  # fmt: skip
-    """Quantizes a stored model into a new checkpoint, tensor by tensor. Gives its safetensors bytes.
+    """Quantizes a stored model into a new checkpoint, tensor by tensor. Gives its safetensors bytes. `files` are written beside.
 
-    Arguments and errors as `Model.quantize` and `load`; OutputError: `out` exists or cannot be written (nothing is left half written).
+    Arguments and errors as `Model.quantize` and `load`; attention, a product rule for q k^T and p v. OutputError: `out` exists or cannot be
+    written (nothing is left half written).
     Cost: the float32 values and the codes of the largest matrix; the source's pages are given back as soon as they are read.
     """
     spec, act_spec = check_request(fmt, act, method, product)
+    if attention is not None:
+        attention_product(attention)
     foreign = open_foreign(resolve(path))
     if foreign is not None:
-        return _quantize_foreign(foreign, out, spec, keep, act_spec, method, progress, product)
+        return _quantize_foreign(foreign, out, spec, keep, act_spec, method, progress, product, attention, files)
     source = open_model(resolve(path))
     where = source.path
     if source.quantization is not None:
@@ -70,8 +74,8 @@ def quantize_file(
             check_finite(array, dtype, tensor.name, where)
             plain.append((tensor.name, dtype, array))
     return save_checkpoint(
-        out, source.config, entries, plain, source.sidecars, tables=tables_of([spec.format]), policy=str(spec.policy) or None,
-        on_written=_counted(progress, matrices),
+        out, source.config, entries, plain, (*source.sidecars, *files), tables=tables_of([spec.format]), policy=str(spec.policy) or None,
+        attention_product=attention, on_written=_counted(progress, matrices),
     )  # fmt: skip
 
 
@@ -103,7 +107,7 @@ def _entry(
         else:
             values = float32_of(array, dtype, name, where)
             source.release(name)  # float32 files are read through the map: their pages come and go again
-            made = QTensor.pack(fmt, tensor.shape, METHODS[method](values, spec, name=f"{where}: tensor '{name}'"))
+            made = QTensor.pack(fmt, tensor.shape, METHODS[method](values, spec.for_tensor(name), name=f"{where}: tensor '{name}'"))
         source.release(name)
         return dict(made.parts)
 
@@ -114,7 +118,7 @@ def _entry(
 
 def _quantize_foreign(
     source: Foreign, out: str | Path, spec: Spec, keep: str | None, act: ActSpec | None, method: str, progress: Progress | None,
-    product: str | None,
+    product: str | None, attention: str | None, files: Sequence[Sidecar] = (),
 ) -> int:  # fmt: skip
     """The same for another tool's container: dense matrices are quantized, those that `keep` names keep their codes."""
     model = describe(source.config, str(source.path))
@@ -130,8 +134,8 @@ def _quantize_foreign(
         entries.append(_foreign_entry(source, tensor, held, *one))
     plain = [(tensor.name, *plain_tensor(source, tensor.name)) for tensor in model.tensors if tensor.role in ("norm", "bias")]
     return save_checkpoint(
-        out, source.config, entries, plain, source.sidecars, tables=tables_of([spec.format]), policy=str(spec.policy) or None,
-        on_written=_counted(progress, matrices),
+        out, source.config, entries, plain, (*source.sidecars, *files), tables=tables_of([spec.format]), policy=str(spec.policy) or None,
+        attention_product=attention, on_written=_counted(progress, matrices),
     )  # fmt: skip
 
 
@@ -145,7 +149,7 @@ def _foreign_entry(
     def produce() -> dict[str, np.ndarray]:
         made = coded_tensor(source, tensor.name)
         if spec is not None:
-            parts = METHODS[method](made.dequantize(), spec, name=f"{source.path}: tensor '{tensor.name}'")
+            parts = METHODS[method](made.dequantize(), spec.for_tensor(tensor.name), name=f"{source.path}: tensor '{tensor.name}'")
             made = QTensor.pack(fmt, tensor.shape, parts)
         return dict(made.parts)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from anybit.arrays import is_jax, is_torch, jax_like, torch_from, torch_view
+from anybit.arrays import is_jax, is_torch, jax_like, on_cpu, on_gpu, torch_from, torch_view
 from anybit.errors import FormatError, ShapeError, UsageError
 from anybit.formats import Format, Spec, bound
 from anybit.formats.element import as_real
@@ -118,6 +118,12 @@ class QTensor:
     def logical(self) -> dict[str, np.ndarray]:
         """Codes in the tensor's own order and scales on their block grids."""
         return LAYOUTS[self.layout].unpack(self.format, self.shape, self.parts)
+
+    def grids(self) -> Mapping[str, np.ndarray]:
+        """Scales, offsets and zero points on their block grids, without the codes where the layout keeps them apart."""
+        if self.layout == "tile16x4" and self.format.block is not None:
+            return _Grids(self)
+        return {name: part for name, part in self.logical().items() if name != "codes"}
 
     def to(self, layout: str) -> QTensor:
         """The same codes in another layout."""
@@ -254,14 +260,24 @@ def quantize(w: Any, fmt: Format | Spec | str, method: str = "rtn", name: str = 
 def fake_quantize(x: Any, fmt: Format | Spec | str, method: str = "rtn", out: Any = None) -> Any:
     """float32 values of x on the format's grid: quantized and dequantized, x's shape.
 
-    Args: x, real array, JAX array, or torch tensor on the CPU; out, float32 array (or tensor) of x's shape to write to, which may be x.
-        After an error its content is not defined.
-    Raises: as `quantize`; ShapeError: out does not fit, a tensor that is not on the CPU.
+    Args: x, real array, torch tensor or JAX array; out, float32 array (or tensor) of x's shape to write to, which may be x. After an error
+        its content is not defined.
+    Returns: x's kind, on its device: tensors and JAX arrays on a GPU stay there, for formats of at most one level of scales and one for the
+        whole array above, under the rules absmax and floor.
+    Raises: as `quantize`; ShapeError: out does not fit. FormatError: on a GPU, a format, rule or method that runs on the CPU only.
 
     >>> fake_quantize([0.1, 0.4, 1.0], "fp4_e2m1@32:fp32").tolist()[-1]
     1.0
     """
     spec = Spec.parse(fmt)
+    if (is_torch(x) and not on_cpu(x)) or (is_jax(x) and on_gpu(x)):
+        from anybit.device_blocks import fake_quantize_on_device
+        from anybit.methods import METHODS
+
+        METHODS[method]
+        if method != "rtn":
+            raise FormatError(f"method {method} runs on the CPU only; move the array there")
+        return fake_quantize_on_device(x, spec, out)
     if is_torch(x):
         source = torch_view(x.float() if str(x.dtype) == "torch.bfloat16" else x, "x")
         return torch_from(_fake_quantize(source, spec, method, None if out is None else torch_view(out, "out")), out)

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from anybit.cli import main as cli
 
 RUN = [sys.executable, "-m", "anybit.cli.main"]
-COMMANDS = ("bench", "demo", "doctor", "eval", "formats", "inspect", "quantize", "run")
+COMMANDS = ("bench", "demo", "doctor", "eval", "formats", "inspect", "quantize", "run", "verify")
 
 
 Lines = Callable[..., None]

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 import anybit
 from anybit.cli.main import main
 from anybit.engine import Engine
-from anybit.errors import NoKernelError, UsageError
+from anybit.errors import FileFormatError, NoKernelError, UsageError
 from anybit.linear import ActSpec, Linear
 from anybit.models import describe
 from anybit.reference import ops
@@ -110,15 +110,37 @@ def test_a_checkpoint_holds_the_rule(tmp_path: Path) -> None:
     assert rows["model.embed_tokens.weight"]["product"] == "multiplication"
 
 
+def test_a_checkpoint_stores_attentions_rule(tmp_path: Path) -> None:
+    """Saved from memory, or quantized from file to file; written only where there is one; refused where it is none."""
+    model, ids = anybit.load("pycoder-5m"), [5, 7, 900, 3, 11, 40]
+    made = model.quantize("int4@32").with_attention("lmul4")
+    made.save(tmp_path / "a")
+    anybit.model.quantize_file("pycoder-5m", tmp_path / "b", "int4@32", attention="lmul4")
+    for name in "ab":
+        opened = anybit.load(tmp_path / name)
+        assert opened.attention == "lmul4" and opened.logits(ids).tobytes() == made.logits(ids).tobytes()
+    plain = opened.with_attention(None).logits(ids)
+    assert np.array_equal(plain, model.quantize("int4@32").logits(ids)) and not np.array_equal(plain, made.logits(ids))
+    opened.with_attention(None).save(tmp_path / "c")
+    assert "attention_product" not in (tmp_path / "c" / "config.json").read_text()
+    for rule, message in (("shift", "is for weights; attention takes lmul"), ("lmul99", "from 1 to 23"), ("log", "no product rule 'log'")):
+        config = json.loads((tmp_path / "a" / "config.json").read_text())
+        config["quantization_config"]["attention_product"] = rule
+        (tmp_path / "a" / "config.json").write_text(json.dumps(config))
+        with pytest.raises(FileFormatError, match=f"attention_product: .*{message}"):
+            anybit.load(tmp_path / "a")
+    with pytest.raises(UsageError, match="attention takes lmul"):
+        anybit.model.quantize_file("pycoder-5m", tmp_path / "d", "int4@32", attention="table=exact")
+    assert not (tmp_path / "d").exists()
+
+
 def test_what_cannot_be_saved_or_run(tmp_path: Path) -> None:
     model = anybit.load("pycoder-5m")
-    with pytest.raises(UsageError, match="does not store attention's product rule"):
-        model.with_attention("lmul").save(tmp_path / "a")
     np.save(tmp_path / "t.npy", np.zeros((16, 16), np.int16))
     own = model.quantize("int4@32", act="int4", product=f"table={tmp_path / 't.npy'}")
     with pytest.raises(UsageError, match="is a file, which no checkpoint holds"):
         own.save(tmp_path / "b")
-    assert not (tmp_path / "a").exists() and not (tmp_path / "b").exists()
+    assert not (tmp_path / "b").exists()
     with pytest.raises(UsageError, match="attention takes lmul"):
         model.with_attention("shift")
     with pytest.raises(NoKernelError, match="the product rule shift takes codes"):

@@ -28,6 +28,7 @@ EXTRA = [
     "p3109_p1f", "p3109_p7f", "p3109_p1u", "p3109_p8u", "p3109_p3uf", "p3109_k3_p1", "p3109_k4_p2u", "p3109_k5_p3uf", "p3109_k6_p2",
 ]  # fmt: skip
 SMALL = [name for name in BUILT_IN + EXTRA if parse_element(name).bits <= 8]
+HALVES = [*SMALL, *(name for name in BUILT_IN if 8 < parse_element(name).bits <= 16)]
 WIDE = ["fp16", "bf16", "int16", "uint16", "fp9_e4m4", "fp12_e5m6_ns", "fp11_e3m7fn", "ufp10_e4m6",
         "fp10_e0m9none", "fp13_e5m7fnuz", "fp9_e8m0_ns",
         "ufp11_e4m7ieee_b3", "fp16_e7m8none_b60", "fp10_e4m5_b-40",
@@ -97,7 +98,7 @@ def test_every_value_is_a_fixed_point_in_every_mode(name: str) -> None:
             assert same(element.decode(element.encode(values, round=mode, over="error")), finite)
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", HALVES)
 def test_all_float16_and_bfloat16_inputs(name: str) -> None:
     """All modes and overflow policies; float32 in a large array goes by table, float64 by search, float16 is widened."""
     element, walked, x = parse_element(name), grid(name), all_halves()
@@ -107,9 +108,10 @@ def test_all_float16_and_bfloat16_inputs(name: str) -> None:
         for over in policies(element):
             expected = walked.encode(x64, mode, over, place)
             if over == "error":
-                with pytest.raises(FormatError, match=f"{(expected < 0).sum()} value"):
-                    element.encode(x, round=mode, over=over)
                 inside = expected >= 0
+                if not inside.all():  # bf16 holds them all
+                    with pytest.raises(FormatError, match=f"{(expected < 0).sum()} value"):
+                        element.encode(x, round=mode, over=over)
                 assert np.array_equal(element.encode(x[inside], round=mode, over=over), expected[inside])
             else:
                 assert np.array_equal(element.encode(x, round=mode, over=over), expected), (mode, over)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -105,3 +108,35 @@ def test_quantized_weights(text: str) -> None:
     error = dequantize_parts(parts, spec.format, w.shape) - w
     worst = np.abs(dequantize_parts(nearest, spec.format, w.shape) - w).max()
     assert np.abs(error).max() < 2.5 * worst and abs(error.mean()) < 4 * error.std() / np.sqrt(w.size)
+
+
+def test_tensors_of_a_model_are_rounded_by_bits_of_their_own(tmp_path: Path) -> None:
+    """Their seeds are SHA-256's of the given seed and the name; the same from a file, from memory and by hand; other modes know no seed."""
+    text, ours = "int4@64:fp32+round=sr24+seed=7", "model.layers.0.mlp.up_proj.weight"
+    spec = Spec.parse(text)
+    digest = hashlib.sha256(b"\7\0\0\0\0\0\0\0" + ours.encode()).digest()
+    assert spec.for_tensor(ours).policy == Policy(round="sr24", seed=sum(byte << 8 * i for i, byte in enumerate(digest[:8])))
+    assert Spec.parse("int4@64+seed=7").for_tensor(ours) == Spec.parse("int4@64+seed=7")
+    dense = anybit.load("pycoder-5m")
+    made = dense.quantize(text)
+    anybit.model.quantize_file("pycoder-5m", tmp_path / "m", text)
+    stored = anybit.load(tmp_path / "m")
+    assert made.policy == stored.policy == "+round=sr24+seed=7"
+    w = dense.linears[ours].weight.dequantize()
+    want = anybit.quantize(w, spec.for_tensor(ours)).logical()["codes"]
+    assert np.array_equal(made.linears[ours].weight.logical()["codes"], want)
+    assert np.array_equal(stored.linears[ours].weight.logical()["codes"], want)
+    assert not np.array_equal(anybit.quantize(w, text).logical()["codes"], want)
+
+
+def test_the_errors_of_two_tensors_are_not_correlated() -> None:
+    """Under one seed the values at one place go up together; under seeds of their own the correlation is that of chance."""
+    x = np.random.default_rng(0).uniform(0, 7, (2, 40_000)).astype(np.float32)
+    spec = Spec.parse("int4+round=sr24+seed=3")
+
+    def correlation(*specs: Spec) -> float:
+        errors = [anybit.round(v, "int4", s.policy.round, seed=s.policy.seed) - v for v, s in zip(x, specs, strict=True)]
+        return float(np.corrcoef(*errors)[0, 1])
+
+    assert correlation(spec, spec) > 0.5
+    assert abs(correlation(spec.for_tensor("a"), spec.for_tensor("b"))) < 4 / np.sqrt(x.shape[1])

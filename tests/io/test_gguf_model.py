@@ -223,7 +223,7 @@ def test_other_architectures(tmp_path: Path) -> None:
     gguf_writer.write_tensors_to_file()
     gguf_writer.close()
     with pytest.raises(
-        FileFormatError, match=r"'general\.architecture' is 'mamba', which is not supported; supported: llama, qwen2, qwen3"
+        FileFormatError, match=r"'general\.architecture' is 'mamba', which is not supported \(at byte 24\); supported: llama, qwen2, qwen3"
     ):
         anybit.load(tmp_path / "a.gguf")
 

@@ -141,7 +141,7 @@ def test_user_defined_tokens(tmp_path: Path, byte_level: Tokenizer) -> None:
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        ({"model": "bert"}, r"'tokenizer\.ggml\.model' is 'bert', which is not supported; supported: gpt2, llama"),
+        ({"model": "bert"}, r"'tokenizer\.ggml\.model' is 'bert', which is not supported \(at byte 24\); supported: gpt2, llama"),
         ({"pre": "viking"}, r"'tokenizer\.ggml\.pre' is 'viking', a way of cutting text that is not known here"),
         ({"tokens": ["a", "b", "a"]}, r"tokens' lists 'a' twice"),
         ({"tokens": ["a", "b", "x" * 1025]}, r"tokens' has a token of 1025 characters, 1024 at most"),

@@ -77,7 +77,7 @@ def check_rounding(n: int, at_end: bool) -> None:
     """Round trips, codes and blocks of n numbers, every path, to nearest and stochastic."""
     x = guarded(np.linspace(-3, 3, n, dtype=np.float32), at_end)
     out = guarded(np.zeros(n, np.float32), at_end)
-    for name in ("fp8_e4m3fn", "bf16", "nf4", "e8m0", "int16"):
+    for name in ("fp8_e4m3fn", "bf16", "nf4", "posit8", "e8m0", "int16"):
         element = parse_element(name)
         codes = guarded(np.zeros(n, element.code_dtype), at_end)
         for mode in ("nearest-even", "zero", "sr24"):

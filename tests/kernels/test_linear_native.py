@@ -39,7 +39,7 @@ def poisoned_memory_and_settings_restored() -> Iterator[None]:
 
 def acts(case: Case) -> tuple[str | None, ...]:
     fmt = case.format
-    return (None,) if fmt.block is None or fmt.element.bits > 8 else (None, "int8")
+    return (None,) if fmt.block is None or fmt.element.bits > 8 or fmt.element.table.kind == "f32" else (None, "int8")
 
 
 def same(a: np.ndarray, b: np.ndarray) -> bool:
@@ -129,6 +129,41 @@ LONG = (
 @pytest.mark.parametrize("case", LONG, ids=str)
 def test_long(case: Case) -> None:
     check(case)
+
+
+# fmt: off
+STREAMED = (
+    "binary@64", "bipolar2@32", "bipolar3@64", "bipolar4@128", "int2@16", "int3@32", "int4@128", "nvfp4", "nf4@64",
+    "codebook_-1_-0.5_0_0.5_1@32", "int5@32", "uint5@64", "int6@16", "int7@channel", "uint7@32", "int8@32", "uint8@128",
+    "uint4@32:fp16+zp", "int8@64+zp", "uint8@64+zp", "uint4@16:fp16+off", "fp6_e3m2@32", "fp5_e2m2@64", "fp7_e3m3@32",
+    "fp8_e4m3fn@64", "fp8_e5m2@128x128:fp32", "posit8@32", "dyn8@64", "int4@48", "bf16", "fp16", "fp32",
+    "ternary@256:fp16+pack=base3", "ternary@48+pack=base3",
+)
+HOW = (
+    ("int4@128", "in registers, more by panels", "one row in registers"),
+    ("int4@33", "by panels: blocks begin inside a chunk", "by panels: blocks begin inside half"),
+    ("ternary@18+pack=base3", "by panels: blocks begin inside a group", "by panels: codes share bytes"),
+    ("fp32", "", "by panels: stored floats"),
+)
+# fmt: on
+
+
+@pytest.mark.parametrize("expression", STREAMED)
+def test_few_rows_of_many_tiles(expression: str) -> None:
+    """Stored bits go to products in registers: one row with float activations over four tiles at a time, up to eight rows of integers."""
+    for m, n, k in ((1, 64, 64), (1, 130, 48), (1, 65, 291), (3, 33, 291), (8, 17, 336)):
+        check(Case(expression, m, n, k, "normal", biased=bool(n % 2)))
+
+
+@pytest.mark.parametrize(("expression", "integer", "floating"), HOW)
+def test_how_few_rows_run_is_said(expression: str, integer: str, floating: str) -> None:
+    case = Case(expression, 1, 17, 99)
+    for isa in ISAS:
+        cpu.use_isa(isa)
+        native = QTensor.pack(case.format, case.shape, case.parts).native
+        assert floating in native.how(0)
+        if integer:
+            assert (integer if isa != "generic" else "by panels: plain C++") in native.how(1)
 
 
 @pytest.mark.parametrize("codes", ["lowest", "highest", "ends"])

@@ -10,10 +10,12 @@ import pytest
 import anybit
 from anybit.errors import FormatError, NonFiniteError
 from anybit.formats import ROUNDS, Element, Spec, parse_element
+from anybit.formats.stochastic import stochastic_codes, words
 from anybit.kernels import cpu
 from anybit.kernels.rounding import rounding
 from anybit.methods.round_trip import round_trip
 from anybit.methods.rtn import dequantize_parts, quantize_parts
+from anybit.reference.philox import philox
 
 IRREGULAR = "codebook_" + "_".join(f"{v:.5f}" for v in np.sort(np.random.default_rng(1).permutation(4000)[:256] / 1024 - 2))
 PATHS = {
@@ -93,7 +95,7 @@ def test_every_policy(name: str, isa: str) -> None:
                 assert plan.decode(codes, back) and same(back, values)
 
 
-@pytest.mark.parametrize("name", ["fp8_e4m3fn", "bf16", "nf4", "e8m0"])
+@pytest.mark.parametrize("name", ["fp8_e4m3fn", "bf16", "nf4", "posit8", "e8m0"])
 @pytest.mark.parametrize("threads", [1, 3])
 def test_sizes_threads_and_misaligned_memory(name: str, threads: int, isa: str) -> None:
     """Numbers around the results stay; places, not chunks, decide what is drawn."""
@@ -119,10 +121,81 @@ def test_sizes_threads_and_misaligned_memory(name: str, threads: int, isa: str) 
         cpu.set_threads(before)
 
 
+@pytest.mark.parametrize("start", [0, 5, (1 << 34) - 700, (1 << 36) - 4, (1 << 40) + 1])
+def test_random_words(start: int, isa: str) -> None:
+    """Those of the reference, wherever a run begins and ends, and where a counter's lower half overflows."""
+    place = np.arange(start, start + 1500)
+    counter = np.stack([place // 4 & 0xFFFFFFFF, place // 4 >> 32, 0 * place, 0 * place], -1)
+    expected = philox(counter, [5, 9])[np.arange(1500), place % 4]
+    for n in (0, 1, 3, 63, 64, 65, 127, 128, 129, 700, 1500):
+        for skip in (0, 1, 2, 3, 130):
+            count = min(n, 1500 - skip)
+            out = np.full(count + 1, 77, np.uint32)
+            cpu.native.random_words(5 + (9 << 32), start + skip, out[:count])
+            assert np.array_equal(out[:count], expected[skip : skip + count]) and out[count] == 77
+
+
+@pytest.mark.parametrize("name", ["fp8_e4m3fn", "fp4_e2m1", "int8", "bf16", "nf4", "posit8", "posit16", "posit8_es0", IRREGULAR])
+@pytest.mark.parametrize("bits", [3, 24, 32])
+def test_draws_next_to_the_word(name: str, bits: int, isa: str) -> None:
+    """Numbers whose fraction of a gap is their random word's, or up to two float32 beside it: where a rounded comparison would err."""
+    element = parse_element(name)
+    rng = np.random.default_rng(0)
+    chain = np.r_[element.beyond[0], element.finite, element.beyond[1]]
+    chain = chain[np.abs(chain) < 2.0**100]
+    for start in (0, 3, (1 << 34) - 1000):
+        word = words(7, start, 3000)
+        rank = rng.integers(0, len(chain) - 1, word.size)
+        a, b = chain[rank], chain[rank + 1]
+        part = (word >> np.uint32(32 - bits)) / 2.0**bits
+        x = np.where(b <= 0, b - part * (b - a), a + part * (b - a)).astype(np.float32)
+        for step in (0, 1, -1, 2, -2):
+            near = x.copy()
+            for _ in range(abs(step)):
+                near = np.nextafter(near, np.float32(np.inf) * np.float32(step))
+            for n in (3000, 777):
+                plan = rounding(element, f"sr{bits}", "saturate", "error")
+                assert plan is not None
+                codes, values = np.full(n, 99, element.code_dtype), np.full(n, np.nan, np.float32)
+                plan.codes(near[:n], codes, 7, start), plan.values(near[:n], values, 7, start)
+                expected = stochastic_codes(element, near[:n], bits, "saturate", word[:n])
+                assert np.array_equal(codes, expected), (start, step)
+                assert same(values, element.values[expected].astype(np.float32)), (start, step)
+
+
+@pytest.mark.parametrize("size", [16, 32, 48])
+def test_quotients_in_blocks(size: int, isa: str) -> None:
+    """Numbers next to a scale times a middle: their quotient's last bit decides, so it has to be the division's. Zeros keep their sign."""
+    rng = np.random.default_rng(size)
+    element = parse_element("fp4_e2m1")
+    middles = np.float32([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0])
+    for low, high in ((-20, 20), (-29, -27), (-36, -28), (50, 70), (-100, -80)):
+        scale = (rng.uniform(1, 2, (400, 1)) * np.exp2(rng.integers(low, high, (400, 1)))).astype(np.float32)
+        x = scale * rng.choice(middles, (400, size))
+        for _ in range(3):
+            x = np.where(rng.random(x.shape) < 0.5, np.nextafter(x, np.float32(np.inf)), x)
+        x = (x * rng.choice(np.float32([1, -1]), x.shape)).astype(np.float32)
+        x[:, 0] = 6 * scale[:, 0]
+        x[:, 3:6] = np.float32([0.0, -0.0, -1e-45])
+        s = (np.abs(x).max(1, keepdims=True).astype(np.float64) / 6).astype(np.float32)
+        want = element.decode(element.encode(x / s)).astype(np.float32) * s
+        assert want.dtype == np.float32
+        out = np.full_like(x, np.nan)
+        assert round_trip(x, Spec.parse(f"fp4_e2m1@{size}:fp32"), out) and same(out, want), (low, high)
+
+
 def test_results_that_go_past_the_caches(isa: str) -> None:
-    """More than 8 MiB, in place and not, at every alignment."""
+    """More than 8 MiB, in place and not, at every alignment; codes too."""
     x = np.random.default_rng(0).standard_normal((2 << 20) + 99, np.float32)
     element = parse_element("fp8_e4m3fn")
+    many = np.resize(x, (8 << 20) + 99)
+    for name in ("int8", "bf16"):
+        wide = parse_element(name)
+        expected = np.resize(wide.encode(x), many.size)
+        for offset in (0, 1, 15):
+            coded = np.full(many.size + 16, 99, wide.code_dtype)
+            anybit.encode(many, wide, out=coded[offset : offset + many.size])
+            assert np.array_equal(coded[offset : offset + many.size], expected) and np.all(coded[offset + many.size :] == 99)
     for mode in ("nearest-even", "sr24"):
         expected = element.decode(element.encode(x, mode)).astype(np.float32)
         for offset in (0, 1, 15):

@@ -21,6 +21,7 @@ WEIGHED = {
         {"match": "layers", "format": "int4@32+scale=mse", "rounding": {"nearest": {"importance": True}}},
         {"match": "embed", "format": "int8@channel"},
     ],
+    "kv_cache": {"k": "int8@32"},
 }  # fmt: skip
 
 
@@ -40,6 +41,7 @@ def test_a_recipe_becomes_a_checkpoint_that_runs(tmp_path: Path) -> None:
     assert formats["model.layers.1.self_attn.v_proj.weight"] == "int4@32" and formats["model.embed_tokens.weight"] == "int8@channel"
     assert made.linears["model.layers.2.mlp.down_proj.weight"].act_name == "int8"
     assert made.linears["model.layers.2.mlp.up_proj.weight"].act_name is None
+    assert made.cache is not None and made.cache.text == "k=int8@32:bf16,v=float"
     ids = original.tokenize("def mean(values):\n    return sum(values) / len(values)\n")
     a, b = made.logits(ids), original.logits(ids)
     assert 0.05 < np.abs(a - b).max() < 0.2 * np.abs(b).max()

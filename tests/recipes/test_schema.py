@@ -26,14 +26,15 @@ rules:
   - {match: lm_head, keep: true}
   - {match: 'down_proj', format: int6@64+scale=wmse, rounding: {nearest: {importance: true}}, act: int8@token}
   - {match: layers, format: mxfp4, act: float}
-kv_cache: {k: int8@32}
+kv_cache: {k: int8@32, stage: pre_rope}
 gates: {max_kl: 0.5, min_top1: 0.25}
 allocation: {bits: 4.25, formats: [int4@32, int8@32], cost: hawq}
 nonfinite: saturate
 """
     (tmp_path / "r.yaml").write_text(text)
     r = load_recipe(tmp_path / "r.yaml")
-    assert (r.name, r.source, r.calibration.sequential, r.gates.max_kl, r.kv_cache) == ("mixed", "here", "group", 0.5, {"k": "int8@32"})
+    assert (r.name, r.source, r.calibration.sequential, r.gates.max_kl) == ("mixed", "here", "group", 0.5)
+    assert r.kv_cache is not None and str(r.kv_cache.keys) == "int8@32" and r.kv_cache.values is None and r.kv_cache.stage == "pre_rope"
     assert r.rule_of("lm_head.weight") is r.rules[0] and r.rules[0].spec is None
     down = r.rule_of("model.layers.3.mlp.down_proj.weight")
     assert down is not None and down.rounding == Nearest(importance=True) and down.act == "int8@token"
@@ -77,6 +78,9 @@ nonfinite: saturate
         (RULE + "gates: {max_kl: true}", "gates: 'max_kl' is true"),
         (RULE + "calibration: {sequences: 0}", "calibration: 'sequences' is 0; it must be a whole number of at least 1"),
         (RULE + "calibration: {sequential: layer}", "'sequential' is \"layer\"; it must be block or group"),
+        (RULE + "kv_cache: {k: int8@0}", "r.yaml: kv_cache: int8@0"),
+        (RULE + "kv_cache: {key: int8@32}", "kv_cache: no key 'key'"),
+        (RULE + "kv_cache: {k: int8@32, stage: late}", "kv_cache: stage=late of a cache is none of post_rope, pre_rope"),
         (RULE + "nonfinite: maybe", "'nonfinite' is \"maybe\""),
         (RULE + "allocation: {bits: 4}", "allocation: 'bits' and 'formats' are needed"),
         (RULE + "allocation: {bits: 4, formats: [int4@32]}", "'formats' is [\"int4@32\"]"),
@@ -111,8 +115,8 @@ def test_named_recipes_open_and_near_names_are_offered() -> None:
     for name in named():
         recipe = load_recipe(name)
         assert recipe.name == name and recipe.about and recipe.source
-    with pytest.raises(UnknownNameError, match=r"no recipe named 'nearest-int3'; did you mean nearest-int4"):
-        load_recipe("nearest-int3")
+    with pytest.raises(UnknownNameError, match=r"no recipe named 'nearest-int5'; did you mean nearest-int"):
+        load_recipe("nearest-int5")
 
 
 def test_plain_values_stay_plain() -> None:

@@ -52,7 +52,7 @@ class Block:
             names = [name for name in members(layer)[role] if name in made.choices]
             if not names:
                 continue
-            targets = [Target(n, arrays[n], made.choices[n].spec, arrays.get(bias_of(n))) for n in names]
+            targets = [Target(n, arrays[n], made.choices[n].spec.for_tensor(n), arrays.get(bias_of(n))) for n in names]
             stats = Statistics(arrays[names[0]].shape[1], frozenset())
             act = made.choices[names[0]].act
             made.groups[role] = Group(role, index, targets, stats, None, [], act, attention.heads, attention.head_dim)

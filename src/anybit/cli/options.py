@@ -15,12 +15,18 @@ from anybit.errors import UsageError
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+kv_option = click.option(
+    "--kv", metavar="FORMAT", default=None, help="Keys and values: int8@64, k=int8@64,v=int4@32,stage=pre_rope; float for float32."
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout and nothing else there.")
 threads_option = click.option("--threads", type=click.IntRange(1, 256), default=None, help="Worker threads; all cores by default.")
 seed_option = click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help="Seed of the random numbers.")
 progress_option = click.option("--no-progress", is_flag=True, help="No progress on stderr.")
 open_option = click.option("--open", "width", type=click.IntRange(1, 16), default=None, help="Open nested integers at this width.")
 product_option = click.option("--product", metavar="RULE", default=None, help="What takes multiplication's place: lmul, shift, table=...")
+attention_option = click.option(
+    "--attention-product", metavar="RULE", default=None, help="Product rule of attention's two products: lmul, lmulM."
+)
 model_argument = click.argument("model")
 
 
@@ -32,11 +38,12 @@ def use_threads(count: int | None) -> None:
         set_threads(count)
 
 
-def load(name: str, width: int | None = None) -> Any:
-    """Opens a model: `pycoder-5m`, which comes with anybit, or a path; nested integers at a width."""
+def load(name: str, width: int | None = None, kv: str | None = None) -> Any:
+    """Opens a model: `pycoder-5m`, which comes with anybit, or a path; nested integers at a width; keys and values in a format."""
     import anybit
 
-    return anybit.load(name, width)
+    model = anybit.load(name, width)
+    return model if kv is None else model.with_cache(kv)
 
 
 def parse_act(name: str) -> str | None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from anybit.cache import CacheSpec
 from anybit.engine.state import State
 from anybit.errors import DoesNotFitError, NoKernelError, NonFiniteError, ShapeError, UsageError
 from anybit.kernels.cpu import native
@@ -24,19 +25,21 @@ class Engine:
 
     Args: spec, the description; weights, by tensor name: a `Linear` for every matrix (it holds the bias), float32 arrays for norms;
         chunk, tokens of one native call (None: what keeps its activations under 16 MB, at most 512); attention, a product rule (lmul,
-        lmulM) in the place of multiplication in q k^T and p v.
+        lmulM) in the place of multiplication in q k^T and p v; cache, formats of keys and values (None: float32).
     Raises: ShapeError: a weight is missing or its shape is not the description's. NoKernelError: no kernel runs a weight.
     """
 
     def __init__(
-        self, spec: ModelSpec, weights: Mapping[str, Linear | np.ndarray], chunk: int | None = None, attention: str | None = None
-    ) -> None:
+        self, spec: ModelSpec, weights: Mapping[str, Linear | np.ndarray], chunk: int | None = None, attention: str | None = None,
+        cache: CacheSpec | None = None,
+    ) -> None:  # fmt: skip
         self.spec = spec
         self.context = min(spec.context, MOST_POSITIONS)
         self._weights = weights
         self._check()
         rule = None if attention is None else native_product(attention_product(attention), None, None)
-        self._decoder = native.Decoder(self._use(spec.embedding), self._norm(spec.norm), spec.norm_eps, self._use(spec.head), rule)
+        held = (cache or CacheSpec()).native()
+        self._decoder = native.Decoder(self._use(spec.embedding), self._norm(spec.norm), spec.norm_eps, self._use(spec.head), rule, **held)
         ropes: list[Rope] = []
         rows = 3 * spec.width
         for layer in spec.layers:
@@ -55,6 +58,11 @@ class Engine:
             rows = max(rows, 3 * spec.width + 2 * (mixer.heads + mixer.kv_heads) * mixer.head_dim + 2 * mlp.width)
         self._long_from = min((rope.original for rope in ropes if rope.long), default=None)
         self.chunk = chunk or max(64, min(512, CHUNK_BYTES // (4 * rows) // 64 * 64))
+
+    @property
+    def cache_bytes_per_token(self) -> float:
+        """Bytes that keys and values of one token take in all layers; pages hold 64 tokens."""
+        return int(self._decoder.page_bytes) / 64
 
     def _check(self) -> None:
         for tensor in self.spec.tensors:

@@ -6,7 +6,8 @@ from typing import Any
 
 
 class State:
-    """Keys and values of the tokens seen so far, in float32 pages of 64 tokens. Made by `Engine.state`, extended by `Engine.forward`.
+    """Keys and values of the tokens seen so far, in pages of 64 tokens, float32 or coded (`CacheSpec`). Made by `Engine.state`, extended by
+    `Engine.forward`.
 
     Forks share pages and copy one only before it is written, so that a common prompt is computed and held once.
     """

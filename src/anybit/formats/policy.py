@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+import hashlib
+from dataclasses import dataclass, fields, replace
 
 from anybit.errors import FormatError
 from anybit.formats.format import Format
-from anybit.formats.rounding import NONFINITES, OVERS, check_choice
+from anybit.formats.rounding import NONFINITES, OVERS, check_choice, stochastic_bits
 from anybit.formats.stochastic import check_round, check_seed
 
 AUTO = "auto"
@@ -20,7 +21,8 @@ class Policy:
         elements of at most two bits (absmax would spend their few values on the extremes) and for those of several weights a code (whose
         outermost values are few), and absmax for all others.
     round, over, nonfinite, seed: as in Element.encode; the seed is of stochastic rounding alone, and a value's place in its array is what
-        else decides (so two arrays of one seed see the same bits). FormatError: an unknown name, a seed of more than 64 bits.
+        else decides (so two arrays of one seed see the same bits; the tensors of a model do not: `Spec.for_tensor`). FormatError: an
+        unknown name, a seed of more than 64 bits.
 
     >>> str(Policy(round="sr", seed=7))
     '+round=sr24+seed=7'
@@ -69,6 +71,21 @@ class Spec:
 
     def __str__(self) -> str:
         return f"{self.format}{self.policy}"
+
+    def for_tensor(self, name: str) -> Spec:
+        """This spec with the seed that a model's tensor of this name has under stochastic rounding; itself under any other.
+
+        The seed is the first 8 bytes, least significant first, of SHA-256 of the policy's own (8 bytes, least significant first) and the
+        name in UTF-8. With one seed for all of them the values at one place of every tensor would be rounded by the same bits, and the
+        errors of layers would be correlated.
+
+        >>> Spec.parse("int4@32+round=sr+seed=7").for_tensor("lm_head.weight").policy.seed
+        6191653840889904234
+        """
+        if stochastic_bits(self.policy.round) is None:
+            return self
+        digest = hashlib.sha256(int(self.policy.seed).to_bytes(8, "little") + name.encode()).digest()
+        return replace(self, policy=replace(self.policy, seed=int.from_bytes(digest[:8], "little")))
 
     @property
     def scale_rule(self) -> str:

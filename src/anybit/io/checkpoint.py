@@ -14,7 +14,7 @@ import numpy as np
 from anybit.errors import DoesNotFitError, ShapeError
 from anybit.io.foreign import Sidecar
 from anybit.io.quantization import PART_NAME, Quantization, StoredLayer, Table, quantization_json
-from anybit.io.safetensors import DTYPES, entry_nbytes
+from anybit.io.safetensors import ALIGN, DTYPES, entry_nbytes
 from anybit.io.safetensors_writer import Entry, raw, write_safetensors
 from anybit.io.save import atomic_directory, create, write_all
 
@@ -30,7 +30,7 @@ class QuantizedEntry:
 
 
 @dataclass(frozen=True)
-class _Item:
+class Item:
     """One tensor with all its arrays: never split over two files."""
 
     name: str
@@ -42,7 +42,7 @@ class _Item:
         return sum(entry_nbytes(dtype, shape) for _, dtype, shape in self.entries)
 
 
-def _quantized_item(name: str, entry: QuantizedEntry) -> _Item:
+def _quantized_item(name: str, entry: QuantizedEntry) -> Item:
     parts = entry.stored.parts
     if any(PART_NAME.fullmatch(part) is None for part in parts):
         raise ShapeError(f"tensor '{name}': part names are lower-case words joined by dots, not {list(parts)}")
@@ -53,15 +53,15 @@ def _quantized_item(name: str, entry: QuantizedEntry) -> _Item:
             raise ShapeError(f"tensor '{name}': parts {list(parts)} were announced, {list(made)} came")
         return made
 
-    return _Item(name, [(f"{name}.{part}", info.dtype, info.shape) for part, info in parts.items()], produce)
+    return Item(name, [(f"{name}.{part}", info.dtype, info.shape) for part, info in parts.items()], produce)
 
 
-def _dense_item(name: str, dtype: str, array: Any) -> _Item:
-    return _Item(name, [(name, dtype, tuple(np.shape(array)))], lambda: {name: array})
+def _dense_item(name: str, dtype: str, array: Any) -> Item:
+    return Item(name, [(name, dtype, tuple(np.shape(array)))], lambda: {name: array})
 
 
-def _shards(items: Iterable[_Item], limit: int) -> list[list[_Item]]:
-    groups: list[list[_Item]] = [[]]
+def _shards(items: Iterable[Item], limit: int) -> list[list[Item]]:
+    groups: list[list[Item]] = [[]]
     room = limit
     for item in items:
         if groups[-1] and item.nbytes > room:
@@ -72,7 +72,7 @@ def _shards(items: Iterable[_Item], limit: int) -> list[list[_Item]]:
     return groups
 
 
-def _stream(items: Sequence[_Item], on_written: Callable[[str], None] | None) -> Iterator[tuple[str, Any]]:
+def _stream(items: Sequence[Item], on_written: Callable[[str], None] | None) -> Iterator[tuple[str, Any]]:
     """Makes one item at a time and lets each array go as soon as it is written."""
     for item in items:
         made = item.produce()
@@ -88,12 +88,37 @@ def _stream(items: Sequence[_Item], on_written: Callable[[str], None] | None) ->
             on_written(item.name)
 
 
-def _pretty(value: Any, levels: int, indent: str = "") -> str:
+def write_items(
+    folder: Path, items: Sequence[Item], shard_bytes: int = SHARD_BYTES, on_written: Callable[[str], None] | None = None, align: int = ALIGN
+) -> tuple[dict[str, str], int]:
+    """Writes tensors as safetensors, in several files with an index where one would exceed `shard_bytes`.
+
+    `align`: where tensors begin; 1 leaves no filler tensors, which other tools take for unknown weights.
+    Returns: SHA-256 by file name, and the bytes of all files. Raises: OutputError, ShapeError: as `save_checkpoint`.
+    """
+    groups = _shards(items, shard_bytes)
+    digests: dict[str, str] = {}
+    weight_map: dict[str, str] = {}
+    total = 0
+    for number, group in enumerate(groups, 1):
+        file = "model.safetensors" if len(groups) == 1 else f"model-{number:05}-of-{len(groups):05}.safetensors"
+        listed = [entry for item in group for entry in item.entries]
+        written = write_safetensors(folder / file, listed, _stream(group, on_written), {"format": "pt"}, align)
+        digests[file] = written.sha256
+        total += written.size
+        weight_map |= dict.fromkeys((name for name, _, _ in listed), file)
+    if len(groups) > 1:
+        index = {"metadata": {"total_size": sum(item.nbytes for item in items)}, "weight_map": weight_map}
+        put(folder / "model.safetensors.index.json", json.dumps(index, indent=1, ensure_ascii=False).encode() + b"\n")
+    return digests, total
+
+
+def pretty(value: Any, levels: int, indent: str = "") -> str:
     """JSON with one line for each field of the outer `levels` objects and for each whole value below them."""
     if not (levels and isinstance(value, dict) and value):
         return json.dumps(value, ensure_ascii=False, allow_nan=False)
     inner = indent + "  "
-    lines = (f"{inner}{json.dumps(key, ensure_ascii=False)}: {_pretty(item, levels - 1, inner)}" for key, item in value.items())
+    lines = (f"{inner}{json.dumps(key, ensure_ascii=False)}: {pretty(item, levels - 1, inner)}" for key, item in value.items())
     return "{\n" + ",\n".join(lines) + f"\n{indent}}}"
 
 
@@ -109,6 +134,7 @@ def save_checkpoint(
     provenance: Sequence[dict[str, Any]] = (),
     policy: str | None = None,
     recipe_digest: str | None = None,
+    attention_product: str | None = None,
     shard_bytes: int = SHARD_BYTES,
     on_written: Callable[[str], None] | None = None,
 ) -> int:
@@ -116,8 +142,8 @@ def save_checkpoint(
 
     Args: config, the model's config.json (a `quantization_config` in it is replaced); quantized, (tensor name, entry); dense, (tensor name,
         dtype as safetensors spells it, array), which keep their names and bytes; files, copied beside (tokenizer, generation_config);
-        tables, the values of elements that are not built in, by name; shard_bytes, the most that one file holds unless a single tensor is
-        larger; on_written(name), called after each tensor.
+        tables, the values of elements that are not built in, by name; attention_product, the rule in q k^T and p v; shard_bytes, the
+        most that one file holds unless a single tensor is larger; on_written(name), called after each tensor.
     Returns: bytes of the safetensors files.
     Raises: OutputError: target exists, disk fails. DoesNotFitError: too little space, found before work starts. ShapeError: data that do
         not match what was announced.
@@ -137,36 +163,28 @@ def save_checkpoint(
         provenance=tuple(provenance),
         policy=policy,
         recipe_digest=recipe_digest,
+        attention_product=attention_product,
     )
-    text = _pretty({**config, "quantization_config": quantization_json(described)}, levels=3) + "\n"
-    groups = _shards(items, shard_bytes)
+    text = pretty({**config, "quantization_config": quantization_json(described)}, levels=3) + "\n"
     digests: dict[str, str] = {}
-    weight_map: dict[str, str] = {}
-    total = 0
     with atomic_directory(target, digests) as temp:
-        _check_space(target, sum(item.nbytes for item in items))
-        for number, group in enumerate(groups, 1):
-            file = "model.safetensors" if len(groups) == 1 else f"model-{number:05}-of-{len(groups):05}.safetensors"
-            listed = [entry for item in group for entry in item.entries]
-            written = write_safetensors(temp / file, listed, _stream(group, on_written), {"format": "pt"})
-            digests[file] = written.sha256
-            total += written.size
-            weight_map |= dict.fromkeys((name for name, _, _ in listed), file)
-        if len(groups) > 1:
-            index = {"metadata": {"total_size": sum(item.nbytes for item in items)}, "weight_map": weight_map}
-            _put(temp / "model.safetensors.index.json", json.dumps(index, indent=1, ensure_ascii=False).encode() + b"\n")
-        _put(temp / "config.json", text.encode())
+        check_space(target, sum(item.nbytes for item in items))
+        written, total = write_items(temp, items, shard_bytes, on_written)
+        digests |= written
+        put(temp / "config.json", text.encode())
         for path in files:
-            _put(temp / path.name, path.read_bytes())
+            put(temp / path.name, path.read_bytes())
     return total
 
 
-def _put(path: Path, data: bytes) -> None:
+def put(path: Path, data: bytes) -> None:
+    """Writes a small file. OutputError: it exists, or the disk fails."""
     with create(path) as fd:
         write_all(fd, data, path)
 
 
-def _check_space(target: Path, needed: int) -> None:
+def check_space(target: Path, needed: int) -> None:
+    """DoesNotFitError: fewer bytes are free where `target` is to lie."""
     free = shutil.disk_usage(target.absolute().parent).free
     if free < needed:
         raise DoesNotFitError(f"{target} needs {needed} bytes, but only {free} are free there; free some space or choose another place")

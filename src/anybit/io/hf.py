@@ -74,7 +74,8 @@ def read_config(path: Path) -> dict[str, Any]:
         raise FileFormatError(f"{path}: the top level at byte 0 is no object; {LAYOUT}")
     for key, (accepts, wanted) in _FIELDS.items():
         if key in config and not accepts(config[key]):
-            raise FileFormatError(f"{path}: field '{key}' is {shown(config[key], 60)}, but must be {wanted}; correct it")
+            where = strict_json.where(path) / key
+            raise FileFormatError(f"{path}: field '{key}' is {shown(config[key], 60)}, but must be {wanted}{where.at}; correct it")
     if not config.get("model_type") and not config.get("architectures"):
         raise FileFormatError(f"{path}: neither 'model_type' nor 'architectures' says what model this is; add 'model_type'")
     return config
@@ -93,7 +94,8 @@ def _eos(path: Path, config: dict[str, Any]) -> tuple[int, ...]:
             continue
         ids = value if isinstance(value, list) else [value]
         if not all(type(i) is int and 0 <= i < _MANY for i in ids):
-            raise FileFormatError(f"{file}: field 'eos_token_id' is {shown(value, 60)}, but must be token ids; correct it")
+            where = strict_json.where(file) / "eos_token_id"
+            raise FileFormatError(f"{file}: field 'eos_token_id' is {shown(value, 60)}, but must be token ids{where.at}; correct it")
         return tuple(ids)
     return ()
 
@@ -260,7 +262,7 @@ def open_model(path: str | os.PathLike[str], foreign: bool = False) -> Source:
     config = read_config(path / CONFIG)
     quantization = None
     if config.get("quantization_config") is not None and not foreign:
-        quantization = parse_quantization(config["quantization_config"], str(path / CONFIG))
+        quantization = parse_quantization(config["quantization_config"], strict_json.where(path / CONFIG))
         if not (path / MANIFEST).exists():
             raise FileFormatError(f"{path}: no {MANIFEST}, which anybit writes last: incomplete; save or fetch it again")
         for name, item in read_manifest(path)["files"].items():

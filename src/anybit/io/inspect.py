@@ -121,7 +121,7 @@ def inspect_model(path: str | os.PathLike[str]) -> Inspection:
         metadata: dict[str, Any] = {"config": {k: v for k, v in source.config.items() if method or k != "quantization_config"}}
         metadata |= {"eos": source.eos, "tokenizer": source.tokenizer.name if source.tokenizer else None}
         if quantization:
-            fields = ("version", "policy", "recipe_digest", "kv_cache", "provenance")
+            fields = ("version", "policy", "recipe_digest", "kv_cache", "provenance", "attention_product")
             metadata["quantization"] = {name: getattr(quantization, name) for name in fields} | {"tables": sorted(quantization.tables)}
         ordered = tuple(sorted(rows.values(), key=lambda row: (row.file, row.offset)))
         files = {file.path.name: file.size for file in source.files.values()}

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,15 +19,22 @@ from anybit.io.strict_json import shown
 MANIFEST = "manifest.json"
 VERSION = 1
 _CHUNK = 1 << 18
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _ADVICE = "the directory was not saved completely or was changed; save or fetch it again"
 
 
-def file_digest(path: Path) -> str:
+Progress = Callable[[int, str], None]
+"""Called with how many more bytes of which file have been read."""
+
+
+def file_digest(path: Path, progress: Progress | None = None) -> str:
     """Hexadecimal SHA-256 of a file, read in pieces."""
     digest = hashlib.sha256()
     with path.open("rb", buffering=0) as file:
         while piece := file.read(_CHUNK):
             digest.update(piece)
+            if progress is not None:
+                progress(len(piece), path.name)
     return digest.hexdigest()
 
 
@@ -66,29 +75,43 @@ class Verified:
     unlisted: tuple[str, ...]
 
 
+def _bad_file(name: str) -> str | None:
+    """Why a directory cannot have a file of this name, or None."""
+    if not name or name.startswith("/") or "\0" in name or ".." in name.split("/"):
+        return "leaves the directory"
+    return "is the manifest itself" if name == MANIFEST else None
+
+
+def _bad_item(item: object) -> str | None:
+    fits = isinstance(item, dict) and item.keys() == {"size", "sha256"} and type(item["size"]) is int and item["size"] >= 0
+    if not fits or not isinstance(item["sha256"], str) or _SHA256.fullmatch(item["sha256"]) is None:  # type: ignore[index]
+        return "needs an integer size and a sha256, and nothing else"
+    return None
+
+
 def read_manifest(path: Path) -> dict[str, Any]:
     """A directory's manifest, checked field by field. Raises: FileFormatError."""
-    where = path / MANIFEST
-    manifest = strict_json.read(where)
+    file = path / MANIFEST
+    manifest = strict_json.read(file)
+    where = strict_json.where(file)
     if not isinstance(manifest, dict) or manifest.get("manifest") != "anybit":
-        raise FileFormatError(f"{where}: no anybit manifest; {_ADVICE}")
-    if manifest.get("version") != VERSION:
-        raise FileFormatError(f"{where}: manifest version {shown(manifest.get('version'), 40)}; this anybit reads {VERSION}")
+        raise FileFormatError(f"{file}: no anybit manifest{(where / 'manifest').at}; {_ADVICE}")
+    if type(manifest.get("version")) is not int or manifest["version"] != VERSION:
+        version = f"manifest version {shown(manifest.get('version'), 40)}{(where / 'version').at}"
+        raise FileFormatError(f"{file}: {version}; this anybit reads {VERSION}")
     files = manifest.get("files")
     if not isinstance(files, dict):
-        raise FileFormatError(f"{where}: field 'files' is no object; {_ADVICE}")
+        raise FileFormatError(f"{file}: field 'files' is no object{(where / 'files').at}; {_ADVICE}")
     for name, item in files.items():
-        if not name or name.startswith("/") or "\0" in name or ".." in name.split("/"):
-            raise FileFormatError(f"{where}: field 'files': {shown(name)} leaves the directory; {_ADVICE}")
-        fits = isinstance(item, dict) and type(item.get("size")) is int and isinstance(item.get("sha256"), str)
-        if not fits:
-            raise FileFormatError(f"{where}: field 'files': {shown(name)} needs an integer size and a sha256; {_ADVICE}")
+        reason = _bad_file(name) or _bad_item(item)
+        if reason is not None:
+            raise FileFormatError(f"{file}: field 'files': {shown(name)} {reason}{(where / 'files' / name).at}; {_ADVICE}")
     if manifest.get("digest") != contents_digest(files):
-        raise FileFormatError(f"{where}: field 'digest' does not match 'files'; {_ADVICE}")
+        raise FileFormatError(f"{file}: field 'digest' does not match 'files'{(where / 'digest').at}; {_ADVICE}")
     return manifest
 
 
-def verify_directory(path: str | os.PathLike[str]) -> Verified:
+def verify_directory(path: str | os.PathLike[str], progress: Progress | None = None) -> Verified:
     """Reads every file that the manifest lists and compares sizes and digests.
 
     Raises: FileFormatError naming the first file that is missing, has another size or other bytes. Cost: reads everything once.
@@ -100,7 +123,11 @@ def verify_directory(path: str | os.PathLike[str]) -> Verified:
     files: dict[str, dict[str, Any]] = manifest["files"]
     for name, item in files.items():
         check_size(root, name, item["size"])
-        if file_digest(root / name) != item["sha256"]:
+        try:
+            digest = file_digest(root / name, progress)
+        except OSError as error:
+            raise FileFormatError(f"{root / name}: cannot be read: {error.strerror}; check the disk, or fetch it again") from None
+        if digest != item["sha256"]:
             raise FileFormatError(f"{root / name}: its SHA-256 is not the manifest's: changed or damaged; save or fetch it again")
     unlisted = sorted({p.relative_to(root).as_posix() for p in root.rglob("*") if not p.is_dir()} - {*files, MANIFEST})
     return Verified(manifest["digest"], len(files), sum(item["size"] for item in files.values()), tuple(unlisted))

@@ -47,6 +47,11 @@ def packed(coded: Coded, layout: str | None = None) -> QTensor:
     return QTensor.from_stored(fmt, shape, name, stored)
 
 
+def logical(coded: Coded, start: int, stop: int) -> dict[str, np.ndarray]:
+    """Logical parts of some rows in the dtypes and shapes that the format gives them."""
+    return _checked(coded, _format(coded.format), (stop - start, *coded.shape[1:]), start, stop)
+
+
 def _checked(coded: Coded, fmt: Format, shape: tuple[int, ...], start: int, stop: int) -> dict[str, np.ndarray]:
     """Logical parts of some rows in the shapes that the format gives them."""
     parts = coded.rows(start, stop)

@@ -15,7 +15,7 @@ from typing import Any
 
 from anybit.errors import FileFormatError
 from anybit.io.safetensors import DTYPES, bad_name, entry_nbytes
-from anybit.io.strict_json import shown
+from anybit.io.strict_json import Where, shown
 
 VERSION = 1
 PART_NAME = re.compile(r"[a-z][a-z0-9_]*(\.[a-z0-9_]+)*")
@@ -74,6 +74,7 @@ class Quantization:
     provenance: tuple[dict[str, Any], ...] = ()
     policy: str | None = None
     recipe_digest: str | None = None
+    attention_product: str | None = None
     version: int = VERSION
 
 
@@ -90,23 +91,23 @@ def _hex(value: float | tuple[float, ...]) -> str | list[str]:
     return [float(v).hex() for v in value] if isinstance(value, tuple) else float(value).hex()
 
 
-def _parse_table(values: Any, where: str) -> Table:
+def _parse_table(values: Any, where: Where) -> Table:
     """A list of hexadecimal floats, or of lists of them that are all of one length."""
     rows = values if isinstance(values, list) and all(isinstance(row, list) for row in values) else [values]
     if not all(isinstance(row, list) and all(isinstance(v, str) and _HEX_FLOAT.fullmatch(v) for v in row) for row in rows):
-        raise FileFormatError(f"{where}: must list hexadecimal floats; {_ADVICE}")
+        raise FileFormatError(f"{where}: must list hexadecimal floats{where.at}; {_ADVICE}")
     if len({len(row) for row in rows}) > 1:
-        raise FileFormatError(f"{where}: lists of different lengths; {_ADVICE}")
+        raise FileFormatError(f"{where}: lists of different lengths{where.at}; {_ADVICE}")
     try:
         numbers = tuple(tuple(float.fromhex(v) for v in row) for row in rows)
     except OverflowError:
-        raise FileFormatError(f"{where}: a value is out of range; {_ADVICE}") from None
+        raise FileFormatError(f"{where}: a value is out of range{where.at}; {_ADVICE}") from None
     return numbers if rows is values else numbers[0]
 
 
 def quantization_json(quantization: Quantization) -> dict[str, Any]:
     """The `quantization_config` object; `parse_quantization` is its inverse."""
-    return {
+    result = {
         "quant_method": "anybit",
         "version": quantization.version,
         "policy": quantization.policy,
@@ -116,34 +117,36 @@ def quantization_json(quantization: Quantization) -> dict[str, Any]:
         "tables": {name: [_hex(v) for v in values] for name, values in quantization.tables.items()},
         "layers": {name: _layer_json(layer) for name, layer in quantization.layers.items()},
     }
+    return result | ({"attention_product": quantization.attention_product} if quantization.attention_product else {})
 
 
 class _Fields:
     """Takes the fields of one JSON object by name and type, and refuses what is left over."""
 
-    def __init__(self, value: object, where: str) -> None:
+    def __init__(self, value: object, where: Where) -> None:
         if not isinstance(value, dict):
-            raise FileFormatError(f"{where}: an object is needed, not {shown(value, 40)}; {_ADVICE}")
+            raise FileFormatError(f"{where}: an object is needed, not {shown(value, 40)}{where.at}; {_ADVICE}")
         self.left, self.where = dict(value), where
 
     def take(self, key: str, kind: type | tuple[type, ...], default: Any = ...) -> Any:
         value = self.left.pop(key, default)
         if value is ...:
-            raise FileFormatError(f"{self.where}: the key '{key}' is missing; {_ADVICE}")
+            raise FileFormatError(f"{self.where}: the key '{key}' is missing{self.where.at}; {_ADVICE}")
         if value is not default and not (isinstance(value, kind) and type(value) is not bool):
-            raise FileFormatError(f"{self.where}: '{key}' is {shown(value, 40)}, which has the wrong type; {_ADVICE}")
+            what = f"'{key}' is {shown(value, 40)}, which has the wrong type"
+            raise FileFormatError(f"{self.where}: {what}{(self.where / key).at}; {_ADVICE}")
         return value
 
     def kinds(self, key: str) -> tuple[dict[str, Any], ...]:
         value = self.take(key, list, [])
         if not all(isinstance(item, dict) and isinstance(item.get("kind"), str) for item in value):
-            raise FileFormatError(f"{self.where}: '{key}' must list objects with a 'kind'; {_ADVICE}")
+            raise FileFormatError(f"{self.where}: '{key}' must list objects with a 'kind'{(self.where / key).at}; {_ADVICE}")
         return tuple(value)
 
     def shape(self, key: str) -> tuple[int, ...]:
         value = self.take(key, list)
         if len(value) > 32 or not all(type(n) is int and 0 <= n < 1 << 48 for n in value):
-            raise FileFormatError(f"{self.where}: '{key}' is no shape: {shown(value, 60)}; {_ADVICE}")
+            raise FileFormatError(f"{self.where}: '{key}' is no shape: {shown(value, 60)}{(self.where / key).at}; {_ADVICE}")
         return tuple(value)
 
     def scale(self, key: str) -> float | None:
@@ -158,19 +161,19 @@ class _Fields:
 
     def done(self) -> None:
         if self.left:
-            known = "this anybit knows checkpoint version 1"
-            raise FileFormatError(f"{self.where}: unknown key {shown(next(iter(self.left)))}; {known}: {_ADVICE}")
+            key, known = next(iter(self.left)), "this anybit knows checkpoint version 1"
+            raise FileFormatError(f"{self.where}: unknown key {shown(key)}{(self.where / key).at}; {known}: {_ADVICE}")
 
 
-def _parse_layer(value: object, where: str) -> StoredLayer:
+def _parse_layer(value: object, where: Where) -> StoredLayer:
     fields = _Fields(value, where)
-    weight = _Fields(fields.take("weight", dict), f"{where}.weight")
+    weight = _Fields(fields.take("weight", dict), where / "weight")
     parts = {}
     for name, item in weight.take("parts", dict).items():
-        part = _Fields(item, f"{where}.weight.parts[{shown(name)}]")
+        part = _Fields(item, weight.where / "parts" / name)
         dtype, shape = part.take("dtype", str), part.shape("shape")
         if PART_NAME.fullmatch(name) is None or dtype not in DTYPES or math.prod(n for n in shape if n) >= 1 << 60:
-            raise FileFormatError(f"{part.where}: a bad part name, dtype or shape; {_ADVICE}")
+            raise FileFormatError(f"{part.where}: a bad part name, dtype or shape{part.where.at}; {_ADVICE}")
         part.done()
         parts[name] = PartInfo(dtype, shape)
     layer = StoredLayer(
@@ -190,30 +193,32 @@ def _parse_layer(value: object, where: str) -> StoredLayer:
     return layer
 
 
-def parse_quantization(value: object, where: str) -> Quantization:
-    """Checks a `quantization_config` of anybit completely. `where` is its file's name in messages.
+def parse_quantization(value: object, where: Where | str) -> Quantization:
+    """Checks a `quantization_config` of anybit completely. `where` is its file, or only that file's name in messages.
 
     Raises: FileFormatError: an unknown version or key (named), a missing one, or a value of the wrong type.
     """
-    fields = _Fields(value, f"{where}: quantization_config")
+    place = (Where(where) if isinstance(where, str) else where) / "quantization_config"
+    fields = _Fields(value, place)
     method = fields.take("quant_method", str)
     if method != "anybit":
-        raise FileFormatError(f"{fields.where}: quant_method {shown(method, 60)} is not read; give the unquantized model")
+        at = (place / "quant_method").at
+        raise FileFormatError(f"{fields.where}: quant_method {shown(method, 60)} is not read{at}; give the unquantized model")
     version = fields.take("version", int)
     if version != VERSION:
-        raise FileFormatError(f"{fields.where}: version {version} is not known, only {VERSION}; update anybit")
+        raise FileFormatError(f"{fields.where}: version {version} is not known, only {VERSION}{(place / 'version').at}; update anybit")
     tables = {}
     for name, values in fields.take("tables", dict, {}).items():
-        tables[name] = _parse_table(values, f"{fields.where}.tables[{shown(name)}]")
+        tables[name] = _parse_table(values, place / "tables" / name)
     provenance = fields.take("provenance", list, [])
     if not all(isinstance(item, dict) for item in provenance):
-        raise FileFormatError(f"{fields.where}: 'provenance' must list objects; {_ADVICE}")
+        raise FileFormatError(f"{fields.where}: 'provenance' must list objects{(place / 'provenance').at}; {_ADVICE}")
     layers = {}
     for name, layer in fields.take("layers", dict).items():
         reason = bad_name(name)
         if reason is not None:
-            raise FileFormatError(f"{fields.where}.layers: {reason}: {shown(name)}; {_ADVICE}")
-        layers[name] = _parse_layer(layer, f"{fields.where}.layers[{shown(name)}]")
+            raise FileFormatError(f"{place / 'layers'}: {reason}: {shown(name)}{(place / 'layers' / name).at}; {_ADVICE}")
+        layers[name] = _parse_layer(layer, place / "layers" / name)
     result = Quantization(
         layers=MappingProxyType(layers),
         kv_cache=fields.take("kv_cache", dict, None),
@@ -221,6 +226,7 @@ def parse_quantization(value: object, where: str) -> Quantization:
         provenance=tuple(provenance),
         policy=fields.take("policy", str, None),
         recipe_digest=fields.take("recipe_digest", str, None),
+        attention_product=fields.take("attention_product", str, None),
     )
     fields.done()
     return result

@@ -1,8 +1,13 @@
 """Saves that happen wholly or not at all, a loss of power included.
 
-A directory is written as `.anybit-tmp-<pid>-<random>` beside its target. Every file is synced, then `manifest.json` with the size and
-SHA-256 of each, then the directory; it is renamed to the target, and the parent is synced. Whatever fails on the way, an interrupt
+A directory is written as `.anybit-tmp-<pid>-<start>-<random>` beside its target. Every file is synced, then `manifest.json` with the size
+and SHA-256 of each, then the directory; it is renamed to the target, and the parent is synced. Whatever fails on the way, an interrupt
 included, removes the temporary; what a killed process left is removed by the next save into the same parent.
+
+A living save is told from an abandoned one by the lock that it holds, which the system drops with its process. Whoever removes a
+temporary takes the lock first, and a save that finds its new directory locked or gone takes another name. Where a file system has no
+locks, the process id and its start time decide (an id that is in use again has another start), and only after an hour without a change:
+the disk may be shared with machines that have other process ids.
 """
 
 from __future__ import annotations
@@ -14,19 +19,21 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from anybit.errors import AnybitError, OutputError
 from anybit.io.manifest import MANIFEST, listing, manifest_text
+from anybit.io.rename import exchange, rename_new
 from anybit.io.strict_json import shown
 
 CHUNK = 4 << 20
 
-_TEMP = re.compile(r"\.anybit-tmp-(\d{1,10})-[0-9a-f]{12}")
-_ABANDONED = 3600  # seconds after which a temporary without a lock counts as abandoned even if its process id is in use again
+_TEMP = re.compile(r"\.anybit-tmp-(\d{1,10})-(?:(\d{1,20})-)?[0-9a-f]{12}")
+_UNTOUCHED = 3600  # seconds without a change after which a temporary may be abandoned, on a file system without locks
+_TRIES = 100
 _MINE: set[Path] = set()
 _DISK = {
     errno.ENOSPC: "the disk is full; free some space or choose another place",
@@ -82,16 +89,24 @@ def sync(path: Path) -> None:
         os.close(fd)
 
 
+class _NoLocksError(Exception):
+    """The file system has no locks."""
+
+
 def _lock(path: Path) -> int | None:
-    """A descriptor that holds the path's lock, or None if another process holds it. The system drops the lock with its process."""
+    """A descriptor that holds the path's lock, or None if another one holds it. The system drops the lock with its last holder.
+
+    Raises: OSError: the path is gone or not ours. _NoLocksError.
+    """
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(fd)
         return None
-    except OSError:
-        return fd  # a file system without locks: the process id alone decides
+    except OSError as error:
+        os.close(fd)
+        raise _NoLocksError from error
     return fd
 
 
@@ -101,19 +116,33 @@ def _unlock(fd: int | None) -> None:
             os.close(fd)
 
 
-def _alive(pid: int) -> bool:
+def _start(pid: int) -> int | None:
+    """When a process began, in clock ticks since the machine did; 0 where the system does not tell; None: there is no such process."""
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
-        return False
+        return None
     except PermissionError:
-        return True
-    return True
+        pass
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return 0
+    return int(stat[stat.rindex(b")") :].split()[20])  # the second field is a name, which may hold anything
+
+
+def _abandoned(path: Path, pid: int, start: int | None) -> bool:
+    """Whether nobody works on a temporary, as far as can be told without locks."""
+    begun = _start(pid)
+    if begun is not None and (not start or not begun or begun == start):
+        return False
+    newest = max(os.lstat(each).st_mtime for each in (path, *path.rglob("*")))
+    return time.time() - newest > _UNTOUCHED
 
 
 def _remove(path: Path) -> None:
     """Removes a temporary file or tree. What cannot be removed stays for the next save: it must not hide the error that led here."""
-    if path.is_dir() and not path.is_symlink():
+    if _is_folder(path):
         shutil.rmtree(path, ignore_errors=True)
     else:
         with suppress(OSError):
@@ -127,20 +156,21 @@ def remove_stale(parent: Path) -> list[Path]:
         match = _TEMP.fullmatch(path.name)
         if match is None or path in _MINE:
             continue
-        pid = int(match[1])
+        held: int | None = None
         try:
-            fd = _lock(path)
-            if fd is None:
+            held = _lock(path)
+            if held is None:
                 continue
-            try:
-                # an own process id is one that was used before; a living one may be a save between its mkdir and its lock
-                if pid == os.getpid() or not _alive(pid) or time.time() - path.stat().st_mtime > _ABANDONED:
-                    _remove(path)
-                    gone.append(path)
-            finally:
-                os.close(fd)
+        except _NoLocksError:
+            if not _abandoned(path, int(match[1]), int(match[2] or 0)):
+                continue
         except OSError:
             continue  # another save removed it first, or it belongs to another user
+        try:
+            _remove(path)
+            gone.append(path)
+        finally:
+            _unlock(held)
     return gone
 
 
@@ -154,8 +184,25 @@ def _check_free(target: Path, replace: bool = False) -> None:
         raise OutputError(f"{target} exists; remove it or choose another name")
 
 
-def _prepare(target: Path, replace: bool) -> Path:
-    """Checks the target, clears stale temporaries and names a new one."""
+def _claim(temp: Path) -> tuple[bool, int | None]:
+    """Locks a new temporary: whether it is ours, and the lock if there are any. Another save may have taken it for a stale one."""
+    try:
+        lock = _lock(temp)
+    except _NoLocksError:
+        return True, None
+    except FileNotFoundError:
+        return False, None
+    try:
+        if lock is not None and os.fstat(lock).st_ino == os.lstat(temp).st_ino:
+            return True, lock
+    except FileNotFoundError:
+        pass
+    _unlock(lock)
+    return False, None
+
+
+def _prepare(target: Path, replace: bool) -> None:
+    """Checks the target and clears stale temporaries."""
     parent = target.parent
     try:
         _check_free(target, replace)
@@ -168,24 +215,37 @@ def _prepare(target: Path, replace: bool) -> Path:
         if isinstance(error, OutputError):
             raise
         raise _failed(target, error) from None
-    return parent / f".anybit-tmp-{os.getpid()}-{secrets.token_hex(6)}"
 
 
 @contextmanager
-def _cleared(target: Path, temp: Path) -> Iterator[None]:
-    """Removes `temp` if the block fails, and turns the system's errors about it into OutputError."""
-    _MINE.add(temp)
-    try:
-        yield
-    except BaseException as error:
-        _remove(temp)
-        if isinstance(error, OutputError) and str(temp) in str(error):  # the temporary's name would tell a user nothing
-            raise OutputError(str(error).replace(str(temp), str(target))) from None
-        if isinstance(error, OSError) and not isinstance(error, AnybitError) and (error.errno in _DISK or temp.name in str(error)):
-            raise _failed(target, error) from error
-        raise
-    finally:
-        _MINE.discard(temp)
+def _temporary(target: Path, replace: bool, make: Callable[[Path], None]) -> Iterator[Path]:
+    """A new path beside the target that `make` made and this save has locked, for as long as the block runs; removed if it fails.
+
+    Raises: OutputError, in place of the system's errors about it.
+    """
+    _prepare(target, replace)
+    pid = os.getpid()
+    for _ in range(_TRIES):
+        temp = target.parent / f".anybit-tmp-{pid}-{_start(pid) or 0}-{secrets.token_hex(6)}"
+        lock: int | None = None
+        _MINE.add(temp)
+        try:
+            make(temp)
+            ours, lock = _claim(temp)
+            if ours:
+                yield temp
+                return
+        except BaseException as error:
+            _remove(temp)
+            if isinstance(error, OutputError) and str(temp) in str(error):  # the temporary's name would tell a user nothing
+                raise OutputError(str(error).replace(str(temp), str(target))) from None
+            if isinstance(error, OSError) and not isinstance(error, AnybitError) and (error.errno in _DISK or temp.name in str(error)):
+                raise _failed(target, error) from error
+            raise
+        finally:
+            _unlock(lock)
+            _MINE.discard(temp)
+    raise OutputError(f"cannot write {target}: other saves keep removing what this one begins; try again")
 
 
 @contextmanager
@@ -196,30 +256,33 @@ def atomic_directory(target: str | os.PathLike[str], digests: dict[str, str] | N
     Raises: OutputError: the target exists, its parent does not, or the disk fails. Other exceptions of the block pass through.
     """
     target = Path(os.path.abspath(target))
-    temp = _prepare(target, replace=False)
-    with _cleared(target, temp):
-        os.mkdir(temp)
-        lock = _lock(temp)
+    with _temporary(target, False, os.mkdir) as temp:
+        yield temp
+        names = listing(temp)
+        text = manifest_text(temp, names, digests or {})
+        for name in names:
+            sync(temp / name)
+        with create(temp / MANIFEST) as fd:
+            write_all(fd, text, target)
+        sync(temp / MANIFEST)
+        for folder in [temp, *(path for path in temp.rglob("*") if path.is_dir())]:
+            sync(folder)
+        _check_free(target)
+        os.rename(temp, target)
         try:
-            yield temp
-            names = listing(temp)
-            text = manifest_text(temp, names, digests or {})
-            for name in names:
-                sync(temp / name)
-            with create(temp / MANIFEST) as fd:
-                write_all(fd, text, target)
-            sync(temp / MANIFEST)
-            for folder in [temp, *(path for path in temp.rglob("*") if path.is_dir())]:
-                sync(folder)
-            _check_free(target)
-            os.rename(temp, target)
-            try:
-                sync(target.parent)
-            except BaseException:
-                os.rename(target, temp)  # all or nothing: what may not survive a loss of power is not there at all
-                raise
-        finally:
-            _unlock(lock)
+            sync(target.parent)
+        except BaseException:
+            os.rename(target, temp)  # all or nothing: what may not survive a loss of power is not there at all
+            raise
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
+
+
+def _empty(path: Path) -> None:
+    with create(path):
+        pass
 
 
 @contextmanager
@@ -229,17 +292,40 @@ def atomic_file(target: str | os.PathLike[str], replace: bool = True) -> Iterato
     Raises: OutputError: the disk fails, the directory does not exist, or `target` exists and `replace` is False.
     """
     target = Path(os.path.abspath(target))
-    temp = _prepare(target, replace)
-    with _cleared(target, temp):
-        with open(temp, "xb") as file:
-            lock = _lock(temp)
-            try:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            finally:
-                _unlock(lock)
-        if not replace:
-            _check_free(target)
-        os.replace(temp, target)
+    with _temporary(target, replace, _empty) as temp:
+        with open(temp, "r+b") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        _put_in_place(temp, target, replace)
+
+
+def _put_in_place(temp: Path, target: Path, replace: bool) -> None:
+    """Gives a finished file its name and syncs the folder; if that fails, what was there before is there again."""
+    exchanged = False
+    if replace:
+        with suppress(FileNotFoundError):
+            exchanged = exchange(temp, target)
+        if _is_folder(temp if exchanged else target):  # would be removed as the old version
+            if exchanged:
+                exchange(temp, target)
+            raise OutputError(f"{target} is a directory; remove it or choose another name")
+        if not exchanged and os.path.lexists(target):
+            os.replace(temp, target)  # no exchange on this file system: if the folder's sync fails, the new file stays
+            sync(target.parent)
+            return
+    if not exchanged:
+        try:
+            rename_new(temp, target)
+        except FileExistsError:
+            raise OutputError(f"{target} exists; remove it or choose another name") from None
+    try:
         sync(target.parent)
+    except BaseException:
+        if exchanged:
+            exchange(temp, target)
+        else:
+            os.rename(target, temp)
+        raise
+    if exchanged:
+        _remove(temp)

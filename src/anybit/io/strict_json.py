@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,9 @@ MAX_DIGITS = 20  # 2**64 has 20: no field of any file needs more
 
 scanstring = json.decoder.scanstring  # type: ignore[attr-defined]
 
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\Z)', re.DOTALL)  # one that does not end is cut to the end: no second look
+_PAIR = re.compile(rb"\[\]|\{\}")
+_NO_BRACKET = bytes(set(range(256)) - set(b"[]{}"))
 _STRUCTURE = re.compile(rb'\\.|["\[\]{}]', re.DOTALL)
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _SPACE = re.compile(r"[ \t\n\r]*")
@@ -79,8 +84,18 @@ def _check_amount(data: bytes, where: Path | str) -> None:
         raise refuse(where, "JSON", 0, f"{values} values in {len(data)} bytes are more than any model needs", "restore the file")
 
 
+def _shallow(data: bytes) -> bool:
+    """Whether brackets that fit each other lie at most MAX_DEPTH deep: so many times the innermost pairs are taken away, at C's speed."""
+    brackets = _STRING.sub(b"", data).translate(None, _NO_BRACKET)
+    for _ in range(MAX_DEPTH):
+        if not brackets:
+            return True
+        brackets = _PAIR.sub(b"", brackets)
+    return not brackets
+
+
 def _check_depth(data: bytes, where: Path | str) -> None:
-    if data.count(b"[") + data.count(b"{") <= MAX_DEPTH:
+    if data.count(b"[") + data.count(b"{") <= MAX_DEPTH or _shallow(data):
         return
     depth, quoted = 0, False
     for match in _STRUCTURE.finditer(data):
@@ -118,6 +133,61 @@ def _second_of_two(text: str) -> int:
             keys.pop()
         at += 1
     return 0
+
+
+def _after(text: str, at: int) -> int:
+    return _SPACE.match(text, at).end()  # type: ignore[union-attr]
+
+
+def place(data: bytes, keys: Sequence[str]) -> int:
+    """The byte of the value that lies under some keys of a file which `parse` accepts; of the innermost object on the way that lacks a key.
+
+    >>> place(b'{"a": {"b": 5}}', ["a", "b"])
+    12
+    """
+    text = data.decode("utf-8")
+    at = _after(text, 0)
+    for key in keys:
+        found, here = None, _after(text, at + 1)
+        while found is None and text.startswith("{", at) and not text.startswith("}", here):
+            name, here = scanstring(text, here + 1)
+            here = _after(text, _after(text, here) + 1)  # over the colon
+            if name == key:
+                found = here
+            else:
+                here = _after(text, DECODER.raw_decode(text, here)[1])
+                here = _after(text, here + 1) if text.startswith(",", here) else here
+        if found is None:
+            break
+        at = found
+    return len(text[:at].encode())
+
+
+@dataclass(frozen=True)
+class Where:
+    """An object in a JSON file, for messages: the file and the keys that lead to it. `data` reads the file again, to count its bytes."""
+
+    file: str
+    data: Callable[[], bytes] | None = None
+    keys: tuple[str, ...] = ()
+
+    def __truediv__(self, key: str) -> Where:
+        return replace(self, keys=(*self.keys, key))
+
+    def __str__(self) -> str:
+        """The file and the keys, those that are no plain words quoted."""
+        path = "".join(f".{key}" if key.isidentifier() and key.isascii() else f"[{shown(key)}]" for key in self.keys).removeprefix(".")
+        return f"{self.file}: {path}" if path else self.file
+
+    @property
+    def at(self) -> str:
+        """` (at byte 7)`, or nothing where the bytes are not at hand."""
+        if self.data is None:
+            return ""
+        try:
+            return f" (at byte {place(self.data(), self.keys)})"
+        except (FileFormatError, ValueError):
+            return ""  # the file has changed meanwhile
 
 
 def parse(data: bytes, where: Path | str) -> Any:
@@ -176,3 +246,8 @@ def read_small(path: Path, limit: int = MAX_BYTES) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise FileFormatError(f"{path}: cannot be read: {error.strerror}; check the path and its permissions") from None
+
+
+def where(path: Path) -> Where:
+    """A JSON file's outermost object, for messages."""
+    return Where(str(path), lambda: read_small(path))

@@ -16,8 +16,8 @@ from anybit.formats import Element
 from anybit.formats.element import switches
 from anybit.formats.rounding import ROUNDS, stochastic_bits, switch_point
 from anybit.kernels.cpu import native  # which sets instruction set and threads from the environment
-from anybit.kernels.switch_tables import by_rank, search_tree
-from anybit.kernels.tapered import sides, taper
+from anybit.kernels.switch_tables import by_rank, drawn_search, search_tree
+from anybit.kernels.tapered import exact_gaps, sides, taper
 
 KINDS = {"steps": 0, "prefix": 1, "tapered": 2, "search": 3, "buckets": 4, "bisect": 5}
 STOCHASTIC = 7
@@ -54,6 +54,10 @@ class Rounding:
     def tokens(self, fields: dict[str, Any] | None) -> Any:
         """The native rounding of rows, each by itself; `fields` as native/around.h's Rounding says, None: without scales."""
         return self._native.tokens(fields)
+
+    def cache(self, fields: dict[str, Any] | None, bits: int, scale: int, scale_table: np.ndarray) -> Any:
+        """The native format of rows kept as codes of `bits` bits; scale: how scales lie (native/cache.h), and their values."""
+        return self._native.cache(fields, bits, scale, scale_table)
 
     def decode(self, codes: np.ndarray, out: np.ndarray) -> bool:
         """Writes the float32 values of codes [n]; False where some are no codes of the element."""
@@ -178,9 +182,11 @@ def _none(element: Element, path: str, round: str, over: str) -> None:
 
 def tapered(element: Element, path: str, round: str, over: str) -> dict[str, Any] | None:
     """Tables for values that are the upper bits of a float32, as many as its exponent says."""
-    found = None if round not in ROUNDS else sides(element)
-    table = None if found is None else taper(element, found, round)
-    return None if found is None or table is None else found.fields | table | _outside(element, over)
+    found, bits = sides(element), stochastic_bits(round)
+    if found is None or (bits is not None and (bits > 24 or over != "saturate" or not exact_gaps(found))):
+        return None
+    table = taper(element, found, "down" if bits is not None else round)
+    return None if table is None else found.fields | table | _outside(element, over)
 
 
 def _grid(element: Element, prefix: bool) -> dict[str, Any] | None:
@@ -233,8 +239,10 @@ def _prefix_of(side: np.ndarray) -> tuple[int, int, Callable[[int], float]] | No
 
 def _search(element: Element, path: str, round: str, over: str) -> dict[str, Any] | None:
     """Tables for at most 16 values; the ends clip."""
-    if len(element.finite) > 16 or over not in ("saturate", "error") or round not in ROUNDS:
+    if len(element.finite) > 16 or over not in ("saturate", "error"):
         return None
+    if round not in ROUNDS:
+        return drawn_search(element)
     return search_tree(element, switches(element, round, "saturate").points32[1:-1])
 
 

@@ -26,6 +26,24 @@ def search_tree(element: Element, points: np.ndarray) -> dict[str, Any]:
     return {"tree": tree.reshape(-1), "values": values, "search_codes": codes}
 
 
+def drawn_search(element: Element) -> dict[str, Any] | None:
+    """The same for stochastic rounding: a tree of the values, lower neighbours (infinity for the last), gaps, what is too close to tell.
+
+    None: values so small or large that products of gaps and words leave float32's range.
+    """
+    values = element.finite
+    most = float(np.abs(values).max()) + float(np.diff(values).max(initial=0.0))
+    if not 2.0**-60 < most < 2.0**90:
+        return None
+    near, gaps = np.full(16, np.inf, np.float32), np.zeros(16, np.float32)
+    near[: len(values) - 1] = values[:-1]
+    gaps[: len(values) - 1] = np.diff(values) * -(2.0**-24)
+    points = switches(element, "down", "saturate").points32[1:-1]
+    return search_tree(element, points) | {
+        "near": near, "gaps": gaps, "chain": np.r_[values, element.beyond[1]], "unsure": most * 2.0**-21
+    }  # fmt: skip
+
+
 def by_rank(element: Element, path: str, round: str, over: str) -> dict[str, Any] | None:
     """Values, codes and chain by rank, and the points; for "buckets" also where each bucket's point lies (None: too many buckets)."""
     found = switches(element, "down" if stochastic_bits(round) is not None else round, "saturate" if over == "error" else over)

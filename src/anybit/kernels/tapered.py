@@ -47,6 +47,22 @@ def sides(element: Element) -> Sides | None:
     )  # fmt: skip
 
 
+def exact_gaps(found: Sides) -> bool:
+    """Whether float32 holds each gap between neighbours, times 2^-24 too, and the distance of each float32 from the neighbour below."""
+    side = found.longer
+    gaps = np.diff(side)
+    if np.any(gaps.astype(np.float32) != gaps) or gaps.min() < 2.0**-100:
+        return False
+    least = np.array([_last_bit(value) for value in side[1:-1].tolist()])
+    return bool(np.all(least * 2.0**23 >= side[2:]))  # so all are multiples of the last place of any float32 below the next neighbour
+
+
+def _last_bit(value: float) -> float:
+    """The power of two of a value's lowest bit."""
+    numerator, denominator = value.as_integer_ratio()
+    return (numerator & -numerator) / denominator
+
+
 def taper(element: Element, found: Sides, round: str) -> dict[str, Any] | None:
     """For each exponent how many of the lowest bits are rounded off, and what the rest and the rank differ by; None: no such element.
 

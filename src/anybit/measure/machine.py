@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -42,8 +41,10 @@ def kernels() -> dict[str, Any]:
 
 
 def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores that this process may use: those of its affinity mask, as far as the quotas of its control groups reach."""
+    from anybit.kernels.cpu import native
+
+    return int(native.usable_cores())
 
 
 def last_level_cache(default: int | None = None) -> int | None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from anybit.formats import Element, Format, Spec
 from anybit.formats.rounding import stochastic_bits
-from anybit.kernels.rounding import largest_magnitude, rounding
+from anybit.kernels.rounding import Rounding, largest_magnitude, rounding
 from anybit.methods.chain import Chain
 from anybit.methods.scales import SCALES, Range
 
@@ -92,23 +92,52 @@ def token_rounding(spec: Spec, scale: float | None) -> tuple[Any, str]:
 
     scale: one for all numbers, of a format of one block in all, or of the second level; None: taken from each row, "tensor" being the row.
     """
+    plan, fields, reason = _of_rows(spec, scale)
+    return (None, reason) if plan is None else (plan.tokens(fields), "")
+
+
+def cache_rounding(spec: Spec) -> tuple[Any, str]:
+    """The native format of rows that are kept as codes and scales; or None and the reason why there is none."""
+    plan, fields, reason = _of_rows(spec, None)
+    element, scale = spec.format.element, spec.format.levels[0].element if spec.format.levels else None
+    if plan is not None and fields is None and element.bits > 8 and element.name not in ("fp16", "bf16"):
+        reason = "codes have up to 8 bits, but for fp16 and bf16"
+    elif plan is not None and (fields is not None and (element.bits > 8 or fields["second"])):
+        reason = "codes with scales have up to 8 bits and one level of scales"
+    elif scale is not None and scale.bits > 8 and scale.name not in _WIDE_SCALES:
+        reason = f"scales are {', '.join(_WIDE_SCALES)}, or have up to 8 bits"
+    if plan is None or reason:
+        return None, reason
+    bits = next(width for width in (1, 2, 4, 8, 16) if element.bits <= width)
+    kind = 0 if scale is None else _WIDE_SCALES.get(scale.name, 1)
+    table = np.full(256, np.nan, np.float32)
+    if scale is not None and kind == 1:
+        table[: 1 << scale.bits] = scale.values
+    return plan.cache(fields, bits, kind, table), ""
+
+
+_WIDE_SCALES = {"fp16": 2, "bf16": 3, "fp32": 4}
+
+
+def _of_rows(spec: Spec, scale: float | None) -> tuple[Rounding | None, dict[str, Any] | None, str]:
+    """The path that rounds rows, what it needs to know about scales (None: there are none), or the reason why there is no path."""
     fmt, policy = spec.format, spec.policy
     if stochastic_bits(policy.round) is not None or policy.over != "saturate" or policy.nonfinite != "error":
-        return None, "activations are rounded without random numbers, saturate, and must be finite"
+        return None, None, "activations are rounded without random numbers, saturate, and must be finite"
     if fmt.element.dim > 1 or fmt.element.learned or fmt.element.bits > 16:
-        return None, "elements of activations have up to 16 bits, values of their own, and one number a code"
+        return None, None, "elements of activations have up to 16 bits, values of their own, and one number a code"
     plan = rounding(fmt.element, policy.round, policy.over, "error")
     if plan is None:
-        return None, f"no native path rounds {fmt.element}"
+        return None, None, f"no native path rounds {fmt.element}"
     if fmt.block is None:
-        return (None, "it has no scale to be given") if scale is not None else (plan.tokens(None), "")
+        return (None, None, "it has no scale to be given") if scale is not None else (plan, None, "")
     whole = fmt.block.kind == "tensor"
     if whole and scale is None:
-        return None, "a scale for the whole tensor depends on the other tokens; use @token, or give a scale"
+        return None, None, "a scale for the whole tensor depends on the other tokens; use @token, or give a scale"
     outer = len(fmt.levels) == 2
     if whole:
         if outer or fmt.zero is not None or fmt.offset is not None or fmt.pack:
-            return None, "a scale that is given is the only one"
+            return None, None, "a scale that is given is the only one"
         assert scale is not None
         held = float(np.float32(scale))
         fields: dict[str, Any] | None = {
@@ -118,17 +147,17 @@ def token_rounding(spec: Spec, scale: float | None) -> tuple[Any, str]:
     else:
         fields = _fields(spec)
     if fields is None:
-        return None, "rounding takes symmetric elements in blocks along a row, no zero points or offsets, scales by absmax or floor"
+        return None, None, "rounding takes symmetric elements in blocks along a row, no zero points or offsets, scales by absmax or floor"
     if not whole and scale is not None and not outer:
-        return None, "its scales are taken from the input, a block each; none can be given"
+        return None, None, "its scales are taken from the input, a block each; none can be given"
     if outer and fields["mantissa"] == 0:
-        return None, "scales of one level are powers of two, or there is one level"
+        return None, None, "scales of one level are powers of two, or there is one level"
     second = {"second": False, "second_top": 1.0, "second_short": 1.0, "outer": 1.0, "factor": 1.0}
     if outer and scale is not None:
         second |= {"outer": float(np.float32(scale)), "factor": float(np.float32(scale))}
     elif outer:
         first = fmt.levels[0].element
         if fmt.levels[1].element.name != "fp32" or first.max >= 2.0**64:
-            return None, "a second level of activations is fp32, above a first of fewer binades"
+            return None, None, "a second level of activations is fp32, above a first of fewer binades"
         second |= {"second": True, "second_top": first.max, "second_short": (first.max + first.beyond[1]) / 2}
-    return plan.tokens(fields | {"size": 0 if whole else fmt.block.size or 0} | second), ""
+    return plan, fields | {"size": 0 if whole else fmt.block.size or 0} | second, ""

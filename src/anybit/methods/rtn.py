@@ -29,7 +29,7 @@ from anybit.methods.scales import SCALES, Rule
 from anybit.methods.values import Values, tame, values_of
 
 SLAB = 1 << 20
-_BEYOND = 2.0**128 - 2.0**103  # rounds to infinity in float32
+BEYOND = 2.0**128 - 2.0**103  # rounds to infinity in float32
 
 
 def part_shapes(fmt: Format, shape: Shape) -> dict[str, tuple[np.dtype, Shape]]:
@@ -169,7 +169,7 @@ def _quantize(x: np.ndarray, weights: np.ndarray | None, spec: Spec, chooser: Ch
     def look(take: slice) -> Values:
         low, high, finite = _extremes(x[take], spec)
         largest = max(high.max(), -low.min())
-        if largest >= _BEYOND:
+        if largest >= BEYOND:
             raise _BeyondFloat32(largest)
         return Values(x[take], fmt.blocks[0], LIMIT, low, high, finite, None if weights is None else weights[take])
 

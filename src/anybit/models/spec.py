@@ -123,7 +123,8 @@ class ModelSpec:
                 )
             if tuple(shapes[tensor.name]) != tensor.shape:
                 raise FileFormatError(
-                    f"{file}: tensor '{tensor.name}' has shape {list(shapes[tensor.name])}, but the config asks for {list(tensor.shape)}"
+                    f"{file}: tensor '{tensor.name}' has shape {list(shapes[tensor.name])}, but the config asks for {list(tensor.shape)}; "
+                    "fetch both again"
                 )
         known = {tensor.name for tensor in self.tensors}
         for name in shapes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import prod
@@ -193,3 +193,34 @@ def _timed(a: np.ndarray) -> float:
     begun = time.perf_counter()
     a @ a
     return time.perf_counter() - begun
+
+
+def within(recipes: Sequence[Recipe], path: str, bits: float | None) -> list[Recipe]:
+    """Those whose quantized layers would take at most so many stored bits a weight; sizes that depend on the data count as fitting."""
+    from anybit.errors import AnybitError
+    from anybit.recipes.source import FloatSource
+
+    if bits is None:
+        return list(recipes)
+    source, found = FloatSource(path), []
+    dtypes = {t.name: source.dtype(t.name) for t in source.spec.tensors}
+    for recipe in recipes:
+        try:
+            plan = make_plan(recipe, source.spec)
+        except AnybitError:
+            found.append(recipe)  # it is said why when it is tried
+            continue
+        stored = bits_per_weight(rows(plan, source.spec, dtypes), plan) if recipe.allocation is None else recipe.allocation.bits
+        if stored is None or stored <= bits:
+            found.append(recipe)
+    return found
+
+
+def running_bytes(recipe: Recipe, path: str) -> int:
+    """Weights and one context's cache of what a recipe makes of a model."""
+    from anybit.recipes.source import FloatSource
+
+    source = FloatSource(path)
+    plan = make_plan(recipe, source.spec)
+    table = rows(plan, source.spec, {t.name: source.dtype(t.name) for t in source.spec.tensors})
+    return estimate(plan, table, source.spec, recipe).run_bytes

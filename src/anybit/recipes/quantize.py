@@ -151,6 +151,7 @@ def _save(model: FloatSource, plan: Plan, recipe: Recipe, folder: Path, out: Pat
     return save_checkpoint(
         out, config, quantized, plain, model.source.sidecars, tables=tables_of(formats), provenance=provenance,
         policy=policies[0] if len(policies) == 1 else None, recipe_digest=recipe.digest,
+        kv_cache=None if recipe.kv_cache is None else recipe.kv_cache.fields,
     )  # fmt: skip
 
 

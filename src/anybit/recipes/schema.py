@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from anybit.cache import CacheSpec
 from anybit.errors import AnybitError, FileFormatError, UnknownNameError, UsageError, near_misses
 from anybit.formats import Spec
 from anybit.methods.step import STEPS, Correction, GroupStep, ModelStep, Rounding, Step
@@ -72,7 +73,7 @@ class Recipe:
     published: str = ""
     calibration: Calibration = field(default_factory=Calibration)
     steps: tuple[ModelStep | GroupStep, ...] = ()
-    kv_cache: Mapping[str, str] = field(default_factory=dict)
+    kv_cache: CacheSpec | None = None
     gates: Gates = field(default_factory=Gates)
     allocation: Allocation | None = None
     nonfinite: str = "error"
@@ -161,13 +162,13 @@ def parse_recipe(value: Any, where: str) -> Recipe:
     nonfinite = top.get("nonfinite", str, "error", lambda v: v in ("error", "saturate", "propagate"), "error, saturate or propagate")
     measured = _Reader(value.get("measured", {}), f"{where}: measured", MEASURED)
     said = {key: each for key, each in value.items() if key not in ("about", "source", "published", "measured")}
-    kv = _Reader(value.get("kv_cache", {}), f"{where}: kv_cache", ("k", "v"))
     return Recipe(
-        name=top.get("name", str, Path(where).stem), about=top.get("about", str, ""), source=top.get("source", str, ""),
+        name=top.get("name", str, Path(where).stem if where.endswith((".yaml", ".yml")) else where),
+        about=top.get("about", str, ""), source=top.get("source", str, ""),
         published=top.get("published", str, ""), calibration=_calibration(value.get("calibration", {}), f"{where}: calibration"),
         steps=steps,  # type: ignore[arg-type]
         rules=tuple(_rule(item, f"{where}: rules[{i}]", nonfinite) for i, item in enumerate(rules)),
-        kv_cache={key: kv.get(key, str, "") for key in ("k", "v") if key in kv}, gates=_gates(value.get("gates", {}), f"{where}: gates"),
+        kv_cache=_cache(value.get("kv_cache"), f"{where}: kv_cache"), gates=_gates(value.get("gates", {}), f"{where}: gates"),
         allocation=_allocation(value["allocation"], f"{where}: allocation") if "allocation" in value else None, nonfinite=nonfinite,
         measured={key: measured.get(key, (str, int, float), None) for key in MEASURED if key in measured},
         text=json.dumps(said, sort_keys=True, ensure_ascii=False, default=str),
@@ -182,6 +183,16 @@ def _calibration(value: Any, where: str) -> Calibration:
 
     sequential = reader.get("sequential", str, "block", lambda v: v in ("block", "group"), "block or group")
     return Calibration(count("sequences", SEQUENCES, 1), count("length", LENGTH, 1), count("seed", 0, 0), sequential)
+
+
+def _cache(value: Any, where: str) -> CacheSpec | None:
+    if value is None:
+        return None
+    reader = _Reader(value, where, ("k", "v", "stage"))
+    try:
+        return CacheSpec.of({key: reader.get(key, str, None) for key in ("k", "v", "stage") if key in reader})
+    except AnybitError as error:
+        raise FileFormatError(f"{where}: {error}") from None
 
 
 def _rule(value: Any, where: str, nonfinite: str) -> Rule:

@@ -21,16 +21,17 @@ from anybit.cli.progress import Reporter
 @click.option("--text", "texts", multiple=True, type=click.Path(exists=True, dir_okay=False), help="Text file; may be repeated.")
 @click.option("--tokens", type=click.IntRange(1), default=None, help="Tokens to score: 32768 of the default text, all of --text.")
 @click.option("--window", type=click.IntRange(1), default=512, show_default=True, help="Tokens that see each other.")
-@click.option("--act", type=click.Choice(["float", "int8", "int4"]), default=None, help="Activations of quantized layers if not as stored.")
+@click.option("--act", metavar="FORMAT", default=None, help="Activations of quantized layers if not as stored: float, int8, mxfp8 ...")
+@options.kv_option
 @options.product_option
-@click.option("--attention-product", metavar="RULE", default=None, help="Product rule of attention's two products: lmul, lmulM.")
+@options.attention_option
 @options.open_option
 @options.threads_option
 @options.json_option
 @options.progress_option
 def command(
-    model: str, reference: str | None, texts: tuple[str, ...], tokens: int | None, window: int, act: str | None, width: int | None,
-    product: str | None, attention_product: str | None, threads: int | None, as_json: bool, no_progress: bool,
+    model: str, reference: str | None, texts: tuple[str, ...], tokens: int | None, window: int, act: str | None, kv: str | None,
+    width: int | None, product: str | None, attention_product: str | None, threads: int | None, as_json: bool, no_progress: bool,
 ) -> None:  # fmt: skip
     """Measure MODEL on held-out standard-library modules, or on text files."""
     options.use_threads(threads)
@@ -39,7 +40,7 @@ def command(
     from anybit.measure.machine import machine, summary
     from anybit.measure.text import DEFAULT_TOKENS, default_text, text_from_files
 
-    measured = options.load(model, width)
+    measured = options.load(model, width, kv)
     if act is not None:
         measured = measured.with_act(options.parse_act(act))
     if product is not None:
@@ -66,7 +67,8 @@ def command(
     result: dict[str, Any] = {
         "model": model, "reference": reference, **found.describe(),
         "bits_per_weight": measured.bits_per_weight, "quantized_bits_per_weight": stored,
-        "act": act or ("as stored" if stored else "float"), "product": product or "as stored", "attention_product": attention_product,
+        "act": act or ("as stored" if stored else "float"), "product": product or "as stored", "attention_product": measured.attention,
+        "kv_cache": measured.cache.text if measured.cache else "float",
         "window": window, "text": text.describe(), "machine": machine(),
     }  # fmt: skip
     if as_json:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from anybit.cli import options
 from anybit.cli.progress import Reporter
+
+if TYPE_CHECKING:
+    from anybit.formats import Spec
 
 
 @click.command(
@@ -29,20 +32,24 @@ from anybit.cli.progress import Reporter
 @click.option("--keep", metavar="REGEX", help="Weights to keep as they are; embeddings and head by default.")
 @click.option("--act", type=click.Choice(["float", "int8", "int4"]), default="float", show_default=True, help="Activations it runs with.")
 @options.product_option
+@options.attention_option
 @options.threads_option
 @options.json_option
 @options.progress_option
 def command(
     model: str, out: str, expression: str | None, recipe: str | None, calibration: tuple[str, ...], work: str | None, resume: bool,
-    method: str, keep: str | None, act: str, product: str | None, threads: int | None, as_json: bool, no_progress: bool,
+    method: str, keep: str | None, act: str, product: str | None, attention_product: str | None, threads: int | None, as_json: bool,
+    no_progress: bool,
 ) -> None:  # fmt: skip
     """Quantize MODEL (a path, or pycoder-5m) into the new folder OUT, to one --format or after a --recipe."""
     context = click.get_current_context()
     given = {name for name in context.params if context.get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE}
     if (expression is None) == (recipe is None):
         raise click.UsageError("give either --format or --recipe")
-    for name in sorted(given & ({"method", "keep", "act", "product"} if recipe else {"calibration", "work", "resume"})):
-        raise click.UsageError(f"--{name} does not go with --{'recipe: write it there' if recipe else 'format: it belongs to a recipe'}")
+    of_format, of_recipe = {"method", "keep", "act", "product", "attention_product"}, {"calibration", "work", "resume"}
+    for name in sorted(given & (of_format if recipe else of_recipe)):
+        why = "recipe: write it there" if recipe else "format: it belongs to a recipe"
+        raise click.UsageError(f"--{name.replace('_', '-')} does not go with --{why}")
     if resume and work is None:
         raise click.UsageError("--resume needs the --work folder of the run that it goes on with")
     if recipe is not None:
@@ -60,6 +67,8 @@ def command(
     options.use_threads(threads)
     options.refuse_existing(out)
 
+    from anybit.export import CARD
+    from anybit.io.foreign import Made
     from anybit.model import KEEP, quantize_file
 
     begun = time.perf_counter()
@@ -72,14 +81,18 @@ def command(
                 stage = progress.stage("quantize", total)
             stage(1, name)
 
-        written = quantize_file(model, out, spec, KEEP if keep is None else keep, options.parse_act(act), method, step, product)
+        card = Made(CARD, lambda: _card(model, out, spec, method, act, product, keep).encode())
+        kept = KEEP if keep is None else keep
+        written = quantize_file(
+            model, out, spec, kept, options.parse_act(act), method, step, product, attention_product, files=(card,)
+        )
     seconds = time.perf_counter() - begun
 
     result = options.load(out)
     stored = result.quantized_bits_per_weight
     report = {
         "model": model, "out": out, "format": spec.format.explicit, "spec": str(spec), "method": method, "act": act, "product": product,
-        "bytes": written,
+        "attention_product": attention_product, "bytes": written,
         "bits_per_weight": result.bits_per_weight, "quantized_bits_per_weight": stored, "parameters": result.parameters, "seconds": seconds,
     }  # fmt: skip
     if as_json:
@@ -146,3 +159,19 @@ def by_recipe(
         f" layers, recipe {recipe.name}, {result.seconds:.1f} s"
     )
     click.echo(f"next: anybit eval {out} --reference {model}")
+
+
+def _card(model: str, out: str, spec: Spec, method: str, act: str, product: str | None, keep: str | None) -> str:
+    """The model card of the new folder."""
+    from anybit import __version__
+    from anybit.report.card import card
+
+    given = [("--method", method, "rtn"), ("--act", act, "float"), ("--product", product, None), ("--keep", keep, None)]
+    more = "".join(f" {name} '{value}'" for name, value, usual in given if value != usual)
+    line = f"anybit quantize {model} {out} --format '{spec}'{more}"
+    facts = {
+        "format": f"{spec.format.alias or spec.format} ({spec.format.explicit})", "method": method, "scales": spec.scale_rule,
+        "bits per weight": f"{float(spec.format.bits_per_weight):.4g} in the quantized layers", "activations": act,
+        "made with": f"anybit {__version__}",
+    }  # fmt: skip
+    return card(Path(out).name, model, facts, (), line)

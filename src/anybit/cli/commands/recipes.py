@@ -76,7 +76,7 @@ def one(recipe: Any, as_json: bool) -> None:
         how = " + ".join(step_name(step) for step in (rule.rounding, *rule.corrections))
         pairs.append(("rule", f"{rule.match}: {rule.spec}, {how}, activations {rule.act or 'float'}"))
     if recipe.kv_cache:
-        pairs.append(("KV cache", ", ".join(f"{key} {value}" for key, value in recipe.kv_cache.items())))
+        pairs.append(("KV cache", recipe.kv_cache.text))
     if recipe.allocation:
         a = recipe.allocation
         pairs.append(("allocation", f"{a.bits:g} bits over {', '.join(a.formats)}, least {a.cost}"))

@@ -23,20 +23,21 @@ from anybit.cli import options
 @click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True, help="Choose among this probability.")
 @click.option("--min-p", type=click.FloatRange(0, 1), default=0.0, show_default=True, help="Least probability, relative to the best.")
 @click.option("--stop", multiple=True, help="End at this text; may be repeated.")
-@click.option("--act", type=click.Choice(["float", "int8"]), default=None, help="Activations of the quantized layers, if not as stored.")
+@click.option("--act", metavar="FORMAT", default=None, help="Activations of quantized layers if not as stored: float, int8, mxfp8 ...")
+@options.kv_option
 @options.seed_option
 @options.open_option
 @options.threads_option
 @options.json_option
 def command(
     model: str, prompt: str, max_tokens: int | None, temperature: float, top_k: int, top_p: float, min_p: float, stop: tuple[str, ...],
-    act: str | None, width: int | None, seed: int, threads: int | None, as_json: bool,
+    act: str | None, kv: str | None, width: int | None, seed: int, threads: int | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Continue PROMPT with MODEL; a PROMPT of - is read from standard input."""
     options.use_threads(threads)
     if prompt == "-":
         prompt = sys.stdin.read()
-    runs = options.load(model, width)
+    runs = options.load(model, width, kv)
     if act is not None:
         runs = runs.with_act(options.parse_act(act))
     begun = time.perf_counter()

@@ -38,3 +38,31 @@ def words(packed: np.ndarray, bits: int, count: int) -> np.ndarray:
     shifts = np.arange(per, dtype=np.uint32) * np.uint32(bits)
     out = (packed[..., None] >> shifts & np.uint32((1 << bits) - 1)).astype(np.uint8)
     return out.reshape(packed.shape[0], -1)[:, :count]
+
+
+def packed_stream(codes: np.ndarray, bits: int) -> np.ndarray:
+    """The inverse of `stream` for rows that end at 32-bit words: int32[n, ceil(count * bits / 32)], unused bits zero.
+
+    >>> packed_stream(np.array([[1, 2, 3]], np.uint8), 3).tolist() == [[0b011010001]]
+    True
+    """
+    n, count = codes.shape
+    words = -(-count * bits // 32)
+    if bits == 8 and count % 4 == 0:
+        return np.ascontiguousarray(codes, np.uint8).view("<i4")
+    groups = -(-count // 8)
+    if count % 8:
+        codes = np.pad(codes, ((0, 0), (0, 8 * groups - count)))
+    out = np.zeros((n, max(groups * bits, 4 * words)), np.uint8)
+    if 8 % bits == 0:
+        each = np.ascontiguousarray(codes).reshape(n, groups * bits, 8 // bits)
+        made = out[:, : groups * bits]
+        for i in range(8 // bits):
+            made |= each[..., i] << np.uint8(i * bits)
+    else:  # eight codes are `bits` bytes: one integer of up to 56 bits
+        each = np.ascontiguousarray(codes).reshape(n, groups, 8)
+        whole = np.zeros((n, groups), np.uint64)
+        for i in range(8):
+            whole |= each[..., i].astype(np.uint64) << np.uint64(i * bits)
+        out[:, : groups * bits] = whole[..., None].view(np.uint8)[..., :bits].reshape(n, -1)
+    return np.ascontiguousarray(out[:, : 4 * words]).view("<i4")

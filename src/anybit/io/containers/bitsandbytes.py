@@ -92,7 +92,8 @@ def _four_bits(checkpoint: Checkpoint, module: str, state_name: str) -> None:
 def _element(checkpoint: Checkpoint, map_name: str) -> tuple[str, np.ndarray | None]:
     """The element of a list of values, and new codes where the list holds a value twice (FP4 has +0 and -0)."""
     bits = checkpoint.array(map_name).reshape(-1)
-    values = bits.view(np.float32) + np.float32(0)
+    with np.errstate(invalid="ignore"):  # NaN is refused below
+        values = bits.view(np.float32) + np.float32(0)
     if np.array_equal(values, parse_element("nf4").values):
         return "nf4", None
     entries, translate = np.unique(values, return_inverse=True)

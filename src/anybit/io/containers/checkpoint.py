@@ -6,6 +6,7 @@ dense tensor. The scheme comes from config.json, the shapes must agree with it, 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,16 @@ from typing import Any
 import numpy as np
 
 from anybit.errors import FileFormatError
+from anybit.io import strict_json
 from anybit.io.coded import Coded, of_arrays
 from anybit.io.foreign import Foreign, Stored
 from anybit.io.hf import CONFIG, Source, open_model
 from anybit.io.safetensors import TensorInfo
 from anybit.io.strict_json import shown
 from anybit.registry import Registry
+
+_TENSOR = re.compile(r"tensor '([^']*)'")
+_KEY = re.compile(r"quantization_config: (\w+)")
 
 SCALES = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
 """dtypes of scales that are formats too."""
@@ -34,7 +39,13 @@ class Checkpoint:
         self.stored: dict[str, Stored] = {}
 
     def fail(self, what: str) -> FileFormatError:
-        return FileFormatError(f"{self.source.path}: {what}; {ADVICE}")
+        """What is wrong; it begins with what it is about, `tensor 'NAME'` or `quantization_config: KEY`, and gets the byte of that."""
+        at = ""
+        if (named := _TENSOR.match(what)) is not None and (info := self.source.tensors.get(named[1])) is not None:
+            at = f" (at byte {info.offset} of {info.file.name})"
+        elif (named := _KEY.match(what)) is not None:
+            at = (strict_json.where(self.source.path / CONFIG) / "quantization_config" / named[1]).at
+        return FileFormatError(f"{self.source.path}: {what}{at}; {ADVICE}")
 
     def info(self, name: str) -> TensorInfo | None:
         """A tensor's dtype and shape, or None; it counts as taken."""

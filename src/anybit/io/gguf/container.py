@@ -170,8 +170,12 @@ class _Cursor:
 class Metadata(Mapping[str, Any]):
     """The fields of a file: numbers, strings, booleans; arrays as lists (strings, booleans) or NumPy arrays, decoded on first use."""
 
-    def __init__(self, cursor: _Cursor, fields: dict[str, Any]) -> None:
-        self._cursor, self._fields = cursor, fields
+    def __init__(self, cursor: _Cursor, fields: dict[str, Any], places: dict[str, int]) -> None:
+        self._cursor, self._fields, self._places = cursor, fields, places
+
+    def at(self, key: str) -> str:
+        """For messages: ` (at byte 7)`, where a field begins; nothing if there is none."""
+        return f" (at byte {self._places[key]})" if key in self._places else ""
 
     def __getitem__(self, key: str) -> Any:
         value = self._fields[key]
@@ -225,9 +229,10 @@ class Container:
         finally:
             os.close(fd)
         cursor = _Cursor(self._map, self.path)
-        self.version, fields, count = _read_fields(cursor)
+        places: dict[str, int] = {}
+        self.version, fields, count = _read_fields(cursor, places)
         self.order = cursor.order
-        self.metadata = Metadata(cursor, fields)
+        self.metadata = Metadata(cursor, fields, places)
         self.tensors: Mapping[str, GgufTensor] = _read_tensors(cursor, count, _alignment(cursor, fields))
 
     def info(self, name: str) -> GgufTensor:
@@ -261,8 +266,8 @@ class Container:
             return  # a view is alive: the map goes with it
 
 
-def _read_fields(cursor: _Cursor) -> tuple[int, dict[str, Any], int]:
-    """Version, fields and the number of tensors; sets the cursor's byte order."""
+def _read_fields(cursor: _Cursor, places: dict[str, int]) -> tuple[int, dict[str, Any], int]:
+    """Version, fields and the number of tensors; sets the cursor's byte order, and in `places` where each field begins."""
     if cursor.data[:4] != b"GGUF":
         raise refuse(cursor.path, "magic", 0, f"{cursor.data[:4]!r}, not b'GGUF'", "give a GGUF file")
     cursor.at = 4
@@ -286,6 +291,7 @@ def _read_fields(cursor: _Cursor) -> tuple[int, dict[str, Any], int]:
         if not key or not key.isprintable() or key in fields:
             what = "occurs twice" if key in fields else "is empty or has control characters"
             raise cursor.wrong(f"key of field {i}", f"{shown(key)} {what}", start)
+        places[key] = start
         fields[key] = cursor.value(f"field {shown(key)}")
     return version, fields, tensors
 

@@ -11,9 +11,23 @@ Minima become offsets: mn keeps its code, dmin changes its sign. d sc and dmin m
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
-from anybit.io.gguf.kind import Parts, bit_planes, bits16, halves, quarters, register
+from anybit.io.gguf.kind import (
+    Parts,
+    bit_planes,
+    bits16,
+    from_planes,
+    halves,
+    per_block,
+    quarters,
+    register,
+    unhalves,
+    unquarters,
+    writes,
+)
 
 _SIGN = np.uint16(0x8000)
 
@@ -74,3 +88,59 @@ def _q6_k(blocks: np.ndarray) -> Parts:
     codes |= quarters(blocks["qh"].reshape(*blocks.shape, 2, 32)) << np.uint8(4)
     codes ^= np.uint8(32)  # two's complement of q - 32
     return {"codes": codes, "scale.0": blocks["scales"].copy(), "scale.1": bits16(blocks["d"])}
+
+
+@writes("Q2_K")
+def _q2_k_back(parts: Mapping[str, np.ndarray], blocks: np.ndarray) -> None:
+    blocks["scales"] = per_block(parts["scale.0"], blocks) | per_block(parts["offset.0"], blocks) << np.uint8(4)
+    unquarters(parts["codes"].reshape(*blocks.shape, 2, 128), blocks["qs"].reshape(*blocks.shape, 2, 32))
+    _super_scales(parts, blocks)
+
+
+@writes("Q3_K")
+def _q3_k_back(parts: Mapping[str, np.ndarray], blocks: np.ndarray) -> None:
+    codes = per_block(parts["codes"], blocks)
+    unquarters((codes & np.uint8(3)).reshape(*blocks.shape, 2, 128), blocks["qs"].reshape(*blocks.shape, 2, 32))
+    blocks["hmask"] = from_planes((codes >> np.uint8(2) ^ np.uint8(1)).reshape(*blocks.shape, 8, 32))
+    scales = per_block(parts["scale.0"], blocks) & np.uint8(63) ^ np.uint8(32)
+    unhalves(scales & np.uint8(15), blocks["scales"][..., :8])
+    unquarters(scales >> np.uint8(4), blocks["scales"][..., 8:])
+    _super_scales(parts, blocks)
+
+
+def _super_scales(parts: Mapping[str, np.ndarray], blocks: np.ndarray) -> None:
+    blocks["d"] = per_block(parts["scale.1"], blocks)[..., 0]
+    if "offset.1" in parts:
+        blocks["dmin"] = per_block(parts["offset.1"], blocks)[..., 0] ^ _SIGN
+
+
+def _scales_and_minima_back(parts: Mapping[str, np.ndarray], blocks: np.ndarray) -> None:
+    scales, minima = per_block(parts["scale.0"], blocks), per_block(parts["offset.0"], blocks)
+    packed, top = blocks["scales"], np.uint8(48)
+    packed[..., :4] = scales[..., :4] | (scales[..., 4:] & top) << np.uint8(2)
+    packed[..., 4:8] = minima[..., :4] | (minima[..., 4:] & top) << np.uint8(2)
+    packed[..., 8:] = scales[..., 4:] & np.uint8(15) | minima[..., 4:] << np.uint8(4)
+    _super_scales(parts, blocks)
+
+
+@writes("Q4_K")
+def _q4_k_back(parts: Mapping[str, np.ndarray], blocks: np.ndarray) -> None:
+    unhalves(parts["codes"].reshape(*blocks.shape, 4, 64), blocks["qs"].reshape(*blocks.shape, 4, 32))
+    _scales_and_minima_back(parts, blocks)
+
+
+@writes("Q5_K")
+def _q5_k_back(parts: Mapping[str, np.ndarray], blocks: np.ndarray) -> None:
+    codes = parts["codes"].reshape(*blocks.shape, 4, 64)
+    unhalves(codes & np.uint8(15), blocks["qs"].reshape(*blocks.shape, 4, 32))
+    blocks["qh"] = from_planes((codes >> np.uint8(4)).reshape(*blocks.shape, 8, 32))
+    _scales_and_minima_back(parts, blocks)
+
+
+@writes("Q6_K")
+def _q6_k_back(parts: Mapping[str, np.ndarray], blocks: np.ndarray) -> None:
+    codes = (parts["codes"] & np.uint8(63) ^ np.uint8(32)).reshape(*blocks.shape, 2, 128)
+    unhalves(codes & np.uint8(15), blocks["ql"].reshape(*blocks.shape, 2, 64))
+    unquarters(codes >> np.uint8(4), blocks["qh"].reshape(*blocks.shape, 2, 32))
+    blocks["scales"] = per_block(parts["scale.0"], blocks)
+    _super_scales(parts, blocks)

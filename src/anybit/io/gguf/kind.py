@@ -45,6 +45,29 @@ class Kind:
 
 KINDS: Registry[Kind] = Registry("GGUF tensor type", "anybit.io.gguf")
 
+Write = Callable[[Mapping[str, np.ndarray], np.ndarray], None]
+_WRITES: dict[str, Write] = {}
+
+
+def writes(name: str) -> Callable[[Write], Write]:
+    """Declares the inverse of a type's conversion."""
+
+    def add(write: Write) -> Write:
+        _WRITES[name] = write
+        return write
+
+    return add
+
+
+def writers() -> Mapping[str, Write]:
+    """By type: the inverse of its conversion. A type that is not among them is only read.
+
+    `write(parts, blocks)` fills blocks, structured[rows, blocks] in little endian, from logical parts that have the rows first.
+    """
+    len(KINDS)  # loads the files that declare them
+    return _WRITES
+
+
 REMOVED = {4: "Q4_2", 5: "Q4_3", 31: "Q4_0_4_4", 32: "Q4_0_4_8", 33: "Q4_0_8_8", 36: "IQ4_NL_4_4", 37: "IQ4_NL_4_8", 38: "IQ4_NL_8_8"}
 REFUSED = {9: "Q8_1", 15: "Q8_K"}
 
@@ -91,6 +114,13 @@ def halves(packed: np.ndarray) -> np.ndarray:
     return out.reshape(*packed.shape[:-1], -1)
 
 
+def unhalves(codes: np.ndarray, out: np.ndarray) -> None:
+    """The inverse of `halves`: uint8[..., 2 b] into uint8[..., b]."""
+    half = codes.shape[-1] // 2
+    np.left_shift(codes[..., half:], np.uint8(4), out=out)
+    out |= codes[..., :half]
+
+
 def quarters(packed: np.ndarray) -> np.ndarray:
     """uint8[..., b] to 2-bit fields uint8[..., 4 b]: all lowest, ..., all highest."""
     out = np.empty((*packed.shape[:-1], 4, packed.shape[-1]), np.uint8)
@@ -100,6 +130,14 @@ def quarters(packed: np.ndarray) -> np.ndarray:
     return out.reshape(*packed.shape[:-1], -1)
 
 
+def unquarters(codes: np.ndarray, out: np.ndarray) -> None:
+    """The inverse of `quarters`: uint8[..., 4 b] into uint8[..., b]."""
+    each = codes.shape[-1] // 4
+    np.left_shift(codes[..., 3 * each :], np.uint8(6), out=out)
+    for i in range(3):
+        out |= codes[..., i * each : (i + 1) * each] << np.uint8(2 * i)
+
+
 def bit_planes(packed: np.ndarray, count: int = 8) -> np.ndarray:
     """uint8[..., b] to bits uint8[..., count, b], lowest first."""
     out = np.empty((*packed.shape[:-1], count, packed.shape[-1]), np.uint8)
@@ -107,3 +145,16 @@ def bit_planes(packed: np.ndarray, count: int = 8) -> np.ndarray:
         np.right_shift(packed, np.uint8(i), out=out[..., i, :])
     out &= np.uint8(1)
     return out
+
+
+def from_planes(planes: np.ndarray) -> np.ndarray:
+    """The inverse of `bit_planes`: bits uint8[..., count, b] to uint8[..., b]."""
+    out = np.zeros((*planes.shape[:-2], planes.shape[-1]), np.uint8)
+    for i in range(planes.shape[-2]):
+        out |= planes[..., i, :] << np.uint8(i)
+    return out
+
+
+def per_block(part: np.ndarray, blocks: np.ndarray) -> np.ndarray:
+    """A part with the axes of the blocks first and what a block holds of it last."""
+    return part.reshape(*blocks.shape, -1)

@@ -9,9 +9,11 @@ Q8_0  f16 d; 32 signed bytes                                                    
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
-from anybit.io.gguf.kind import Parts, bits16, halves, register
+from anybit.io.gguf.kind import Parts, bits16, halves, per_block, register, unhalves, writes
 
 
 @register("Q4_0", 2, 32, {"d": "<u2", "qs": "16u1"}, "int4@32:fp16")
@@ -48,3 +50,32 @@ def _q5_1(blocks: np.ndarray) -> Parts:
 @register("Q8_0", 8, 32, {"d": "<u2", "qs": "32u1"}, "int8@32:fp16")
 def _q8_0(blocks: np.ndarray) -> Parts:
     return {"codes": np.ascontiguousarray(blocks["qs"]), "scale.0": bits16(blocks["d"])}
+
+
+@writes("Q4_0")
+@writes("Q4_1")
+def _four(parts: Mapping[str, np.ndarray], blocks: np.ndarray) -> None:
+    blocks["d"] = per_block(parts["scale.0"], blocks)[..., 0]
+    codes = per_block(parts["codes"], blocks)
+    if "offset.0" in parts:
+        blocks["m"] = per_block(parts["offset.0"], blocks)[..., 0]
+    unhalves(codes if "offset.0" in parts else codes ^ np.uint8(8), blocks["qs"])
+
+
+@writes("Q5_0")
+@writes("Q5_1")
+def _five_back(parts: Mapping[str, np.ndarray], blocks: np.ndarray) -> None:
+    blocks["d"] = per_block(parts["scale.0"], blocks)[..., 0]
+    codes = per_block(parts["codes"], blocks)
+    if "offset.0" in parts:
+        blocks["m"] = per_block(parts["offset.0"], blocks)[..., 0]
+    else:
+        codes = codes ^ np.uint8(16)
+    unhalves(codes & np.uint8(15), blocks["qs"])
+    blocks["qh"] = np.packbits(codes >> np.uint8(4), axis=-1, bitorder="little")
+
+
+@writes("Q8_0")
+def _eight(parts: Mapping[str, np.ndarray], blocks: np.ndarray) -> None:
+    blocks["d"] = per_block(parts["scale.0"], blocks)[..., 0]
+    blocks["qs"] = per_block(parts["codes"], blocks)

@@ -10,9 +10,11 @@ sign of a UE4M3 scale, where the formats' owners say NaN or leave it open: such 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
-from anybit.io.gguf.kind import Parts, halves, register
+from anybit.io.gguf.kind import Parts, halves, per_block, register, unhalves, writes
 
 ONE = np.float32(1).view(np.uint32)
 
@@ -33,3 +35,15 @@ def _nvfp4(blocks: np.ndarray) -> Parts:
     scales = np.where(scales == 0x7F, np.uint8(0), scales)
     codes = halves(blocks["qs"].reshape(*blocks.shape, 4, 8))
     return {"codes": codes, "scale.0": scales, "scale.1": np.full((1, 1), ONE)}
+
+
+@writes("MXFP4")
+def _mxfp4_back(parts: Mapping[str, np.ndarray], blocks: np.ndarray) -> None:
+    blocks["e"] = per_block(parts["scale.0"], blocks)[..., 0]
+    unhalves(per_block(parts["codes"], blocks), blocks["qs"])
+
+
+@writes("NVFP4")
+def _nvfp4_back(parts: Mapping[str, np.ndarray], blocks: np.ndarray) -> None:
+    blocks["d"] = per_block(parts["scale.0"], blocks)
+    unhalves(parts["codes"].reshape(*blocks.shape, 4, 16), blocks["qs"].reshape(*blocks.shape, 4, 8))

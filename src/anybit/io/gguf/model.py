@@ -13,7 +13,7 @@ import numpy as np
 from anybit.errors import FileFormatError
 from anybit.io.coded import Coded
 from anybit.io.foreign import Foreign, Made, Sidecar, Stored
-from anybit.io.gguf.container import Container
+from anybit.io.gguf.container import Container, Metadata
 from anybit.io.gguf.split import open_all
 from anybit.io.gguf.tensors import coded
 from anybit.io.gguf.tokenizer import tokenizer_json
@@ -34,12 +34,12 @@ class Architecture:
 
 ARCHITECTURES = {"llama": Architecture("llama", interleaved=True), "qwen2": Architecture("qwen2"), "qwen3": Architecture("qwen3")}
 
-_MODULES = {
+MODULES = {
     "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj",
     "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj", "attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm",
     "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
 }  # fmt: skip
-_WHOLE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+WHOLE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 _NAME = re.compile(r"(?:blk\.(0|[1-9][0-9]{0,5})\.)?([a-z0-9_]+)\.(weight|bias)")
 _FACTORS = "rope_freqs.weight"
 _LONG, _SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
@@ -56,11 +56,12 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 class _Fields:
     """Typed reading of a file's metadata under one architecture's prefix."""
 
-    def __init__(self, path: Path, metadata: Mapping[str, Any], architecture: str) -> None:
+    def __init__(self, path: Path, metadata: Metadata, architecture: str) -> None:
         self.path, self.metadata, self.prefix = path, metadata, architecture
 
     def fail(self, key: str, problem: str) -> FileFormatError:
-        return FileFormatError(f"{self.path}: field '{self.prefix}.{key}' {problem}; convert the model again")
+        field = f"{self.prefix}.{key}"
+        return FileFormatError(f"{self.path}: field '{field}' {problem}{self.metadata.at(field)}; convert the model again")
 
     def take(self, key: str, kinds: type | tuple[type, ...], default: Any = ...) -> Any:
         value = self.metadata.get(f"{self.prefix}.{key}", default)
@@ -125,9 +126,9 @@ def _values(file: Container, name: str) -> np.ndarray:
 def _config(file: Container) -> tuple[dict[str, Any], Architecture]:
     metadata = file.metadata
     name = metadata.get("general.architecture")
-    if name not in ARCHITECTURES:
-        known = ", ".join(ARCHITECTURES)
-        raise FileFormatError(f"{file.path}: field 'general.architecture' is {shown(name, 60)}, which is not supported; supported: {known}")
+    if not isinstance(name, str) or name not in ARCHITECTURES:
+        what = f"is {shown(name, 60)}, which is not supported{metadata.at('general.architecture')}"
+        raise FileFormatError(f"{file.path}: field 'general.architecture' {what}; supported: {', '.join(ARCHITECTURES)}")
     architecture = ARCHITECTURES[name]
     fields = _Fields(file.path, metadata, name)
     for key, neutral in _NEUTRAL.items():
@@ -154,12 +155,13 @@ def _config(file: Container) -> tuple[dict[str, Any], Architecture]:
     }  # fmt: skip
     if config["num_key_value_heads"] < 1:
         raise fields.fail("attention.head_count_kv", f"is {config['num_key_value_heads']}")
-    ids = [metadata.get(f"tokenizer.ggml.{which}_token_id") for which in ("bos", "eos", "eot", "eom")]
-    ends = [i for i in dict.fromkeys(ids[1:]) if type(i) is int and i < config["vocab_size"]]
+    found = [metadata.get(f"tokenizer.ggml.{which}_token_id") for which in ("bos", "eos", "eot", "eom")]
+    ids = [i if type(i) is int and 0 <= i < config["vocab_size"] else None for i in found]
+    ends = [i for i in dict.fromkeys(ids[1:]) if i is not None]
     return config | {"bos_token_id": ids[0], "eos_token_id": ends or None}, architecture
 
 
-def _row_order(heads: int, rows: int) -> np.ndarray | None:
+def row_order(heads: int, rows: int) -> np.ndarray | None:
     """For each row of a matrix in Hugging Face's order, its row in the file; None: the rows do not divide into heads.
 
     The file has element i + j d/2 of a head at 2 i + j (j is 0 or 1).
@@ -189,11 +191,11 @@ def _tensors(file: Container, config: Mapping[str, Any], architecture: Architect
             continue
         match = _NAME.fullmatch(name)
         layer, module, part = match.groups() if match else (None, "", "")
-        new = _MODULES.get(module) if layer is not None else _WHOLE.get(module)
+        new = MODULES.get(module) if layer is not None else WHOLE.get(module)
         if new is None:
             raise FileFormatError(f"{file.path}: tensor {shown(name)} has no place in a {architecture.family} model; update anybit")
         heads = config["num_attention_heads" if module == "attn_q" else "num_key_value_heads"]
-        order = _row_order(heads, info.shape[0]) if architecture.interleaved and module in ("attn_q", "attn_k") else None
+        order = row_order(heads, info.shape[0]) if architecture.interleaved and module in ("attn_q", "attn_k") else None
 
         def read(name: str = name, order: np.ndarray | None = order) -> Coded:
             made = _with_factor(file, name)

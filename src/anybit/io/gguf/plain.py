@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
-from anybit.io.gguf.kind import Parts, register
+from anybit.io.gguf.kind import Parts, register, writes
 
 
 @register("F32", 0, 1, {"v": "<u4"}, "fp32")
@@ -56,3 +58,10 @@ def _i32(blocks: np.ndarray) -> Parts:
 @register("I64", 27, 1, {"v": "<i8"}, "fp32")
 def _i64(blocks: np.ndarray) -> Parts:
     return _as_float32(blocks["v"].astype(np.int64))
+
+
+@writes("F32")
+@writes("F16")
+@writes("BF16")
+def _dense(parts: Mapping[str, np.ndarray], blocks: np.ndarray) -> None:
+    blocks["v"] = parts["codes"].reshape(blocks.shape)

@@ -48,6 +48,12 @@ class Joined(Container):
             file.close()
 
 
+def _says(file: Container, key: str, value: int) -> bool:
+    """Whether a field is this number; it may be missing, or anything else."""
+    found = file.metadata.get(key)
+    return type(found) is int and found == value
+
+
 def open_all(path: Path) -> Container:
     """A GGUF file, joined with its siblings if it is the first of several.
 
@@ -60,17 +66,17 @@ def open_all(path: Path) -> Container:
     match = _NAME.fullmatch(path.name)
     if match is None or int(match[3]) != count or count > MAX_FILES:
         raise FileFormatError(f"{path}: field 'split.count' is {count}, so it should be called NAME-00001-of-{count:05}.gguf; rename it")
-    if int(match[2]) != 1 or first.metadata.get("split.no") != 0:
+    if int(match[2]) != 1 or not _says(first, "split.no", 0):
         raise FileFormatError(f"{path}: one of {count} files and not the first; give {match[1]}-00001-of-{count:05}.gguf")
     files = [first]
     for number in range(1, count):
         file = Container(path.with_name(f"{match[1]}-{number + 1:05}-of-{count:05}.gguf"))
-        if file.metadata.get("split.no") != number or file.metadata.get("split.count") != count:
+        if not (_says(file, "split.no", number) and _says(file, "split.count", count)):
             raise FileFormatError(f"{file.path}: fields 'split.no' and 'split.count' do not say {number} of {count}; fetch the files again")
         files.append(file)
     joined, listed = Joined(files), first.metadata.get("split.tensors.count")
-    if listed is not None and listed != len(joined.tensors):
+    if listed is not None and not _says(first, "split.tensors.count", len(joined.tensors)):
         raise FileFormatError(
-            f"{path}: field 'split.tensors.count' is {listed}, but there are {len(joined.tensors)}; fetch the files again"
+            f"{path}: field 'split.tensors.count' is {shown(listed, 40)}, but there are {len(joined.tensors)}; fetch the files again"
         )
     return joined

@@ -9,9 +9,11 @@ Q2_0   16 bytes, four 2-bit fields each, lowest first                    value =
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
-from anybit.io.gguf.kind import Parts, bits16, quarters, register
+from anybit.io.gguf.kind import Parts, bits16, per_block, quarters, register, unquarters, writes
 
 _WIDE = "codebook_-1_0_1_2"
 
@@ -54,3 +56,38 @@ def _q1_0(blocks: np.ndarray) -> Parts:
 def _q2_0(blocks: np.ndarray) -> Parts:
     fields = quarters(blocks["qs"][..., None])  # of one byte: [..., 16, 4], in the order of the weights
     return {"codes": fields, "scale.0": bits16(blocks["d"])}
+
+
+def _untrits(digits: np.ndarray) -> np.ndarray:
+    """The inverse of `_trits`: uint8[..., count, b] to bytes uint8[..., b], the least of those that mean the same."""
+    value = np.zeros((*digits.shape[:-2], digits.shape[-1]), np.uint16)
+    for n in range(5):  # four digits stand where five would, the last one zero
+        value = value * np.uint16(3) + (digits[..., n, :] if n < digits.shape[-2] else np.uint16(0))
+    return ((value * np.uint16(256) + np.uint16(242)) // np.uint16(243)).astype(np.uint8)
+
+
+@writes("TQ1_0")
+def _tq1_0_back(parts: Mapping[str, np.ndarray], blocks: np.ndarray) -> None:
+    codes = per_block(parts["codes"], blocks)
+    blocks["qs"][..., :32] = _untrits(codes[..., :160].reshape(*blocks.shape, 5, 32))
+    blocks["qs"][..., 32:] = _untrits(codes[..., 160:240].reshape(*blocks.shape, 5, 16))
+    blocks["qh"] = _untrits(codes[..., 240:].reshape(*blocks.shape, 4, 4))
+    blocks["d"] = per_block(parts["scale.0"], blocks)[..., 0]
+
+
+@writes("TQ2_0")
+def _tq2_0_back(parts: Mapping[str, np.ndarray], blocks: np.ndarray) -> None:
+    unquarters(parts["codes"].reshape(*blocks.shape, 2, 128), blocks["qs"].reshape(*blocks.shape, 2, 32))
+    blocks["d"] = per_block(parts["scale.0"], blocks)[..., 0]
+
+
+@writes("Q1_0")
+def _q1_0_back(parts: Mapping[str, np.ndarray], blocks: np.ndarray) -> None:
+    blocks["qs"] = np.packbits(per_block(parts["codes"], blocks), axis=-1, bitorder="little")
+    blocks["d"] = per_block(parts["scale.0"], blocks)[..., 0]
+
+
+@writes("Q2_0")
+def _q2_0_back(parts: Mapping[str, np.ndarray], blocks: np.ndarray) -> None:
+    unquarters(parts["codes"].reshape(*blocks.shape, 16, 4), blocks["qs"][..., None])
+    blocks["d"] = per_block(parts["scale.0"], blocks)[..., 0]

@@ -16,6 +16,7 @@ from anybit.io.gguf.container import Container
 from anybit.io.strict_json import shown
 
 MAX_TOKEN = 1024
+MAX_CUTS = 1 << 28  # characters of all pieces of all tokens; Gemma's 262,144 tokens have 2^25
 NORMAL, UNKNOWN, CONTROL, USER = 1, 2, 3, 4
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -59,7 +60,8 @@ class _Vocabulary:
             raise self.fail("tokens", f"has a token of {longest} characters, {MAX_TOKEN} at most")
 
     def fail(self, key: str, problem: str) -> FileFormatError:
-        return FileFormatError(f"{self.path}: field 'tokenizer.ggml.{key}' {problem}; convert the model again")
+        field = f"tokenizer.ggml.{key}"
+        return FileFormatError(f"{self.path}: field '{field}' {problem}{self.metadata.at(field)}; convert the model again")
 
     def take(self, key: str, kind: type, of: type = object, default: Any = ...) -> Any:
         value = self.metadata.get(f"tokenizer.ggml.{key}", default)
@@ -144,6 +146,8 @@ def _byte_level(words: _Vocabulary) -> dict[str, Any]:
 def _merges(words: _Vocabulary) -> list[list[str]]:
     """The pairs of tokens that make a token, best score first: what SentencePiece's BPE would join, as a list."""
     scores = words.numbers("scores", 0.0)
+    if sum(len(token) ** 2 for token in words.tokens) > MAX_CUTS:
+        raise words.fail("tokens", "has too many long tokens to try all ways of cutting them")
     usable = {token: i for token, i in words.ids.items() if words.types[i] in (NORMAL, USER)}
     found: list[tuple[float, int, int, str, str]] = []
     for token, i in usable.items():
@@ -186,9 +190,10 @@ def tokenizer_json(file: Container) -> bytes:
     """
     kind = file.metadata.get("tokenizer.ggml.model")
     makers = {"gpt2": _byte_level, "llama": _sentence_piece}
-    if kind not in makers:
+    if not isinstance(kind, str) or kind not in makers:
         known = ", ".join(makers)
-        raise FileFormatError(f"{file.path}: field 'tokenizer.ggml.model' is {shown(kind, 60)}, which is not supported; supported: {known}")
+        what = f"is {shown(kind, 60)}, which is not supported{file.metadata.at('tokenizer.ggml.model')}"
+        raise FileFormatError(f"{file.path}: field 'tokenizer.ggml.model' {what}; supported: {known}")
     words = _Vocabulary(file)
     made = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": words.added(), **makers[kind](words)}
     return json.dumps(made, ensure_ascii=False).encode("utf-8", "surrogatepass")

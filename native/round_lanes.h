@@ -1,0 +1,137 @@
+// Lanes that only rounding needs, beside those of isa.h.
+#pragma once
+#include "isa.h"
+
+namespace anybit {
+namespace ANYBIT_ISA {
+
+// Rounding towards +infinity: constants of AVX-512's instructions, a mode of the core on AVX2, which `Upwards` sets while it lives; compilers know
+// nothing of modes, so what computes in one is a function that is not inlined. Other sets have neither.
+#if ANYBIT_512 && !ANYBIT_SIMDE
+constexpr bool kUpwards = true, kUpwardsAnywhere = true;
+struct Upwards {};
+AB_INLINE F f_add_up(F a, F b) { return {_mm512_add_round_ps(a.v, b.v, _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC)}; }
+AB_INLINE F f_less_up(F a, F b, F c) { return {_mm512_fnmadd_round_ps(b.v, c.v, a.v, _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC)}; }  // a - b c
+AB_INLINE F f_fms(F a, F b, F c) { return {_mm512_fmsub_ps(a.v, b.v, c.v)}; }   // a b - c
+AB_INLINE F f_nfma(F a, F b, F c) { return {_mm512_fnmadd_ps(a.v, b.v, c.v)}; }  // c - a b
+AB_INLINE I i_signed(I magnitude, I sign) { return {_mm512_ternarylogic_epi32(magnitude.v, sign.v, _mm512_set1_epi32((int)0x80000000), 0xf8)}; }
+AB_INLINE I i_fold16(const I *m) {  // lane i: the largest lane of m[i]
+  __m512i t[8], u[4], v[2];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; i++) t[i] = _mm512_max_epi32(_mm512_unpacklo_epi32(m[2 * i].v, m[2 * i + 1].v), _mm512_unpackhi_epi32(m[2 * i].v, m[2 * i + 1].v));
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++) u[i] = _mm512_max_epi32(_mm512_unpacklo_epi64(t[2 * i], t[2 * i + 1]), _mm512_unpackhi_epi64(t[2 * i], t[2 * i + 1]));
+#pragma GCC unroll 2
+  for (int i = 0; i < 2; i++) v[i] = _mm512_max_epi32(_mm512_shuffle_i32x4(u[2 * i], u[2 * i + 1], 0x44), _mm512_shuffle_i32x4(u[2 * i], u[2 * i + 1], 0xee));
+  return {_mm512_max_epi32(_mm512_shuffle_i32x4(v[0], v[1], 0x88), _mm512_shuffle_i32x4(v[0], v[1], 0xdd))};
+}
+AB_INLINE I i_lookup64(const uint8_t *t, I at) {  // of 64 bytes, by the low 6 bits of `at`; the upper three bytes may be anything
+#if ANYBIT_VBMI
+  return b_dwords(b_lookup64(t, B{at.v}));
+#else
+  const __m512i by = _mm512_and_si512(at.v, _mm512_set1_epi32(63));
+  const __mmask16 odd = _mm512_test_epi32_mask(at.v, _mm512_set1_epi32(16)), upper = _mm512_test_epi32_mask(at.v, _mm512_set1_epi32(32));
+  __m512i part[4];
+  for (int i = 0; i < 4; i++) part[i] = _mm512_shuffle_epi8(b_table(t + 16 * i).v, by);
+  return {_mm512_mask_blend_epi32(upper, _mm512_mask_blend_epi32(odd, part[0], part[1]), _mm512_mask_blend_epi32(odd, part[2], part[3]))};
+#endif
+}
+AB_INLINE F f_trunc(F a) { return {_mm512_roundscale_ps(a.v, 11)}; }
+AB_INLINE void b_stream(uint8_t *p, B a) { _mm512_stream_si512((__m512i *)p, a.v); }  // past the caches; p is 64-byte aligned
+AB_INLINE B b_narrow(I a, I b, I c, I d) {  // 64 numbers, 0 to 255, as bytes
+  const __m512i bytes = _mm512_packus_epi16(_mm512_packus_epi32(a.v, b.v), _mm512_packus_epi32(c.v, d.v));
+  return {_mm512_permutexvar_epi32(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), bytes)};
+}
+AB_INLINE B b_narrow16(I a, I b) {  // 32 numbers, 0 to 65,535, in two bytes each
+  return {_mm512_permutexvar_epi64(_mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7), _mm512_packus_epi32(a.v, b.v))};
+}
+#elif ANYBIT_256
+constexpr bool kUpwards = true, kUpwardsAnywhere = false;
+struct Upwards {
+  unsigned before = _mm_getcsr();
+  Upwards() { _mm_setcsr((before & ~0x6000u) | 0x4000u); }
+  ~Upwards() { _mm_setcsr(before); }
+};
+AB_INLINE F f_add_up(F a, F b) { return f_add(a, b); }
+AB_INLINE F f_less_up(F a, F b, F c) { return {_mm256_fnmadd_ps(b.a, c.a, a.a), _mm256_fnmadd_ps(b.b, c.b, a.b)}; }  // a - b c
+AB_INLINE F f_fms(F a, F b, F c) { return {_mm256_fmsub_ps(a.a, b.a, c.a), _mm256_fmsub_ps(a.b, b.b, c.b)}; }   // a b - c
+AB_INLINE F f_nfma(F a, F b, F c) { return {_mm256_fnmadd_ps(a.a, b.a, c.a), _mm256_fnmadd_ps(a.b, b.b, c.b)}; }  // c - a b
+AB_INLINE I i_signed(I magnitude, I sign) { return i_or(magnitude, i_and(sign, i_set((int32_t)0x80000000))); }
+AB_INLINE __m256i fold8(const I *m) {
+  __m256i t[4], u[2];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++) {
+    const __m256i a = _mm256_max_epi32(m[2 * i].a, m[2 * i].b), b = _mm256_max_epi32(m[2 * i + 1].a, m[2 * i + 1].b);
+    t[i] = _mm256_max_epi32(_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
+  }
+#pragma GCC unroll 2
+  for (int i = 0; i < 2; i++) u[i] = _mm256_max_epi32(_mm256_unpacklo_epi64(t[2 * i], t[2 * i + 1]), _mm256_unpackhi_epi64(t[2 * i], t[2 * i + 1]));
+  return _mm256_max_epi32(_mm256_permute2x128_si256(u[0], u[1], 0x20), _mm256_permute2x128_si256(u[0], u[1], 0x31));
+}
+AB_INLINE I i_fold16(const I *m) { return {fold8(m), fold8(m + 8)}; }  // lane i: the largest lane of m[i]
+AB_INLINE __m256i lookup64(const B *t, __m256i at) {
+  const __m256i by = _mm256_and_si256(at, _mm256_set1_epi32(63)), odd = _mm256_slli_epi32(at, 3), upper = _mm256_slli_epi32(at, 2);
+  const __m256i low = _mm256_blendv_epi8(_mm256_shuffle_epi8(t[0].a, by), _mm256_shuffle_epi8(t[1].a, by), odd);
+  return _mm256_blendv_epi8(low, _mm256_blendv_epi8(_mm256_shuffle_epi8(t[2].a, by), _mm256_shuffle_epi8(t[3].a, by), odd), upper);
+}
+AB_INLINE I i_lookup64(const uint8_t *t, I at) {  // of 64 bytes, by the low 6 bits of `at`; the upper three bytes may be anything
+  const B tables[4] = {b_table(t), b_table(t + 16), b_table(t + 32), b_table(t + 48)};
+  return {lookup64(tables, at.a), lookup64(tables, at.b)};
+}
+AB_INLINE F f_trunc(F a) { return {_mm256_round_ps(a.a, 11), _mm256_round_ps(a.b, 11)}; }
+AB_INLINE void b_stream(uint8_t *p, B a) {  // past the caches; p is 32-byte aligned
+  _mm256_stream_si256((__m256i *)p, a.a);
+  _mm256_stream_si256((__m256i *)(p + 32), a.b);
+}
+AB_INLINE __m256i narrow32(I a, I b) {
+  const __m256i bytes = _mm256_packus_epi16(_mm256_packus_epi32(a.a, a.b), _mm256_packus_epi32(b.a, b.b));
+  return _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+}
+AB_INLINE B b_narrow(I a, I b, I c, I d) { return {narrow32(a, b), narrow32(c, d)}; }  // 64 numbers, 0 to 255, as bytes
+AB_INLINE B b_narrow16(I a, I b) {  // 32 numbers, 0 to 65,535, in two bytes each
+  return {_mm256_permute4x64_epi64(_mm256_packus_epi32(a.a, a.b), 0xd8), _mm256_permute4x64_epi64(_mm256_packus_epi32(b.a, b.b), 0xd8)};
+}
+#else
+constexpr bool kUpwards = false, kUpwardsAnywhere = false;
+struct Upwards {};
+AB_INLINE F f_add_up(F a, F b) { return f_add(a, b); }  // never called, and so the next: see kUpwards
+AB_INLINE F f_less_up(F a, F, F) { return a; }
+AB_INLINE F f_fms(F a, F b, F c) { return f_fma(a, b, f_sub(f_set(-0.0f), c)); }                  // a b - c
+AB_INLINE F f_nfma(F a, F b, F c) { return f_fma(f_sub(f_set(-0.0f), a), b, c); }                 // c - a b
+AB_INLINE I i_signed(I magnitude, I sign) { return i_or(magnitude, i_and(sign, i_set((int32_t)0x80000000))); }
+AB_INLINE I i_fold16(const I *m) {  // lane i: the largest lane of m[i]
+  int32_t t[16];
+  for (int i = 0; i < 16; i++) t[i] = i_fold_max(m[i]);
+  return i_load(t);
+}
+AB_INLINE I i_lookup64(const uint8_t *table, I at) {  // of 64 bytes, by the low 6 bits of `at`
+  int32_t t[16];
+  i_store(t, at);
+  for (int j = 0; j < 16; j++) t[j] = table[t[j] & 63];
+  return i_load(t);
+}
+AB_INLINE F f_trunc(F a) {
+  float t[16];
+  f_store(t, a);
+  for (int j = 0; j < 16; j++) t[j] = __builtin_truncf(t[j]);
+  return f_load(t);
+}
+AB_INLINE void b_stream(uint8_t *p, B a) { b_store(p, a); }
+AB_INLINE B b_narrow(I a, I b, I c, I d) {  // 64 numbers, 0 to 255, as bytes
+  int32_t t[64];
+  uint8_t r[64];
+  i_store(t, a), i_store(t + 16, b), i_store(t + 32, c), i_store(t + 48, d);
+  for (int j = 0; j < 64; j++) r[j] = (uint8_t)t[j];
+  return b_load(r);
+}
+AB_INLINE B b_narrow16(I a, I b) {  // 32 numbers, 0 to 65,535, in two bytes each
+  int32_t t[32];
+  uint8_t r[64];
+  i_store(t, a), i_store(t + 16, b);
+  for (int j = 0; j < 32; j++) r[2 * j] = (uint8_t)t[j], r[2 * j + 1] = (uint8_t)(t[j] >> 8);
+  return b_load(r);
+}
+#endif
+
+}  // namespace ANYBIT_ISA
+}  // namespace anybit

@@ -1,0 +1,54 @@
+"""anybit export: a model in another tool's format."""
+
+from __future__ import annotations
+
+import click
+
+from anybit.cli import options
+
+_FILE = click.Path(exists=True, dir_okay=False)
+
+
+@click.command(
+    "export",
+    short_help="Write a model for another tool (GGUF, compressed-tensors, GPTQ, plain floats).",
+    epilog="Example: anybit export pycoder-5m my-model.gguf --to gguf:q4_k",
+)
+@options.model_argument
+@click.argument("out", type=click.Path())
+@click.option("--to", required=True, metavar="TARGET", help="gguf[:TYPE], compressed-tensors[:KIND], gptq[:KIND], dequantized[:DTYPE].")
+@click.option("--keep", metavar="REGEX", help="Weights to keep dense where TARGET quantizes; embeddings and head by default.")
+@click.option("--method", default="rtn", show_default=True, help="How codes are chosen where TARGET quantizes.")
+@click.option("--act", type=click.Choice(["float", "int8"]), default="float", show_default=True, help="Activations where TARGET quantizes.")
+@click.option("--verify", is_flag=True, help="Read the result back and compare every value.")
+@click.option("--plan", "only_plan", is_flag=True, help="Say what would become of every tensor, and write nothing.")
+@click.option("--quality", multiple=True, type=_FILE, help="What `anybit eval --json` printed, for the card.")
+@click.option("--speed", multiple=True, type=_FILE, help="What `anybit bench --json` printed, for the card.")
+@options.threads_option
+@options.json_option
+@options.progress_option
+def command(
+    model: str, out: str, to: str, keep: str | None, method: str, act: str, verify: bool, only_plan: bool, quality: tuple[str, ...],
+    speed: tuple[str, ...], threads: int | None, as_json: bool, no_progress: bool,
+) -> None:  # fmt: skip
+    """Write MODEL (a path, or pycoder-5m) into the new folder OUT as another tool reads it, or into the new file OUT.gguf.
+
+    Codes and scales are kept as they are; a tensor that TARGET does not hold exactly is refused. A TARGET that names a type or a format
+    (gguf:q4_k, compressed-tensors:nvfp4, gptq:int4@64:fp16) quantizes a model that is not quantized yet.
+    """
+    options.compile_regex(keep, "--keep")
+    from anybit.cli.exporting import measured, run
+    from anybit.export import parse_target, prepare
+    from anybit.methods import METHODS
+    from anybit.stored import KEEP
+
+    parse_target(to)
+    METHODS[method]
+    options.use_threads(threads)
+    if not only_plan:
+        options.refuse_existing(out)
+    results = measured(quality), measured(speed)
+    export = prepare(model, to, KEEP if keep is None else keep, options.parse_act(act), method)
+    line = f"anybit export {model} {out} --to {to}" + (f" --keep '{keep}'" if keep is not None else "")
+    line += (f" --method {method}" if method != "rtn" else "") + (f" --act {act}" if act != "float" else "")
+    run(export, out, line, verify, only_plan, results, as_json, not no_progress)

@@ -1,0 +1,89 @@
+"""anybit recommend: which recipe to take, within what the machine or the user allows, with the evidence."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import click
+
+from anybit.cli import options
+from anybit.cli.progress import Reporter
+
+
+@click.command(
+    "recommend",
+    short_help="Say which recipe to take, and why.",
+    epilog="Example: anybit recommend pycoder-5m --bits 4",
+)
+@options.model_argument
+@click.option("--ram", default=None, metavar="SIZE", help="Memory that weights and one context's cache may take, such as 6G.")
+@click.option("--bits", type=float, default=None, help="Most stored bits a weight of the quantized layers.")
+@click.option("--tokens-per-second", "rate", type=float, default=None, help="Least speed of decoding, measured on this machine.")
+@click.option("--recipes", "names", default=None, metavar="A,B,...", help="Candidates; every named recipe by default.")
+@click.option("--tokens", type=click.IntRange(2), default=8192, show_default=True, help="Tokens to score.")
+@options.threads_option
+@options.json_option
+@options.progress_option
+def command(
+    model: str, ram: str | None, bits: float | None, rate: float | None, names: str | None, tokens: int, threads: int | None,
+    as_json: bool, no_progress: bool,
+) -> None:  # fmt: skip
+    """Measure the recipes that could serve MODEL within the limits, and name the one that loses least."""
+    options.use_threads(threads)
+    from anybit.cli.commands.compare import run
+    from anybit.cli.commands.plan import parse_size
+    from anybit.errors import DoesNotFitError
+    from anybit.recipes.plan import running_bytes, within
+    from anybit.recipes.schema import load_recipe, named
+
+    if ram is None and bits is None and rate is None:
+        raise click.UsageError("give at least one limit: --ram, --bits or --tokens-per-second")
+    limit = None if ram is None else parse_size(ram)
+    candidates = [load_recipe(name) for name in (names.split(",") if names else named())]
+    fitting = within(candidates, model, bits)
+    if limit is not None:
+        fitting = [recipe for recipe in fitting if running_bytes(recipe, model) <= limit]
+    if not fitting:
+        raise DoesNotFitError(
+            f"none of {len(candidates)} recipes serves {model} within {limits(ram, bits, rate)}; allow more, or give --recipes of your own"
+        )
+    with Reporter(not no_progress) as progress:
+        results = options.plain(run(model, fitting, None, (), tokens, (), True, progress))
+    good = [row for row in results["recipes"] if rate is None or (row["decode_tokens_per_s"] or 0) >= rate]
+    if not good:
+        fastest = max(results["recipes"], key=lambda row: row["decode_tokens_per_s"] or 0)
+        raise DoesNotFitError(
+            f"no recipe decodes {rate:g} tokens a second here; the fastest, {fastest['recipe']}, makes {fastest['decode_tokens_per_s']:.0f}"
+        )
+    best = good[0]
+    answer = sentence(best, results["recipes"], limits(ram, bits, rate))
+    line = f"anybit quantize {model} OUT -r {best['recipe']}"
+    if as_json:
+        options.print_json({"model": model, "recommended": best["recipe"], "sentence": answer, "command": line, "evidence": results})
+        return
+    click.echo(answer)
+    click.echo(line)
+
+
+def limits(ram: str | None, bits: float | None, rate: float | None) -> str:
+    """The limits in words."""
+    found = [f"{ram} of memory"] if ram else []
+    found += [f"{bits:g} bits"] if bits is not None else []
+    found += [f"{rate:g} tokens a second"] if rate is not None else []
+    return " and ".join(found)
+
+
+def sentence(best: dict[str, Any], rows: list[dict[str, Any]], within: str) -> str:
+    """One sentence with its evidence."""
+    others = [row for row in rows if row is not best]
+    text = (
+        f"Within {within}, take {best['recipe']}: {best['quantized_bits_per_weight']:.4g} bits a weight,"
+        f" KL {best['kl_mean']:.3g} ± {best['kl_mean_se'] or math.nan:.1g} nats a token, {best['decode_tokens_per_s']:.0f} tokens a second"
+    )
+    if not others:
+        return text + ", the only one of the candidates that fits."
+    second = others[0]
+    gap, error = second["kl_mean"] - best["kl_mean"], second["kl_over_best_se"] or 0.0
+    sure = f"{gap / error:.1f} standard errors" if error > 0 else "no error known"
+    return text + f"; next is {second['recipe']} with KL {second['kl_mean']:.3g} ({sure} of the paired difference away)."

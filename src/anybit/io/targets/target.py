@@ -1,0 +1,147 @@
+"""What writers of other tools' formats share: a model to be written, a plan that says what becomes of each tensor, and the registry.
+
+A writer never chooses codes. It takes tensors as they are held (`Held`) and says, before anything is written, whether its format holds each
+one exactly; only a model whose every tensor has a place is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from math import lcm, prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from anybit.formats import Format
+from anybit.io.foreign import Sidecar
+from anybit.models import ModelSpec
+from anybit.registry import Registry
+
+SLAB = 1 << 21
+"""Weights that a writer works on at once."""
+Parts = Mapping[str, np.ndarray]
+Rows = Callable[[int, int], Parts]
+Written = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Held:
+    """A tensor that is to be written.
+
+    `rows(start, stop)` gives the logical parts of some rows (as `io.coded.Coded`), `values(start, stop)` their float32 values; both take
+    whole tensors, and cuts at multiples of `unit`. `grids()` are the whole tensor's parts without its codes. `act` is what a quantized
+    layer takes as input, None for float. `release` gives memory back.
+    """
+
+    name: str
+    role: str
+    shape: tuple[int, ...]
+    format: Format
+    rows: Rows
+    values: Callable[[int, int], np.ndarray]
+    grids: Callable[[], Parts]
+    unit: int = 1
+    act: str | None = None
+    release: Callable[[], None] = lambda: None
+
+    @property
+    def module(self) -> str:
+        """`model.norm.weight` -> `model.norm`."""
+        return self.name.rpartition(".")[0]
+
+    @property
+    def dense(self) -> bool:
+        """Whether its values are stored one by one as float32, float16 or bfloat16."""
+        return self.format.plain.explicit in ("fp32", "fp16", "bf16")
+
+    def pieces(self, step: int = 1) -> Iterator[tuple[int, int]]:
+        """Runs of rows to be worked on one after another, cut at multiples of `unit` and `step`."""
+        rows, unit = self.shape[0], lcm(self.unit, step)
+        each = max(1, SLAB // max(1, prod(self.shape[1:]) * unit)) * unit
+        for start in range(0, rows, each):
+            yield start, min(start + each, rows)
+
+
+def unit_of(fmt: Format, shape: tuple[int, ...]) -> int:
+    """The number of rows at whose multiples a tensor may be cut: no block of scales reaches over a cut, but for a whole tensor's."""
+    sizes = [block.on(shape)[0] for block in fmt.blocks]
+    return lcm(*(size for size in sizes if size < shape[0])) if sizes else 1
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model that is to be written: `config` without a quantization_config, `tensors` by name in the order of execution."""
+
+    path: Path
+    config: Mapping[str, Any]
+    spec: ModelSpec
+    tensors: Mapping[str, Held]
+    sidecars: tuple[Sidecar, ...] = ()
+    eos: tuple[int, ...] = ()
+    name: str = "model"
+
+    def sidecar(self, name: str) -> bytes | None:
+        """The content of a file that comes along, or None."""
+        found = next((file for file in self.sidecars if file.name == name), None)
+        return None if found is None else found.read_bytes()
+
+
+@dataclass(frozen=True)
+class Step:
+    """What becomes of a tensor: `stored` is the target's word for it ("" if there is no place), `exact` whether every value stays, `note`
+    what differs, or why it cannot be written."""
+
+    name: str
+    shape: tuple[int, ...]
+    held: str
+    stored: str
+    exact: bool
+    nbytes: int
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Steps for all tensors, what the reader of the result should know, and the call that writes the files into a directory.
+
+    `write(folder, written)` gives the SHA-256 of each large file. Where one file is the model, `file` is its name, and `pour(put, written)`
+    gives all its bytes to `put`, one piece after another.
+    """
+
+    steps: tuple[Step, ...]
+    write: Callable[[Path, Written], Mapping[str, str]]
+    notes: tuple[str, ...] = ()
+    file: str | None = None
+    pour: Callable[[Callable[[Any], None], Written], None] | None = None
+
+    @property
+    def refused(self) -> tuple[Step, ...]:
+        """The tensors that have no place."""
+        return tuple(step for step in self.steps if not step.stored)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors as they will be stored."""
+        return sum(step.nbytes for step in self.steps)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A format of another tool.
+
+    `spec(kind)` is the format in which dense matrices are quantized where a kind is named (UnknownNameError: no such kind), None if the
+    target quantizes nothing; `plan(source, kind)` says what becomes of every tensor. `fused` lists modules, by the last part of
+    their names, whose tensors share one scale of the whole tensor.
+    """
+
+    name: str
+    about: str
+    form: str
+    spec: Callable[[str], str | None]
+    plan: Callable[[Source, str | None], Plan]
+    fused: tuple[tuple[str, ...], ...] = field(default=())
+
+
+TARGETS: Registry[Target] = Registry("export target", "anybit.io.targets")

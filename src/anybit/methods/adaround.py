@@ -1,0 +1,97 @@
+"""AdaRound: up or down for each weight, learned on the layer's output error."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+
+from anybit.formats import Spec
+from anybit.methods.between import between
+from anybit.methods.nearest import Nearest
+from anybit.methods.scales import SCALES
+from anybit.methods.statistics import Statistics
+from anybit.methods.step import STEPS, Parts, Rounding, Target
+
+
+def objective(target: Target, parts: Parts, h: np.ndarray) -> np.ndarray:
+    """float64[n]: e H e^T of each row, e = Q(w) - w."""
+    e = replace(target, parts=parts).rounded.astype(np.float64) - target.weight
+    return np.einsum("nk,nk->n", e @ h, e)
+
+
+def start_and_curvature(target: Target, stats: Statistics) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Importance for the scale search where the rule makes one, and H = X^T X over its mean diagonal; None without inputs."""
+    if stats.xtx is None or not stats.count or not stats.xtx.diagonal().any():
+        return None, None
+    h = stats.xtx.astype(np.float64)
+    rule = None if target.format.block is None else SCALES[target.spec.scale_rule]
+    searches = rule is not None and (rule.searches or rule.weighted)
+    return stats.importance if searches else None, h / np.mean(h.diagonal())
+
+
+def keep_better(target: Target, start: Parts, made: Parts, h: np.ndarray) -> None:
+    """Row by row what has the smaller error; ties stay nearest."""
+    better = objective(target, made, h) < objective(target, start, h)
+    codes = np.where(better[:, None], made["codes"], start["codes"])
+    target.parts = {**start, "codes": codes}
+
+
+@STEPS.register("adaround")
+@dataclass(frozen=True)
+class Adaround(Rounding):
+    """h(V) = clip(1.2 sigmoid(V) - 0.1, 0, 1) of the way from the value below to the one above, by Adam on e H e^T (the layer's squared
+    output error over all calibration tokens) + weight * sum 1 - |2 h - 1|^beta, beta from 20 to 2 after the first fifth.
+
+    Works for any scalar element: the way is that weight's own gap (a minifloat's local unit: Aggarwal et al. 2023, arXiv 2311.12359).
+    Differs: the quadratic form of all tokens stands for mini-batches of 32, so that far fewer steps do.
+    """
+
+    source: ClassVar[str] = "Nagel et al. 2020, AdaRound, arXiv 2004.10568, eq. 21 to 24"
+    needs: ClassVar[frozenset[str]] = frozenset({"xtx"})
+    steps: int = 400
+    rate: float = 0.02
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or not self.rate > 0 or self.weight < 0:
+            raise ValueError("'steps' must be at least 1, 'rate' more than 0, 'weight' at least 0")
+
+    def asks(self, spec: Spec) -> frozenset[str]:
+        """Always X^T X."""
+        return self.needs
+
+    def round(self, target: Target, stats: Statistics) -> None:
+        """See `Rounding.round`."""
+        importance, h = start_and_curvature(target, stats)
+        if h is None:
+            target.notes.append("no token reached it: rounded to nearest")
+            Nearest().round(target, stats)
+            return
+        found = between(target, importance)
+        gap, x = (found.up - found.down).astype(np.float32), target.weight - found.down.astype(np.float32)
+        v = _inverse(found.share).astype(np.float32)
+        hessian = h.astype(np.float32)
+        scale = np.float32(1 / max(float(np.mean(np.square(gap))), 1e-30))  # the error in units of a gap
+        m, s = np.zeros_like(v), np.zeros_like(v)
+        for step in range(1, self.steps + 1):
+            sigmoid = 1 / (1 + np.exp(-v))
+            way = np.clip(1.2 * sigmoid - 0.1, 0, 1)
+            slope = np.where((way > 0) & (way < 1), 1.2 * sigmoid * (1 - sigmoid), 0)
+            gradient = 2 * scale * ((way * gap - x) @ hessian) * gap
+            if step > self.steps // 5:
+                beta = 2 + 18 * (1 - (step - self.steps // 5) / (self.steps - self.steps // 5))
+                two = 2 * way - 1
+                gradient -= np.float32(self.weight * 2 * beta) * np.sign(two) * np.abs(two) ** np.float32(beta - 1)
+            gradient *= slope
+            m += 0.1 * (gradient - m)
+            s += 0.001 * (np.square(gradient) - s)
+            v -= np.float32(self.rate * 10) * (m / (1 - 0.9**step)) / (np.sqrt(s / (1 - 0.999**step)) + 1e-8)
+        keep_better(target, found.start, found.parts(v >= 0), h)
+
+
+def _inverse(share: np.ndarray) -> np.ndarray:
+    """V with h(V) = share."""
+    sigmoid = np.clip((share + 0.1) / 1.2, 1e-6, 1 - 1e-6)
+    return np.log(sigmoid / (1 - sigmoid))

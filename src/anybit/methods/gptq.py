@@ -1,0 +1,101 @@
+"""GPTQ: each column's rounding error is made up for by the columns that come after it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+
+from anybit.formats import Spec
+from anybit.methods.columns import Columns, plain
+from anybit.methods.curvature import Curvature, check_options, curvature
+from anybit.methods.feedback import BLOCK, Feedback
+from anybit.methods.rtn import dequantize_parts, quantize_parts
+from anybit.methods.scales import SCALES
+from anybit.methods.statistics import Statistics
+from anybit.methods.step import STEPS, Parts, Rounding, Target
+
+
+@STEPS.register("gptq")
+@dataclass(frozen=True)
+class Gptq(Rounding):
+    """GPTQ with static activation order: scales are chosen before the loop and stay with their blocks, so nothing is permuted at run time.
+
+    Any element (codebooks, posits, learned values, several weights a code), any blocks, zero points, offsets, scales of scales.
+    `damp`: added to the diagonal, times its mean; raised tenfold where that does not make the matrix definite. `order`: "activation" or
+    "natural". `importance`: rules that search scales weigh errors by the diagonal. Rows that nearest codes serve better (on this
+    objective, same scales) keep them.
+    """
+
+    source: ClassVar[str] = "Frantar et al. 2022, arXiv 2210.17323, algorithm 1; loop in the form of QuIP, arXiv 2307.13304, theorem 6"
+    needs: ClassVar[frozenset[str]] = frozenset({"xtx"})
+    damp: float = 0.01
+    order: str = "activation"
+    importance: bool = True
+    block: int = BLOCK
+
+    def __post_init__(self) -> None:
+        check_options(self.damp, self.order)
+
+    def round(self, target: Target, stats: Statistics) -> None:
+        """See `Rounding.round`."""
+        found = curvature(stats, self.damp, self.order, target.format.element.dim)
+        parts = start(target, stats, found, self.importance)
+        if found is not None and exact(target) is None:
+            parts = feed_back(target, found, parts, self.block)
+        finish(target, parts)
+
+
+def start(target: Target, stats: Statistics, found: Curvature | None, importance: bool = True) -> Parts:
+    """Parts by rounding to nearest (nested integers as they are stored), whose scales stay; notes what is missing."""
+    spec = replace(target.spec, format=plain(target.format))
+    rule = None if spec.format.block is None else SCALES[spec.scale_rule]
+    weighs = spec.format.element.learned or (rule is not None and rule.searches)
+    weight = stats.importance if weighs and (importance or (rule is not None and rule.weighted)) else None
+    if weight is not None:
+        weight = weight + 0.01 * weight.mean()  # channels without input count a little
+    elif rule is not None and rule.weighted:
+        weight = np.ones(target.weight.shape[1])
+    if found is None:
+        why = "no token reached it" if not stats.count else "its statistics have no factor at any damping"
+        target.notes.append(f"{why}: rounded to nearest")
+    else:
+        target.notes.extend(found.notes)
+    reason = exact(target)
+    if reason is not None and found is not None:
+        target.notes.append(f"{reason}: rounded to nearest")
+    return quantize_parts(target.weight, spec, name=f"tensor '{target.name}'", importance=weight)
+
+
+def exact(target: Target) -> str | None:
+    """Why nearest codes are kept whatever the statistics say; None: they are not."""
+    if target.format.element.bits > 16 and target.format.element.dim == 1:
+        return f"{target.format.element} is as fine as the weights"
+    if not np.isfinite(target.weight).all():
+        return "it holds NaN or infinities"
+    return None
+
+
+def feed_back(target: Target, found: Curvature, parts: Parts, block: int = BLOCK) -> Parts:
+    """The parts with codes by the loop, row by row where those are better than the ones that are there."""
+    spec = Spec(plain(target.format), target.spec.policy)
+    columns = Columns(parts, spec, target.weight.shape)
+    codes, error = Feedback(columns, target.weight, found.coupling(columns.dim), found.order).run(block).stored()
+    return better(target, spec, found, parts, codes, error)
+
+
+def better(target: Target, spec: Spec, found: Curvature, parts: Parts, codes: np.ndarray, error: np.ndarray) -> Parts:
+    """In each row, of the codes that are there and others (whose errors are given) those of less loss; a note counts what was kept."""
+    before = found.losses(target.weight - dequantize_parts(parts, spec.format, target.weight.shape))
+    after = found.losses(error)
+    worse = after > before
+    if worse.any():
+        target.notes.append(f"{int(worse.sum())} of {len(worse)} rows keep the codes they had, which are better")
+    return {**parts, "codes": np.where(worse[:, None], parts["codes"], codes)}
+
+
+def finish(target: Target, parts: Parts) -> None:
+    """Sets the target's parts; nested integers are opened."""
+    fmt = target.format
+    target.parts = parts if fmt.opened is None else {**parts, "codes": fmt.cut(parts["codes"])}

@@ -1,0 +1,220 @@
+"""Any model that anybit opens as tensors to be written elsewhere: codes stay codes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import cache
+from math import lcm
+from pathlib import Path
+
+import numpy as np
+
+from anybit.errors import UsageError
+from anybit.foreign import check_foreign
+from anybit.formats import Format, Spec
+from anybit.io.coded import Coded
+from anybit.io.foreign import Foreign, Stored, open_foreign
+from anybit.io.hf import CONFIG, open_model
+from anybit.io.hf import Source as Directory
+from anybit.io.packed import logical
+from anybit.io.targets import Held, Source
+from anybit.io.targets.target import unit_of
+from anybit.layouts import LAYOUTS
+from anybit.methods import METHODS
+from anybit.methods.rtn import dequantize_parts
+from anybit.models import describe
+from anybit.stored import DENSE_FORMATS, brought_elements, check_dtype, chosen_names, resolve, stored_linear
+from anybit.tensor import QTensor
+
+_CUT = ("tile16x4", "tile16x1", "base3")
+
+
+def held_tensor(name: str, role: str, tensor: QTensor, act: str | None = None, release: Callable[[], None] = lambda: None) -> Held:
+    """A tensor of ours, unpacked some rows at a time."""
+    rows = tensor.shape[0]
+    tiled = tensor.layout in _CUT
+    unit = lcm(unit_of(tensor.format, tensor.shape), LAYOUTS[tensor.layout].tile[0]) if tiled else rows
+
+    def part(start: int, stop: int) -> QTensor:
+        return tensor if (start, stop) == (0, rows) else tensor.narrow(start, stop)
+
+    return Held(
+        name, role, tensor.shape, tensor.format, lambda start, stop: part(start, stop).logical(),
+        lambda start, stop: part(start, stop).dequantize(), tensor.grids, unit, act, release,
+    )  # fmt: skip
+
+
+def held_coded(name: str, role: str, stored: Stored, read: Callable[[], Coded] | None = None) -> Held:
+    """A tensor of another tool's file, or a dense one, as it is coded there."""
+    once = cache(read or stored.read)
+    fmt, shape = Format(once().format), stored.shape
+    unit = unit_of(fmt, shape) if len(shape) > 1 else shape[0]
+
+    def local(start: int, stop: int) -> tuple[int, ...]:
+        return (stop - start, *shape[1:])
+
+    def rows(start: int, stop: int) -> Mapping[str, np.ndarray]:
+        return logical(once(), start, stop)
+
+    def values(start: int, stop: int) -> np.ndarray:
+        return dequantize_parts(dict(rows(start, stop)), fmt, local(start, stop))
+
+    def grids() -> Mapping[str, np.ndarray]:
+        made: dict[str, list[np.ndarray]] = {}
+        for start, stop in held.pieces():
+            for part, array in rows(start, stop).items():
+                if part != "codes":
+                    made.setdefault(part, []).append(np.array(array))
+        shared = {part for part in made if made[part][0].shape[0] == 1 and fmt.blocks[_level(part)].grid(shape)[0] == 1}
+        return {part: arrays[0] if part in shared else np.concatenate(arrays) for part, arrays in made.items()}
+
+    held = Held(name, role, shape, fmt, rows, values, grids, unit, None, stored.release)
+    return held
+
+
+def _level(part: str) -> int:
+    return int(part.partition(".")[2] or 0)
+
+
+def foreign_of(path: str | Path) -> Foreign | None:
+    """The model of another tool at a path; None: it is none."""
+    return open_foreign(resolve(path))
+
+
+def open_source(path: str | Path) -> Source:
+    """Opens a model to be written elsewhere: a Hugging Face directory, dense or quantized by any tool that is read, or a GGUF file.
+
+    Raises: FileFormatError: as `anybit.load`. UsageError: layers that no other tool has (product rules).
+    """
+    foreign = foreign_of(path)
+    if foreign is not None:
+        return _of_foreign(foreign, str(path))
+    directory = open_model(resolve(path))
+    spec = describe(directory.config, str(directory.path / CONFIG))
+    config = {key: value for key, value in directory.config.items() if key != "quantization_config"}
+    layers = directory.quantization.layers if directory.quantization else {}
+    elements = brought_elements(directory.quantization, directory.path) if directory.quantization else {}
+    shapes = {name: tuple(layer.shape) for name, layer in layers.items()} | {n: directory.tensors[n].shape for n in directory.dense}
+    spec.check_tensors(shapes, str(directory.path))
+    tensors = {}
+    for tensor in spec.tensors:
+        name = tensor.name
+        if name not in layers:
+            tensors[name] = _dense(directory, name, tensor.role)
+            continue
+        linear = stored_linear(directory, name, layers[name], elements, None)
+        if linear.product is not None:
+            raise UsageError(f"{path}: layer '{name}' runs with the product rule '{linear.product}', which no other tool has")
+        if linear.pre or linear.branches or linear.post or linear.bias is not None:
+            around = "transforms, branches or a bias of its own around its weight"
+            raise UsageError(f"{path}: layer '{name}' runs with {around}, which no other tool has; export a model without them")
+        act = None if linear.act is None else linear.act.text + ("" if linear.act.dynamic else " (one scale)")
+        tensors[name] = held_tensor(name, tensor.role, linear.weight, act, _releaser(directory, name))
+    return Source(directory.path, config, spec, tensors, directory.sidecars, directory.eos or spec.eos, str(path))
+
+
+def _releaser(directory: Directory, name: str) -> Callable[[], None]:
+    return lambda: directory.release(name)
+
+
+def _dense(directory: Directory, name: str, role: str) -> Held:
+    info = directory.tensors[name]
+    check_dtype(info.dtype, name, directory.path)
+
+    def read() -> Coded:
+        array, _ = directory.get(name)
+        codes = array.view(f"<u{array.dtype.itemsize}")
+        return Coded(DENSE_FORMATS[info.dtype], info.shape, lambda start, stop: {"codes": codes[start:stop]})
+
+    return held_coded(name, role, Stored(info.shape, read, _releaser(directory, name)))
+
+
+def _of_foreign(foreign: Foreign, name: str) -> Source:
+    spec = describe(foreign.config, str(foreign.path))
+    check_foreign(foreign, spec)
+    tensors = {tensor.name: held_coded(tensor.name, tensor.role, foreign.tensors[tensor.name]) for tensor in spec.tensors}
+    config = {key: value for key, value in foreign.config.items() if key != "quantization_config"}
+    return Source(foreign.path, config, spec, tensors, foreign.sidecars, foreign.eos or spec.eos, name)
+
+
+# ---------------------------------------------------------------------------------------------- dense matrices in a format
+def quantized_source(
+    source: Source, spec: Spec, keep: str | None, act: str | None, method: str = "rtn", fused: tuple[tuple[str, ...], ...] = ()
+) -> Source:
+    """The same model whose dense matrices are quantized when their turn comes, but for those that `keep` matches.
+
+    `fused`: modules that share the one scale of a whole tensor, where the format has one. UsageError: a matrix that is quantized already.
+    """
+    matrices = {name: held for name, held in source.tensors.items() if held.role not in ("norm", "bias")}
+    chosen = chosen_names(matrices, keep)
+    for name in chosen:
+        if not matrices[name].dense:
+            raise UsageError(f"{source.name}: tensor '{name}' is quantized already ({matrices[name].format}); give the original model")
+    last = spec.format.blocks[-1] if spec.format.blocks else None
+    groups = _groups(chosen, fused if last is not None and last.kind == "tensor" else ())
+    made: dict[str, Held] = {}
+    for group in groups:
+        made |= _quantized([matrices[name] for name in group], spec, act, method)
+    return replace(source, tensors={name: made.get(name, held) for name, held in source.tensors.items()})
+
+
+def _groups(names: list[str], fused: tuple[tuple[str, ...], ...]) -> list[list[str]]:
+    found: dict[tuple[str, object], list[str]] = {}
+    for name in names:
+        module = name.removesuffix(".weight")
+        parent, _, last = module.rpartition(".")
+        index = next((i for i, group in enumerate(fused) if last in group), None)
+        found.setdefault((parent, last if index is None else index), []).append(name)
+    return list(found.values())
+
+
+def _quantized(group: list[Held], spec: Spec, act: str | None, method: str) -> dict[str, Held]:
+    """Matrices that are quantized together as one, each cut out of the result; made on first use, dropped when all are released."""
+    starts = np.cumsum([0, *(held.shape[0] for held in group)])
+    kept: dict[str, QTensor] = {}
+    open_names = {held.name for held in group}
+
+    def tensor(index: int) -> QTensor:
+        if not kept:
+            values = [held.values(0, held.shape[0]) for held in group]
+            whole = values[0] if len(values) == 1 else np.concatenate(values)
+            del values
+            parts = METHODS[method](whole, spec, name=f"tensor '{group[0].name}'")
+            shape = whole.shape
+            del whole
+            for held in group:
+                held.release()
+            for i, held in enumerate(group):
+                mine = {name: _cut(part, shape[0], int(starts[i]), int(starts[i + 1])) for name, part in parts.items()}
+                kept[held.name] = QTensor.pack(spec.format, held.shape, mine, "rows")
+            open_names.update(held.name for held in group)
+        return kept[group[index].name]
+
+    def one(index: int, held: Held) -> Held:
+        def release() -> None:
+            open_names.discard(held.name)
+            if not open_names:
+                kept.clear()
+
+        def values(start: int, stop: int) -> np.ndarray:
+            part = {name: _cut(a, held.shape[0], start, stop) for name, a in tensor(index).logical().items()}
+            return dequantize_parts(part, spec.format, (stop - start, *held.shape[1:]))
+
+        def rows(start: int, stop: int) -> Mapping[str, np.ndarray]:
+            return {name: _cut(a, held.shape[0], start, stop) for name, a in tensor(index).logical().items()}
+
+        unit = unit_of(spec.format, held.shape)
+        return Held(
+            held.name, held.role, held.shape, spec.format, rows, values, lambda: tensor(index).grids(), unit, act, release
+        )  # fmt: skip
+
+    return {held.name: one(i, held) for i, held in enumerate(group)}
+
+
+def _cut(part: np.ndarray, rows: int, start: int, stop: int) -> np.ndarray:
+    """Some rows' share of a part that has a row for every row of the tensor, for several of them, or one for all."""
+    if part.shape[0] == 1 or part.ndim < 2:
+        return part
+    each = -(-rows // part.shape[0])
+    return part[start // each : -(-stop // each)]

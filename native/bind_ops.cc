@@ -59,13 +59,17 @@ const Pattern *pattern_of(nb::handle product) {
 }
 
 void make_decoder(PyDecoder *self, nb::object embedding, nb::object norm, float eps, nb::object head, nb::object attention, nb::object keys,
-                  nb::object values, bool turned) {
+                  nb::object values, bool turned, int64_t sinks, int64_t window) {
   new (self) PyDecoder();
   for (const nb::object &format : {keys, values})
     if (!format.is_none()) self->keep.push_back(format);
   if (!keys.is_none()) self->d.cache_shape->keys = nb::cast<const PyCacheFormat &>(keys).format;
   if (!values.is_none()) self->d.cache_shape->values = nb::cast<const PyCacheFormat &>(values).format;
-  self->d.cache_shape->turned = turned;
+  CacheShape &shape = *self->d.cache_shape;
+  shape.turned = turned;
+  require(sinks >= 0 && window >= 0 && sinks <= 1 << 20 && window <= 1 << 20 && sinks % kTileKeys == 0 && window % kTileKeys == 0, "sinks or window");
+  shape.sinks = sinks, shape.window = window / kTileKeys;
+  if (sinks || window) shape.exact = std::make_shared<CacheShape>();
   if (!attention.is_none()) self->d.attention = pattern_of(attention), self->keep.push_back(attention);
   const LinearUse &table = nb::cast<const PyUse &>(embedding).use;
   self->d.vocab = table.weight->n, self->d.width = table.weight->k, self->d.eps = eps;
@@ -329,12 +333,13 @@ void bind_ops(nb::module_ &m) {
       .def_prop_ro("long_rope", [](const PyCache &c) { return c.cache.long_rope(); })
       .def("truncate", [](PyCache &c, int64_t length) {
         require(length >= 0, "length");
+        require(idle(c).holds(length), "float32 keys and values are gone there");
         idle(c).truncate(length);
       }, "length"_a)
       .def("fork", [](PyCache &c) { return PyCache{idle(c)}; });
   nb::class_<PyDecoder>(m, "Decoder")
       .def("__init__", &make_decoder, "embedding"_a, "norm"_a, "eps"_a, "head"_a, "attention"_a.none() = nb::none(), "keys"_a.none() = nb::none(),
-           "values"_a.none() = nb::none(), "turned"_a = true)
+           "values"_a.none() = nb::none(), "turned"_a = true, "sinks"_a = 0, "window"_a = 0)
       .def_prop_ro("page_bytes", [](const PyDecoder &p) { return p.d.cache_shape->bytes; })
       .def("add_rope", &add_rope, "inverse"_a, "inverse_long"_a, "scale"_a)
       .def("add_layer", &add_layer, "heads"_a, "kv_heads"_a, "dim"_a, "window"_a, "rope"_a, "eps"_a, "residual"_a, "linears"_a, "mixer_norm"_a,

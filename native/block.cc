@@ -130,6 +130,14 @@ struct Decoder::Run {
         uint8_t *page = of_row[static_cast<size_t>(r)]->cache->page(at / kTileKeys) + place.at;
         for (int64_t head = 0; head < layer.kv_heads; head++)
           if (!put(*d.cache_shape, place, page + head * place.head, at % kTileKeys, kr + head * dim, vr + head * dim)) note(beyond, r);
+        if (!d.cache_shape->exact || !d.cache_shape->sees_exact(at / kTileKeys, at / kTileKeys)) continue;
+        const CacheShape &whole = *d.cache_shape->exact;
+        const CacheShape::Layer &there = whole.layers[static_cast<size_t>(index)];
+        page = of_row[static_cast<size_t>(r)]->cache->exact(at / kTileKeys) + there.at;
+        for (int64_t head = 0; head < layer.kv_heads; head++) {
+          if (!d.cache_shape->turned) ops.rotate(kr + head * dim, half, cos + r * half, sin + r * half);
+          put(whole, there, page + head * there.head, at % kTileKeys, kr + head * dim, vr + head * dim);
+        }
       }
     });
     if (fail(index, bad.load() == INT64_MAX ? -1 : bad.load(), "queries, keys or values")) return false;
@@ -181,6 +189,12 @@ struct Decoder::Run {
     for (int64_t tile = tile0; tile < tile1;) {
       const int64_t end = std::min(tile1, (tile / kSpanTiles + 1) * kSpanTiles);
       for (int64_t i = tile; i < end; i++) {
+        if (d.cache_shape->sees_exact(last / kTileKeys, i)) {  // all rows of a part are of one tile then
+          const CacheShape::Layer &there = d.cache_shape->exact->layers[static_cast<size_t>(index)];
+          const uint8_t *from = part.sequence->cache->exact(i) + there.at + part.head * there.head;
+          anybit::tile(*d.cache_shape->exact, there, from, nullptr, nullptr, nullptr, keys + i, values + i);
+          continue;
+        }
         const float *cos = d.cache_shape->turned ? nullptr : rope.cos[is_long].data() + i * turn, *sin = cos ? rope.sin[is_long].data() + i * turn : nullptr;
         anybit::tile(*d.cache_shape, place, part.sequence->cache->page(i) + place.at + part.head * place.head, cos, sin, tiles_buffer + (i - tile) * decoded,
                      keys + i, values + i);
@@ -205,8 +219,10 @@ struct Decoder::Run {
     int64_t spans = 0;
     for (const Sequence &s : sequences)
       for (int64_t head = 0; head < layer.kv_heads; head++)
-        for (int64_t row = s.row; row < s.row + s.rows; row += rows) {
-          parts.push_back({&s, head, row, std::min(s.row + s.rows, row + rows)});
+        for (int64_t row = s.row, end; row < s.row + s.rows; row = end) {
+          end = std::min(s.row + s.rows, row + rows);
+          if (d.cache_shape->exact) end = std::min(end, row + kTileKeys - position[static_cast<size_t>(row)] % kTileKeys);
+          parts.push_back({&s, head, row, end});
           spans = std::max(spans, position[static_cast<size_t>(parts.back().row1 - 1)] / (kSpanTiles * kTileKeys) + 1);
         }
     const int64_t count = static_cast<int64_t>(parts.size());

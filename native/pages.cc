@@ -133,26 +133,52 @@ void CacheShape::add(int64_t heads, int64_t dim) {
   layer.head = layer.value_scales + aligned(scale_bytes(values.get(), dim));
   layers.push_back(layer);
   bytes += heads * layer.head;
+  if (exact) exact->add(heads, dim);
+}
+
+int64_t Cache::bytes() const {
+  int64_t all = static_cast<int64_t>(pages_.size()) * shape_->bytes;
+  for (const auto &page : exact_) all += page ? shape_->exact->bytes : 0;
+  return all;
+}
+
+bool Cache::holds(int64_t length) const {
+  if (!shape_->exact || length >= length_) return true;
+  for (int64_t tile = 0; tile * kTileKeys < length; tile++)
+    if (shape_->sees_exact(length / kTileKeys, tile) && !exact(tile)) return false;
+  return true;
 }
 
 void Cache::truncate(int64_t length) {
   length_ = std::min(length_, length);
   pages_.resize(static_cast<size_t>((length_ + kTileKeys - 1) / kTileKeys));
+  if (shape_->exact) exact_.resize(pages_.size());
+}
+
+void Cache::own(std::vector<std::shared_ptr<uint8_t>> &pages, size_t index, int64_t bytes) {
+  if (pages.size() <= index) pages.resize(index + 1);
+  std::shared_ptr<uint8_t> &held = pages[index];
+  if (held && held.use_count() == 1) return;
+  std::shared_ptr<uint8_t> page(static_cast<uint8_t *>(aligned_alloc(64, static_cast<size_t>(bytes))), free);
+  if (!page) throw std::bad_alloc();
+  if (held) memcpy(page.get(), held.get(), static_cast<size_t>(bytes));
+  else memset(page.get(), 0, static_cast<size_t>(bytes));
+  held = page;
 }
 
 void Cache::reserve(int64_t length) {
-  const size_t bytes = static_cast<size_t>(shape_->bytes), first = static_cast<size_t>(length_ / kTileKeys);
-  const size_t needed = static_cast<size_t>((length + kTileKeys - 1) / kTileKeys);
-  for (size_t i = first; i < needed; i++) {
-    const bool exists = i < pages_.size();
-    if (exists && pages_[i].use_count() == 1) continue;
-    std::shared_ptr<uint8_t> page(static_cast<uint8_t *>(aligned_alloc(64, bytes)), free);
-    if (!page) throw std::bad_alloc();
-    if (exists) memcpy(page.get(), pages_[i].get(), bytes);
-    else memset(page.get(), 0, bytes);
-    if (exists) pages_[i] = page;
-    else pages_.push_back(page);
+  const int64_t needed = (length + kTileKeys - 1) / kTileKeys;
+  for (int64_t i = length_ / kTileKeys; i < needed; i++) {
+    own(pages_, static_cast<size_t>(i), shape_->bytes);
+    if (shape_->exact && shape_->sees_exact(i, i)) own(exact_, static_cast<size_t>(i), shape_->exact->bytes);
   }
+  if (shape_->exact) exact_.resize(pages_.size());
+}
+
+void Cache::advance(int64_t length) {
+  length_ = length;
+  for (int64_t i = 0; shape_->exact && i < static_cast<int64_t>(exact_.size()); i++)
+    if (!shape_->sees_exact(length / kTileKeys, i)) exact_[static_cast<size_t>(i)].reset();
 }
 
 bool put(const CacheShape &shape, const CacheShape::Layer &layer, uint8_t *place, int64_t slot, const float *key, const float *value) {

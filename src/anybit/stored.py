@@ -261,8 +261,9 @@ def stored_cache(quantization: Quantization, where: object) -> CacheSpec | None:
     if not fields:
         return None
     try:
-        if set(fields) != {"k", "v", "stage"} or not all(value is None or isinstance(value, str) for value in fields.values()):
-            raise UsageError(f"has the keys {', '.join(sorted(fields))}, not k, v, stage, each a text or null")
+        extra, missing = set(fields) - {"k", "v", "stage", "sinks", "window"}, {"k", "v", "stage"} - set(fields)
+        if extra or missing or not all(value is None or type(value) in (str, int) for value in fields.values()):
+            raise UsageError(f"has the keys {', '.join(sorted(fields))}, not k, v, stage (each a text or null), sinks and window if any")
         return CacheSpec.of(fields)
     except (FormatError, NoKernelError, UsageError, UnknownNameError) as error:
         raise FileFormatError(f"{where}: quantization_config: 'kv_cache': {error}; update anybit") from None

@@ -197,3 +197,81 @@ def test_nothing_but_blocks_along_a_head() -> None:
     assert Format("int8@2x32").block is not None
     with pytest.raises(NoKernelError, match="in blocks along a row"):
         CacheSpec.parse("int8@2x32")
+
+
+WINDOWS = ("k=int4@10,v=int4@10,sinks=64", "k=int4@10,v=int4@10,window=64",
+           "k=mxfp4,v=int2@20+scale=absmax,stage=pre_rope,sinks=64,window=128")  # fmt: skip
+
+
+@pytest.mark.parametrize("text", WINDOWS)
+def test_sinks_and_a_window_are_exact(make: Callable[..., Any], machine: Any, text: str) -> None:
+    """Each query against keys and values that are rounded but where it sees them in float32; written out query by query."""
+    config, arrays = make("llama", num_hidden_layers=1)
+    spec, cache = describe(config), CacheSpec.parse(text)
+    assert cache is not None and CacheSpec.parse(cache.text) == cache == CacheSpec.of(cache.fields)
+    length = 300
+    ids = np.random.default_rng(4).integers(0, 96, length)
+    (layer,), eps = spec.layers, spec.norm_eps
+
+    def times(name: str, x: np.ndarray) -> np.ndarray:
+        return QTensor.dense(arrays[name]).matmul(x)
+
+    x = arrays[spec.embedding][ids]
+    h = ops.rmsnorm(x, arrays[layer.mixer_norm], eps)
+    wide = ((layer.mixer.q, layer.mixer.heads), (layer.mixer.k, layer.mixer.kv_heads), (layer.mixer.v, layer.mixer.kv_heads))
+    q, k, v = (np.ascontiguousarray(times(name, h).reshape(length, n, layer.mixer.head_dim).swapaxes(0, 1)) for name, n in wide)
+    cos, sin = ops.rope_table(np.arange(length), np.asarray(layer.mixer.rope.frequencies, np.float32), layer.mixer.rope.scale)
+    q, exact = ops.rotate(q, cos, sin), ops.rotate(k, cos, sin)
+
+    def values_of(x: np.ndarray, held: Any) -> np.ndarray:  # the reference itself was compared above; here it would take minutes
+        return anybit.fake_quantize(np.ascontiguousarray(x).reshape(-1, x.shape[-1]), str(held)).reshape(x.shape)
+
+    keys = ops.rotate(values_of(k, cache.keys), cos, sin) if cache.stage == "pre_rope" else values_of(exact, cache.keys)
+    values = values_of(v, cache.values)
+    tile = np.arange(length) // 64
+    mixed = np.empty_like(q)
+    for own in range(tile[-1] + 1):
+        seen = (tile * 64 < cache.sinks) | (tile > own - cache.window // 64)
+        here = np.flatnonzero(tile == own)
+        chosen = (np.where(seen[:, None], a, b) for a, b in ((exact, keys), (v, values)))
+        mixed[:, here] = ops.attention(np.ascontiguousarray(q[:, here]), *chosen, here)
+    x = x + times(layer.mixer.o, np.ascontiguousarray(mixed.swapaxes(0, 1)).reshape(length, -1))
+    h = ops.rmsnorm(x, arrays[layer.mlp_norm], eps)
+    x = x + times(layer.mlp.down, ops.swiglu(times(layer.mlp.gate, h), times(layer.mlp.up, h)))
+    want = times(spec.head, ops.rmsnorm(x, arrays[spec.norm], eps))
+    for threads, chunk in ((2, None), (3, 37), (1, 64)):
+        machine.set_threads(threads)
+        runs = engine(config, arrays, text, chunk=chunk)
+        assert np.array_equal(runs.forward(ids), want), (threads, chunk)
+    state = runs.state()
+    runs.forward(ids[:250], state)
+    fork = state.fork()
+    assert all(np.array_equal(runs.step([token], [state])[0], row) for token, row in zip(ids[250:], want[250:], strict=True))
+    assert np.array_equal(runs.forward(ids[250:], fork), want[250:]), "the fork's float32 tiles are its own"
+    held = 1 + cache.sinks // 64 + max(0, cache.window // 64 - 1) if cache.window else cache.sinks // 64
+    assert state.nbytes == 5 * 64 * runs.cache_bytes_per_token + held * 64 * engine(config, arrays, None).cache_bytes_per_token
+    if cache.window:
+        with pytest.raises(UsageError, match=r"cannot go back from 300 tokens to 100: .*; fork or snapshot before"):
+            state.truncate(100)
+        assert state.length == 300
+    state.truncate(299)
+    assert np.array_equal(runs.step(ids[299:], [state])[0], want[299])
+
+
+def test_a_failure_leaves_a_windowed_state_as_it_was(make: Callable[..., Any]) -> None:
+    config, arrays = make("llama")
+    name = describe(config).embedding
+    arrays[name][95] = 3e38  # a token whose norm overflows
+    runs = engine(config, arrays, "k=int4@10,v=int4@10,window=64", chunk=64)
+    ids = np.random.default_rng(1).integers(0, 95, 400)
+    want, state = runs.forward(ids), runs.state()
+    runs.forward(ids[:70], state)
+    with pytest.raises(NonFiniteError, match="token 369"):
+        runs.forward(np.r_[ids[70:369], 95], state)
+    assert state.length == 70 and np.array_equal(runs.forward(ids[70:], state), want[70:])
+
+
+def test_sinks_and_windows_that_are_none() -> None:
+    for text in ("k=int8@64,sinks=32", "k=int8@64,window=-64", "k=int8@64,window=x", f"k=int8@64,window={1 << 21}"):
+        with pytest.raises(UsageError, match="is no multiple of 64 up to"):
+            CacheSpec.parse(text)

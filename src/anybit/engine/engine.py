@@ -39,6 +39,7 @@ class Engine:
         self._check()
         rule = None if attention is None else native_product(attention_product(attention), None, None)
         held = (cache or CacheSpec()).native()
+        self._windowed = bool(held["sinks"] or held["window"])
         self._decoder = native.Decoder(self._use(spec.embedding), self._norm(spec.norm), spec.norm_eps, self._use(spec.head), rule, **held)
         ropes: list[Rope] = []
         rows = 3 * spec.width
@@ -111,13 +112,17 @@ class Engine:
             more = f"{start} tokens and {count} more" if start else f"{count} tokens"
             raise DoesNotFitError(f"{more} do not fit into the context of {state.limit}")
         out = np.empty((count if all_logits else 1, self.spec.vocab), np.float32)
+        before = state.snapshot() if self._windowed and count > self.chunk else None
         try:
             for at in range(0, count, self.chunk):
                 part = tokens[at : at + self.chunk]
                 rows = out[at : at + len(part)] if all_logits else out
                 self._run(part, [state], [len(part)], all_logits, rows)
         except BaseException:
-            state.truncate(start)
+            if before is not None:
+                state.restore(before)
+            else:
+                state.truncate(start)
             raise
         return out
 

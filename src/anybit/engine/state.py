@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from anybit.errors import UsageError
+
 
 class State:
     """Keys and values of the tokens seen so far, in pages of 64 tokens, float32 or coded (`CacheSpec`). Made by `Engine.state`, extended by
@@ -27,8 +29,11 @@ class State:
         return int(self.native.nbytes)
 
     def truncate(self, length: int) -> None:
-        """Forgets the tokens from `length` on."""
-        self.native.truncate(length)
+        """Forgets the tokens from `length` on. UsageError: a cache with a window no longer holds what goes on from there; fork before."""
+        try:
+            self.native.truncate(length)
+        except ValueError as error:
+            raise UsageError(f"the cache cannot go back from {self.length} tokens to {length}: {error}; fork or snapshot before") from None
 
     def fork(self) -> State:
         """An independent continuation from here."""

@@ -55,12 +55,14 @@ class Curvature:
         return total
 
 
-def check_options(damp: float, order: str) -> None:
-    """ValueError: no such order, or damping that is not above 0."""
+def check_options(damp: float, order: str, block: int = 128) -> None:
+    """ValueError: no such order, damping that is not above 0, or columns at a time beyond 8 to 256."""
     if order not in ORDERS:
         raise ValueError(f"order is '{order}'; there is {' and '.join(ORDERS)}")
     if not 0 < damp <= 10:
         raise ValueError(f"damp is {damp}; it lies above 0, mostly at 0.01, and not above 10")
+    if not 8 <= block <= 256:
+        raise ValueError(f"block is {block}; it is the number of columns that are handled together, 8 to 256")
 
 
 def curvature(stats: Statistics, damp: float = 0.01, order: str = "activation", dim: int = 1) -> Curvature | None:

@@ -66,7 +66,7 @@ def swept(target: Target, parts: Parts, found: Curvature, coupling: np.ndarray, 
     error = w - dequantize_parts(parts, spec.format, w.shape)
     run = Feedback(Columns(parts, spec, w.shape), w, coupling, found.order, error=error).run()
     codes, error = run.stored()
-    return better(replace(target, notes=[]), spec, found, parts, codes, error)
+    return better(replace(target, notes=[]), spec, found, parts, codes, found.losses(error))
 
 
 def joint_coupling(h: np.ndarray, dim: int) -> np.ndarray:

@@ -81,6 +81,11 @@ class Feedback:
             moved[i : i + dim] = x
             error[i : i + dim] = (x if second is not None else weight[i : i + dim]) - values.T
 
+    def losses(self, factor: np.ndarray) -> np.ndarray:
+        """float64[n]: e H e^T of each row after one run with H's own coupling: the sum of D_i (target_i - value_i)^2; `factor` A D^1/2."""
+        gap = self.moved - self.weight + self.error
+        return np.square(factor.diagonal()) @ np.square(gap, dtype=np.float64)
+
     def stored(self) -> tuple[np.ndarray, np.ndarray]:
         """(codes [n, k / dim], errors float32[n, k]) with columns as they are stored. Errors of `second` are of the targets."""
         dim = self.columns.dim

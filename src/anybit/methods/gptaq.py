@@ -37,7 +37,7 @@ class Gptaq(Rounding):
     block: int = BLOCK
 
     def __post_init__(self) -> None:
-        check_options(self.damp, self.order)
+        check_options(self.damp, self.order, self.block)
         if self.form not in ("paper", "joint"):
             raise ValueError(f"form is '{self.form}'; there is paper and joint")
 

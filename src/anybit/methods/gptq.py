@@ -36,7 +36,7 @@ class Gptq(Rounding):
     block: int = BLOCK
 
     def __post_init__(self) -> None:
-        check_options(self.damp, self.order)
+        check_options(self.damp, self.order, self.block)
 
     def round(self, target: Target, stats: Statistics) -> None:
         """See `Rounding.round`."""
@@ -81,14 +81,14 @@ def feed_back(target: Target, found: Curvature, parts: Parts, block: int = BLOCK
     """The parts with codes by the loop, row by row where those are better than the ones that are there."""
     spec = Spec(plain(target.format), target.spec.policy)
     columns = Columns(parts, spec, target.weight.shape)
-    codes, error = Feedback(columns, target.weight, found.coupling(columns.dim), found.order).run(block).stored()
-    return better(target, spec, found, parts, codes, error)
+    run = Feedback(columns, target.weight, found.coupling(columns.dim), found.order).run(block)
+    codes, error = run.stored()
+    return better(target, spec, found, parts, codes, run.losses(found.factor) if columns.dim == 1 else found.losses(error))
 
 
-def better(target: Target, spec: Spec, found: Curvature, parts: Parts, codes: np.ndarray, error: np.ndarray) -> Parts:
-    """In each row, of the codes that are there and others (whose errors are given) those of less loss; a note counts what was kept."""
+def better(target: Target, spec: Spec, found: Curvature, parts: Parts, codes: np.ndarray, after: np.ndarray) -> Parts:
+    """In each row, of the codes that are there and others (whose losses are given) those of less loss; a note counts what was kept."""
     before = found.losses(target.weight - dequantize_parts(parts, spec.format, target.weight.shape))
-    after = found.losses(error)
     worse = after > before
     if worse.any():
         target.notes.append(f"{int(worse.sum())} of {len(worse)} rows keep the codes they had, which are better")

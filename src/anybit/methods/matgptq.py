@@ -36,7 +36,7 @@ class Matgptq(Rounding):
     block: int = BLOCK
 
     def __post_init__(self) -> None:
-        check_options(self.damp, self.order)
+        check_options(self.damp, self.order, self.block)
         object.__setattr__(self, "weights", tuple(self.weights))
         if any(weight < 0 for weight in self.weights) or (self.weights and not sum(self.weights) > 0):
             raise ValueError(f"weights are not negative and not all zero, not {list(self.weights)}")

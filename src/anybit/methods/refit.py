@@ -87,7 +87,7 @@ def refitted(w: np.ndarray, parts: Parts, spec: Spec, found: Curvature) -> Parts
 def table_refitted(w: np.ndarray, parts: Parts, spec: Spec, found: Curvature) -> Parts:
     """The learned values of one number each that are least squares for the codes; the parts as they are where there are none, or no better.
 
-    The values' equations are solved by conjugate gradients: one product with H for each of at most 2 * 16 steps, none of k^2 numbers a value.
+    The values' equations are solved by conjugate gradients: one product with H for each of at most 2 * 16 steps, not k^2 numbers a value.
     """
     if not spec.format.element.learned or spec.format.element.dim > 1:
         return parts

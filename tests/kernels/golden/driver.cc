@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <algorithm>
 #include <string>
 #include <vector>
 
@@ -61,7 +62,7 @@ struct StoredScale {
   }
 };
 
-struct Product {
+struct Stored {
   int64_t n, k, bits, dense, block, zero_flip, trits, m, act;
   float step, float_step;
   Values<uint8_t> codes, zero, index;
@@ -94,7 +95,7 @@ struct Product {
   }
 };
 
-int64_t wrong(const Product &p) {
+int64_t wrong(const Stored &p) {
   const OwnedWeight w = p.weight();
   Workspace workspace;
   Input input;
@@ -119,7 +120,7 @@ int main(int count, char **arguments) {
   for (int magic; (magic = fgetc(file)) != EOF; products++) {
     ungetc(magic, file);
     need(number() == 0x616e7962, "this is no file of products");
-    Product p;
+    Stored p;
     p.read();
     for (int isa = 0; isa < static_cast<int>(Isa::count); isa++) {
       if (!isa_supported(static_cast<Isa>(isa))) continue;

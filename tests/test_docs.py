@@ -129,7 +129,8 @@ def test_exit_codes_are_those_of_the_exceptions() -> None:
 
 
 def test_variables_and_targets_exist() -> None:
-    code = "\n".join(path.read_text() for path in [*SOURCE.rglob("*.py"), *(ROOT / "tests").rglob("*.py"), *(ROOT / "native").iterdir(), ROOT / "CMakeLists.txt"])
+    python = [*SOURCE.rglob("*.py"), *(ROOT / "tests").rglob("*.py")]
+    code = "\n".join(path.read_text() for path in [*python, *(ROOT / "native").iterdir(), ROOT / "CMakeLists.txt"])
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for page, text in TEXT.items():
         for name in re.findall(r"`(ANYBIT_\w+)", text):

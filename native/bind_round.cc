@@ -8,6 +8,10 @@
 #include <stdexcept>
 #include <vector>
 
+#if defined(ANYBIT_X86)
+#include <immintrin.h>
+#endif
+
 #include "bind_round.h"
 #include "pool.h"
 
@@ -262,6 +266,43 @@ nb::tuple round_codes(const PyRound &r, Floats x, AnyOut out, uint64_t seed, int
   });
 }
 
+#if defined(ANYBIT_X86)
+__attribute__((target("avx"))) void stream_lines(const float *from, int64_t n, float *to) {  // n: a multiple of 16; to: aligned to 64 bytes
+  for (int64_t i = 0; i < n; i += 16) {
+    const __m256 a = _mm256_loadu_ps(from + i), b = _mm256_loadu_ps(from + i + 8);
+    _mm256_stream_ps(to + i, a);
+    _mm256_stream_ps(to + i + 8, b);
+  }
+}
+#endif
+
+// Neighbouring pieces of a result, past the caches, wherever it begins: what a piece has of a cache line goes out with the next, because writing a part
+// of one waits for memory.
+class Staged {
+ public:
+  float *piece() { return held_ + 16; }
+  void write(int64_t n, float *to) {  // the piece's n numbers belong to `to`, after those written before
+    float *from = held_ + 16 - pending_;
+    to -= pending_, n += pending_;
+    const int64_t head = pending_ ? 0 : std::min(n, static_cast<int64_t>((64 - reinterpret_cast<size_t>(to) % 64) % 64 / 4));
+    std::copy(from, from + head, to);
+    const int64_t lines = (n - head) / 16 * 16;
+#if defined(ANYBIT_X86)
+    if (isa() != Isa::generic) stream_lines(from + head, lines, to + head);
+    else
+#endif
+      std::copy(from + head, from + head + lines, to + head);
+    pending_ = n - head - lines, end_ = to + n;
+    std::copy(from + n - pending_, from + n, held_ + 16 - pending_);
+  }
+  ~Staged() { std::copy(held_ + 16 - pending_, held_ + 16, end_ - pending_); }
+
+ private:
+  alignas(64) float held_[16 + kRoundBlock];
+  int64_t pending_ = 0;
+  float *end_ = nullptr;
+};
+
 BlockPlan block_plan(const nb::dict &d) {
   BlockPlan b;
   b.size = one<int64_t>(d, "size"), b.power_of_two = one<bool>(d, "power_of_two"), b.top = one<int>(d, "top");
@@ -283,19 +324,23 @@ bool round_blocks(const PyRound &r, nb::dict d, Matrix x, nb::ndarray<float, nb:
   const RoundKernels &kernels = round_kernels_now();
   const float *source = x.data();
   float *y = out.data();
-  const int64_t step = b.size >= kRoundBlock ? b.size : kRoundBlock / b.size * b.size;  // numbers of whole blocks that are handled together
+  const bool stream = rows * k * 4 >= kStreamBytes, lines = k % 16 == 0 && b.size % 16 == 0 && reinterpret_cast<size_t>(y) % 64 == 0;
+  const int64_t most = stream && !lines ? kRoundBlock / 4 : kRoundBlock;  // what goes out by way of `Staged` goes in parts that stores in flight can hold
+  const int64_t step = b.size >= most ? b.size : most / b.size * b.size;  // numbers of whole blocks that are handled together
   const int64_t pieces = (k + step - 1) / step, total = rows * pieces, each = std::max<int64_t>(1, kTask / step);
-  const bool stream = rows * k * 4 >= kStreamBytes;
   const int64_t tasks = (total + each - 1) / each;
   std::vector<uint8_t> good(static_cast<size_t>(tasks), 1);
   {
     nb::gil_scoped_release release;
     parallel_for(tasks, [&](int64_t t) {
+      Staged staged;
       for (int64_t piece = t * each; piece < std::min(total, (t + 1) * each); piece++) {
         const int64_t from = piece % pieces * step, at = piece / pieces * k + from, count = std::min(step, k - from);
         const Draw draw = {seed, static_cast<uint64_t>(at)};
-        const bool aligned = reinterpret_cast<size_t>(y + at) % 64 == 0;
-        if (!kernels.blocks(r.plan, b, source + at, drawn(r, draw), count, y + at, stream && aligned)) good[static_cast<size_t>(t)] = 0;
+        const bool aside = stream && !lines && step <= kRoundBlock;
+        float *out_here = aside ? staged.piece() : y + at;
+        if (!kernels.blocks(r.plan, b, source + at, drawn(r, draw), count, out_here, stream && lines)) good[static_cast<size_t>(t)] = 0;
+        else if (aside) staged.write(count, y + at);
       }
     });
   }

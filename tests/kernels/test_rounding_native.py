@@ -204,6 +204,14 @@ def test_results_that_go_past_the_caches(isa: str) -> None:
             assert anybit.round(x, element, mode, out=out) is out and same(out, expected) and np.isnan(held[offset + x.size :]).all()
         own = x.copy()
         assert anybit.round(own, element, mode, out=own) is own and same(own, expected)
+    block = Spec.parse("mxfp4")
+    few = np.resize(x, ((2 << 20) // 96 + 1, 96))
+    want = dequantize_parts(quantize_parts(few, block), block.format, few.shape)
+    for offset in (0, 1, 4, 15):
+        held = np.full(few.size + 32, np.nan, np.float32)
+        assert round_trip(few, block, held[offset : offset + few.size].reshape(few.shape))
+        assert same(held[offset : offset + few.size].reshape(few.shape), want)
+        assert np.isnan(held[:offset]).all() and np.isnan(held[offset + few.size :]).all()
 
 
 def test_refused_numbers_stay_in_place() -> None:

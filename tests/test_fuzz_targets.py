@@ -1,4 +1,4 @@
-"""The fuzz targets hold on their seeds and on mutations of them, without a fuzzer; each would notice a parser that lets something out."""
+"""The fuzz targets hold on their seeds and on mutations of them, without a fuzzer; each notices a parser that lets something out."""
 
 from __future__ import annotations
 

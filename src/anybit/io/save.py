@@ -26,7 +26,6 @@ from typing import Any, BinaryIO
 
 from anybit.errors import AnybitError, OutputError
 from anybit.io.manifest import MANIFEST, listing, manifest_text
-from anybit.io.rename import exchange, rename_new
 from anybit.io.strict_json import shown
 
 CHUNK = 4 << 20
@@ -34,6 +33,7 @@ CHUNK = 4 << 20
 _TEMP = re.compile(r"\.anybit-tmp-(\d{1,10})-(?:(\d{1,20})-)?[0-9a-f]{12}")
 _UNTOUCHED = 3600  # seconds without a change after which a temporary may be abandoned, on a file system without locks
 _TRIES = 100
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
 _MINE: set[Path] = set()
 _DISK = {
     errno.ENOSPC: "the disk is full; free some space or choose another place",
@@ -184,6 +184,11 @@ def _check_free(target: Path, replace: bool = False) -> None:
         raise OutputError(f"{target} exists; remove it or choose another name")
 
 
+def _new_temporary(parent: Path) -> Path:
+    pid = os.getpid()
+    return parent / f".anybit-tmp-{pid}-{_start(pid) or 0}-{secrets.token_hex(6)}"
+
+
 def _claim(temp: Path) -> tuple[bool, int | None]:
     """Locks a new temporary: whether it is ours, and the lock if there are any. Another save may have taken it for a stale one."""
     try:
@@ -224,9 +229,8 @@ def _temporary(target: Path, replace: bool, make: Callable[[Path], None]) -> Ite
     Raises: OutputError, in place of the system's errors about it.
     """
     _prepare(target, replace)
-    pid = os.getpid()
     for _ in range(_TRIES):
-        temp = target.parent / f".anybit-tmp-{pid}-{_start(pid) or 0}-{secrets.token_hex(6)}"
+        temp = _new_temporary(target.parent)
         lock: int | None = None
         _MINE.add(temp)
         try:
@@ -302,30 +306,32 @@ def atomic_file(target: str | os.PathLike[str], replace: bool = True) -> Iterato
 
 def _put_in_place(temp: Path, target: Path, replace: bool) -> None:
     """Gives a finished file its name and syncs the folder; if that fails, what was there before is there again."""
-    exchanged = False
-    if replace:
-        with suppress(FileNotFoundError):
-            exchanged = exchange(temp, target)
-        if _is_folder(temp if exchanged else target):  # would be removed as the old version
-            if exchanged:
-                exchange(temp, target)
-            raise OutputError(f"{target} is a directory; remove it or choose another name")
-        if not exchanged and os.path.lexists(target):
-            os.replace(temp, target)  # no exchange on this file system: if the folder's sync fails, the new file stays
-            sync(target.parent)
-            return
-    if not exchanged:
-        try:
-            rename_new(temp, target)
-        except FileExistsError:
-            raise OutputError(f"{target} exists; remove it or choose another name") from None
+    if _is_folder(target):
+        raise OutputError(f"{target} is a directory; remove it or choose another name")
+    kept = _new_temporary(target.parent)  # a second name of the old version, until the new one is safe
+    _MINE.add(kept)
+    new, linked = False, False
     try:
-        sync(target.parent)
-    except BaseException:
-        if exchanged:
-            exchange(temp, target)
-        else:
-            os.rename(target, temp)
-        raise
-    if exchanged:
-        _remove(temp)
+        try:
+            os.link(target, kept)
+            linked = True
+        except FileNotFoundError:
+            new = True
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise  # without links nothing can be brought back: if the folder's sync fails, the new file stays
+        if not new and not replace:
+            raise OutputError(f"{target} exists; remove it or choose another name")
+        os.replace(temp, target)
+        try:
+            sync(target.parent)
+        except BaseException:
+            if new:
+                target.unlink()
+            elif linked:
+                os.replace(kept, target)
+            raise
+    finally:
+        if linked:
+            _remove(kept)
+        _MINE.discard(kept)

@@ -15,7 +15,7 @@ from anybit.device_arrays import Arrays, arrays_of
 from anybit.errors import FormatError, ShapeError
 from anybit.formats import Block, Spec
 from anybit.formats.rounding import OutOfRangeError
-from anybit.methods.chain import Chain, ScaleRangeError
+from anybit.methods.chain import FALL, Chain, ReachError, ScaleRangeError
 from anybit.methods.rtn import BEYOND
 
 _ADVICE = "repair the array, or say nonfinite=saturate or propagate"
@@ -100,6 +100,10 @@ def _scales(ops: Arrays, x: Any, spec: Spec) -> Any:
             raise FormatError(f"array: {error}") from None
         outer, factor = float(chain.outer(slice(0, 1)).item()), float(chain.factor(slice(0, 1)).item())
     limit = _LARGEST / max(element.max, -element.min)
+    far = target > FALL * limit
+    if bool(far.any()):
+        at = first_index(far)
+        raise FormatError(f"array: {ReachError(element, at, float(target[at]), limit)}")
     beyond = target.clip(0, limit) / outer >= first.beyond[1]
     if bool(beyond.any()):
         at = first_index(beyond)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
+import anybit
 from anybit.errors import FormatError, NonFiniteError
 from anybit.formats import Format
 from anybit.methods import dequantize_parts, quantize_parts
@@ -175,3 +178,37 @@ def test_float64_beyond_float32() -> None:
         -3.3895313892515355e38,
         3.3895313892515355e38,
     ]
+
+
+@pytest.mark.parametrize("text", ["posit8@32", "posit8@16:fp8_e4m3fn@tensor:fp32", "ovp4_int@channel", "e8p@channel", "d4@32", "int4@16", "int2@16"])
+def test_near_the_end_of_float32_close_or_refused(text: str) -> None:
+    """A block whose scale cannot be as large as it should: what comes back is near it, or the array is refused with what to do."""
+    largest, refused = np.float32(np.finfo(np.float32).max), 0
+    rng = np.random.default_rng(3)
+    shapes = {"equal": np.ones((2, 64)), "ramp": np.linspace(-1, 1, 128).reshape(2, 64), "normal": np.clip(rng.normal(0, 0.3, (2, 64)), -1, 1)}
+    for name, shape in shapes.items():
+        for down in (1, 2, 4, 2**10, 2**19, 2**20, 2**24):
+            x = (shape.astype(np.float32) * (largest / np.float32(down))).astype(np.float32)
+            unit = float(largest) / down
+            try:
+                back = dequantize_parts(quantize_parts(x, text), Format(text), x.shape)
+            except FormatError as error:
+                found = re.search(r"would leave float32 above [\d.e+]+; divide the array by (\d+)$", str(error))
+                assert found, error
+                refused += 1
+                less = x / np.float32(int(found[1]))
+                assert np.isfinite(dequantize_parts(quantize_parts(less, text), Format(text), x.shape)).all()
+                continue
+            error = np.square(back.astype(np.float64) / unit - x.astype(np.float64) / unit).sum() / np.square(x.astype(np.float64) / unit).sum()
+            assert error < 0.27, (name, down, error)
+    assert (refused > 0) == text.startswith(("posit", "ovp", "e8p"))
+
+
+def test_the_native_round_trip_refuses_the_same() -> None:
+    """fake_quantize takes one native pass where it can, and says the same as the parts."""
+    x = np.linspace(-1e38, 1e38, 64, dtype=np.float32)[None]
+    for text in ("posit8@32", "posit8@16:fp8_e4m3fn@tensor:fp32"):
+        with pytest.raises(FormatError, match=r"would leave float32 above .*; divide the array by \d+"):
+            anybit.fake_quantize(x, text)
+        small = x / np.float32(2**20)
+        assert np.array_equal(anybit.fake_quantize(small, text), dequantize_parts(quantize_parts(small, text), Format(text), x.shape))

@@ -160,6 +160,17 @@ def test_fake_quantize_on_a_device(text: str) -> None:
     assert done > 5
 
 
+def test_blocks_too_large_on_a_device() -> None:
+    """Refused as on the CPU, where the element's largest value would leave float32."""
+    for text in ("posit8@32", "posit8@16:fp8_e4m3fn@tensor:fp32"):
+        for down in (1.0, 2.0**18, 2.0**20, 2.0**22):
+            x = (np.linspace(-1e38, 1e38, 64) / down).astype(np.float32)[None]
+            want = outcome(lambda x=x, t=text: anybit.fake_quantize(x, t))
+            got = outcome(lambda x=x, t=text: fake_quantize_on_device(torch.from_numpy(x), Spec.parse(t), None).numpy())
+            assert isinstance(want, str) == isinstance(got, str) == (down < 2.0**18), (text, down)
+            assert got == want if isinstance(want, str) else np.array_equal(got, want)
+
+
 def test_over_error_and_out_on_a_device() -> None:
     x = torch.from_numpy(blocks()[0])
     out = torch.empty_like(x)

@@ -15,7 +15,7 @@ from anybit.device_arrays import Arrays, arrays_of
 from anybit.errors import FormatError, ShapeError
 from anybit.formats import Block, Spec
 from anybit.formats.rounding import OutOfRangeError
-from anybit.methods.chain import Chain, ScaleRangeError
+from anybit.methods.chain import FALL, Chain, ReachError, ScaleRangeError
 from anybit.methods.rtn import BEYOND
 
 _ADVICE = "repair the array, or say nonfinite=saturate or propagate"
@@ -44,6 +44,9 @@ def fake_quantize_on_device(x: Any, spec: Spec, out: Any) -> Any:
                 raise_non_finite(number, finite, _ADVICE)
             values = values_on_device(ops, codes_on_device(ops, number, element, policy, spec.policy.seed), element)
             return ops.written(ops.cast(values, "float32"), out)
+        if ops.name(number) == "float64":  # as `quantize_parts`: equal arrays get equal codes
+            narrow = ops.cast(number, "float32")
+            number = narrow if bool((ops.cast(narrow, "float64") == number).all()) else number
         scale = _spread(ops, _scales(ops, number, spec), spec.format.blocks[0], tuple(x.shape))
         ratio = (number / ops.where(scale == 0, float("inf"), scale)).clip(-_LARGEST, _LARGEST)  # beyond float32 is beyond every element
         try:
@@ -100,6 +103,10 @@ def _scales(ops: Arrays, x: Any, spec: Spec) -> Any:
             raise FormatError(f"array: {error}") from None
         outer, factor = float(chain.outer(slice(0, 1)).item()), float(chain.factor(slice(0, 1)).item())
     limit = _LARGEST / max(element.max, -element.min)
+    far = target > FALL * limit
+    if bool(far.any()):
+        at = first_index(far)
+        raise FormatError(f"array: {ReachError(element, at, float(target[at]), limit)}")
     beyond = target.clip(0, limit) / outer >= first.beyond[1]
     if bool(beyond.any()):
         at = first_index(beyond)

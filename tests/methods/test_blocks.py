@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from anybit.errors import FormatError
 from anybit.formats import Format, Spec
 from anybit.methods import SCALES, dequantize_parts, quantize_parts
 from anybit.reference.blocks import quantize
@@ -97,3 +98,20 @@ def test_blocks_that_break_others_against_the_reference(text: str) -> None:
         ramp = (np.arange(120).reshape(3, 40) - 50).astype(np.float32)
         for x in (constant, outlier, both, ramp):
             compare(x, text)
+
+
+@pytest.mark.parametrize("text", ["posit8@16", "posit6_es1@16:fp16@tensor:fp32", "posit8@16:fp8_e4m3fn@tensor:fp32", "int2@16", "int4@16"])
+def test_blocks_too_large_for_an_element_are_refused_where_the_reference_does(text: str) -> None:
+    """From a scale that need not fall to one that would fall far: the same codes, or refused by both."""
+    largest, refused = np.float32(np.finfo(np.float32).max), 0
+    ramp = np.linspace(-1, 1, 48).reshape(2, 24).astype(np.float32)
+    for power in (0, -1, -3, -8, -15, -18, -19, -20, -21, -22, -30):
+        x = (ramp * np.float32(largest * 2.0**power)).astype(np.float32)
+        try:
+            compare(x, text)
+        except FormatError as error:
+            assert "would leave float32" in str(error)
+            with pytest.raises(FormatError, match="fall more than twofold"):
+                quantize(x, Format(text), "absmax")
+            refused += 1
+    assert (refused > 0) == text.startswith("posit") and refused < 11

@@ -70,6 +70,11 @@ class Vector(Element):
         finite.flags.writeable = False
         return finite, np.empty(0, self.code_dtype)
 
+    @cached_property
+    def typical(self) -> float:
+        """The root of the mean square of all numbers of all vectors."""
+        return float(np.sqrt(np.square(self.values).mean()))
+
     @property
     def specials(self) -> dict[str, int]:
         return {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from itertools import pairwise
 
@@ -34,6 +35,27 @@ class ScaleRangeError(FormatError):
         where = f"block {list(index)}" + (f" of the {self.kind}s of level {self.level}" if self.level else "")
         fix = f"fp32 {self.kind}s there" if self.level else f"bf16 {self.kind}s, or a second level, as in {self.element}@tensor:fp32"
         return f"{where} needs the {self.kind} {self.needed:g}, and {self.element} ends at {self.largest:g} here; use {fix}"
+
+
+FALL = 2 * (1 + 2.0**-20)
+"""How many times smaller than wished a scale may become so that the element's largest value stays in float32; 2 is two's complement's."""
+
+
+class ReachError(ScaleRangeError):
+    """A block is so large that under the scale it needs the element's largest value would leave float32."""
+
+    def __init__(self, coded: Element, index: Shape, needed: float, limit: float) -> None:
+        self.coded, self.limit = coded, limit
+        super().__init__("scale", 0, coded, index, needed, limit)
+
+    def at(self, index: Shape) -> str:
+        """The message, naming the block by another index."""
+        reach = max(self.coded.max, -self.coded.min)
+        over = 2 ** math.ceil(math.log2(self.needed / self.limit))
+        return (
+            f"block {list(index)} needs the scale {self.needed:g}, and {self.coded}'s largest value, {reach:g}, would leave float32 above"
+            f" {self.limit:g}; divide the array by {over}"
+        )
 
 
 def _top(element: Element) -> float:

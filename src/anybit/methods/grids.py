@@ -10,8 +10,9 @@ import numpy as np
 from anybit.formats import Box, Element, Policy, Spec
 from anybit.formats.rounding import round_integral, stochastic_bits
 from anybit.formats.stochastic import stochastic_integral
+from anybit.formats.vector import Vector
 from anybit.kernels.rounding import codes as native_codes
-from anybit.methods.chain import Chain, Shape
+from anybit.methods.chain import FALL, Chain, ReachError, Shape
 from anybit.methods.scales import Range, Rule
 from anybit.methods.values import Values, values_of
 
@@ -154,6 +155,8 @@ class Chooser:
         if offset is not None:
             limit = limit - (np.abs(offset) if element.min < 0 else np.maximum(offset, 0))
         reach = max(element.max, -element.min) if zero is None else element.max - element.min
+        if strict and offset is None:
+            self._check_reach(np.maximum(np.abs(target), self._for_groups(values, limit / reach)), limit / reach, rows)
         codes, scale = self.scales.scales(target, limit / reach, rows, strict)
         if zero is None:
             even = self.rule.symmetric and element.reach[0] == element.reach[1]
@@ -168,6 +171,28 @@ class Chooser:
             codes, scale = self.scales.scales(np.maximum(np.maximum(above, below), target), limit / reach, rows, strict)
         stored = zero.encode(wanted)
         return Grids({"scale.0": codes, "zero": stored, **parts}, scale, zero.decode(stored).astype(np.float32), offset)
+
+    def _check_reach(self, needed: np.ndarray, limit: np.ndarray, rows: slice) -> None:
+        """ReachError: a scale that would have to fall so far below the one needed that most values would be clipped."""
+        bad = needed > FALL * limit
+        if bad.any():
+            at = tuple(map(int, np.unravel_index(int(np.argmax(bad)), bad.shape)))
+            raise ReachError(self.fmt.element, (at[0] + rows.start, *at[1:]), float(needed[at]), float(limit[at]))
+
+    def _for_groups(self, values: Values, limit: np.ndarray) -> np.ndarray:
+        """float64: for codes of several weights the scale that brings each block's longest group to a typical vector's length, where that
+        may be beyond the limit; 0 elsewhere, and for other elements."""
+        element, longest = self.fmt.element, np.zeros(values.low.shape)
+        if not isinstance(element, Vector) or element.learned:
+            return longest
+        reach, amax = element.typical * element.dim**0.5, np.maximum(values.high, -values.low)
+        if np.all(amax * element.dim**0.5 / reach <= FALL * limit):
+            return longest
+        for box, part in values.parts():
+            groups = part.astype(np.float64).reshape(*part.shape[:-1], -1, element.dim)
+            norm = np.sqrt(np.square(groups).sum(axis=-1))
+            longest[box.grid] = np.maximum(longest[box.grid], norm.max(axis=box.within))
+        return longest / reach
 
     def _loss(self, grids: Grids, values: Values) -> np.ndarray:
         """float64: what coding would cost in each block, by the rule's own loss; non-finite values count as clipped.

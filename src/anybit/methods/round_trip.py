@@ -9,7 +9,7 @@ import numpy as np
 from anybit.formats import Element, Format, Spec
 from anybit.formats.rounding import stochastic_bits
 from anybit.kernels.rounding import Rounding, largest_magnitude, rounding
-from anybit.methods.chain import Chain
+from anybit.methods.chain import FALL, Chain
 from anybit.methods.scales import SCALES, Range
 
 _LARGEST = float(np.finfo(np.float32).max)
@@ -39,6 +39,8 @@ def round_trip(x: np.ndarray, spec: Spec, out: np.ndarray) -> bool:
         outer, factor = _outer(spec, top)
         if fields["mantissa"] == 0:
             return False
+    if fields["most"] * FALL < fmt.element.max and largest_magnitude(source.reshape(-1)) / fields["most"] > FALL * fields["limit"]:
+        return False
     rows = (-1, x.shape[-1])
     return plan.blocks(fields | {"size": size, "outer": outer, "factor": factor}, source.reshape(rows), out.reshape(rows), policy.seed)
 

@@ -4,6 +4,7 @@ Parts are logical: "codes" has the array's shape, "scale.0" the block grid, "sca
 "offset.0" ... as many as scales. Each holds raw codes of its element in uint8, uint16 or uint32.
     s = fl(fl(s0 * s1) * s2) ...      value = fl(fl(t - z) * s), then fl(value + m)      all in float32
     a zero point that is no whole number: m = -fl(z * s)
+    float64 arrays that float32 cannot hold are divided, and less their offsets, in float64
     code = encode(fl(x / s)), with an offset encode(fl(fl(x - m) / s)), with an integer zero point round(fl(x / s)) + z, clipped
 Arrays are walked in slabs of about a million values along the first axis, and those in boxes of a quarter of that, so that temporary memory
 stays at tens of megabytes whatever the array's size (unless one block's rows are longer than that).
@@ -103,6 +104,7 @@ def quantize_parts(w: Any, spec: Spec | Format | str, name: str = "array", impor
         return {**parts, "codes": fmt.cut(parts["codes"])}
     rule = None if fmt.block is None else SCALES[spec.scale_rule]
     weights = _importance(importance, x.shape, rule, name, fmt.element.learned)
+    x = x if rule is None and not fmt.element.learned else _narrowed(x)
     if fmt.element.learned:
         from anybit.methods.learn import quantize_learned
 
@@ -134,6 +136,15 @@ def quantize_parts(w: Any, spec: Spec | Format | str, name: str = "array", impor
             f" {fmt.element.min:g} to {fmt.element.max:g}; use over=saturate or scale=absmax"
         ) from None
     return parts
+
+
+def _narrowed(x: np.ndarray) -> np.ndarray:
+    """float64 numbers as float32 where that holds every one of them, so that equal arrays get equal codes whatever their dtype."""
+    if x.dtype != np.float64:
+        return x
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        narrow = x.astype(np.float32)
+    return narrow if all(np.array_equal(a, b, equal_nan=True) for a, b in zip(narrow, x, strict=True)) else x
 
 
 class _BeyondFloat32(Exception):

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from anybit.errors import FormatError
 from anybit.reference.rational import Rational, decode
 from anybit.reference.rules import candidates, loss
 
@@ -202,7 +203,7 @@ def end(element: Exact) -> Fraction:
 def quantize(x: np.ndarray, fmt: Any, rule: str, number: float | None = None) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Parts (int64 codes on their grids) and float32 values of a small finite float32 array in a format with blocks.
 
-    `rule` and `number`: as in the expression (`p` and 99.9). Saturating, nearest even.
+    `rule` and `number`: as in the expression (`p` and 99.9). Saturating, nearest even. FormatError: a block too large for its element.
     """
     cut, element = Blocked(fmt, x.shape), exact(fmt.element)
     values = {block: [Fraction(float(x[i])) for i in members] for block, members in cut.members.items()}
@@ -221,8 +222,8 @@ def quantize(x: np.ndarray, fmt: Any, rule: str, number: float | None = None) ->
     for block, members in cut.members.items():
         best: tuple[float, list[int], list[np.float32]] | None = None
         kept = (0, 0)
-        for target in options[block]:
-            found = _encode(x, members, fmt, element, scales, block, target, shift[block], zero, rule == "clip")
+        for i, target in enumerate(options[block]):
+            found = _encode(x, members, fmt, element, scales, block, target, shift[block], zero, rule == "clip", i == 0)
             cost = loss([x[i] for i in members], found[1], rule, number) if len(options[block]) > 1 else 0.0
             if best is None or cost < best[0]:
                 best, kept = (cost, *found[:2]), (scales.codes[0][block], found[2])
@@ -257,12 +258,16 @@ def _encode(
     shift: np.float32,
     zero: Exact | None,
     symmetric: bool,
+    first: bool,
 ) -> tuple[list[int], list[np.float32], int]:
-    """Codes and values of one block at a target scale, and the code of its zero point."""
+    """Codes and values of one block at a target scale, and the code of its zero point. FormatError: the scale that a rule starts from
+    (`first`) would have to fall more than twofold so that the element's largest value stays in float32."""
     limit = LARGEST
     if fmt.offset is not None:
         limit -= abs(Fraction(float(shift))) if element.min < 0 else max(Fraction(float(shift)), Fraction(0))
     reach = max(element.max, -element.min) if zero is None else element.max - element.min
+    if first and fmt.offset is None and abs(target) > 2 * (1 + Fraction(1, 2**20)) * limit / reach:
+        raise FormatError(f"block {list(block)} is too large: its scale would have to fall more than twofold; divide the array")
     scale = scales.store_scale(block, target, limit / reach)
     z, z_code = Fraction(0), 0
     if zero is not None:

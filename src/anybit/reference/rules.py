@@ -22,6 +22,9 @@ def candidates(values: Values, fmt: Any, element: Any, shift: Fraction, rule: st
         most, bottom = max(element.max, Fraction(0)), element.min
         twos = element.fields["family"] == "integer" and element.min < 0 and fmt.offset is None
         least = -most if twos else min(element.min, Fraction(0))
+        if element.fields["family"] == "posit" and fmt.offset is None:
+            most = Fraction(2) ** 2 ** element.fields["es"]
+            least = -most
     top, largest = max(most, -least), max(map(abs, values))
     if rule in ("floor", "ceil", "even", "signmax", "full") and largest == 0:
         return [Fraction(0)]

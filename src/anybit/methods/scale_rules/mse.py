@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from anybit.errors import FormatError
+from anybit.formats.vector import Vector
 from anybit.methods.scale_rules.absmax import absmax
 from anybit.methods.scale_rules.floor import floor
 from anybit.methods.scales import Range, scale_rule
@@ -17,13 +18,28 @@ _STEPS, _COARSE_STEPS = np.r_[1.0, np.linspace(0.6, 1.6, 26)], np.r_[1.0, np.lin
 def mse(r: Range) -> list[np.ndarray]:
     """The least squared error of a search: power-of-two scales s/2, s, 2s around floor's s; others multiples of absmax's.
 
-    27 multiples from 0.6 to 1.6; for elements of at most four values 37 from 0.15 to 1.2. Importance, if given, weighs the errors.
+    27 multiples from 0.6 to 1.6; for elements of at most four values 37 from 0.15 to 1.2. Where an element of several weights a code
+    would have to take an even block for its few outermost vectors, these are multiples of the scale that brings the block's root mean
+    square to that of the element's numbers, up to 4 times absmax's for e8p. Importance, if given, weighs the errors.
     """
     if r.power_of_two:
         s = floor(r)[0]
         return [s, s / 2, s * 2]
     base = absmax(r)[0]
-    return [base * step for step in (_STEPS if r.count > 4 else _COARSE_STEPS)]
+    if r.count <= 4:
+        return [base * step for step in _COARSE_STEPS]
+    wide = _even(r, base)
+    return [base, *(wide * step for step in _STEPS[1:])]
+
+
+def _even(r: Range, base: np.ndarray) -> np.ndarray:
+    """absmax's scale, or for several weights a code the one that brings a block's root mean square to the vectors', if that is larger."""
+    if not isinstance(r.element, Vector) or r.values is None:
+        return base
+    largest = np.where(r.largest > 0, r.largest, 1.0)
+    count, squares = r.values.sums(lambda x, _, m: (np.ones(()), np.square(x / m, dtype=np.float64)), largest)
+    mean = largest * np.sqrt(squares / np.maximum(count, 1))
+    return np.maximum(base, mean / r.element.typical)
 
 
 @scale_rule("wmse", searches=True, weighted=True)

@@ -191,7 +191,7 @@ def test_any_signed_grid() -> None:
 
 @pytest.mark.parametrize("name, kind, bits", [("iq2xxs", "IQ2_XXS", 2.0625), ("iq2xs", "IQ2_XS", 2.3125)])
 def test_points_of_i_quants_are_those_of_files(name: str, kind: str, bits: float) -> None:
-    """Blocks of GGUF with random bytes, read by its own reader: all their magnitudes, under their scale, are vectors; and the sizes agree."""
+    """Blocks of GGUF with random bytes, read by its reader: all their magnitudes, under their scale, are vectors; and the sizes agree."""
     block = {"iq2xxs": 32, "iq2xs": 16}[name]
     assert float(Format(f"{name}@{block}:uint4@256:fp16").bits_per_weight) == bits
     element = element_of(name)

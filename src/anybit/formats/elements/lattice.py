@@ -53,7 +53,7 @@ class SignedGrid(Vector):
     up to squared length 10 (227 magnitudes) and 29 of length 12 (the published list repeats one), each plus and minus 1/4; the code is the
     published one. No zero vector, no specials. Source: QuIP#, Tseng et al. 2024, arXiv 2402.04396, section 4.2, and its code.
 
-    `iq2xxs`, `iq2xs`: the 256 and 512 points of eight magnitudes 1, 3.125, 5.375 behind GGUF's IQ2_XXS and IQ2_XS, `odd` all false, no shift;
+    `iq2xxs`, `iq2xs`: the 256 and 512 points of eight magnitudes 1, 3.125, 5.375 of GGUF's IQ2_XXS and IQ2_XS, `odd` all false, no shift;
     one code has the point's number above its signs, which the file keeps apart. Source: ggml (llama.cpp), see NOTICE.
     """
 

@@ -146,6 +146,26 @@ def test_keep_and_progress(tiny: Path) -> None:
         model.quantize("int4@32", keep="(")
 
 
+def test_each_layer_keeps_how_its_codes_were_chosen(tiny: Path) -> None:
+    """A second quantize with another keep does not speak for the first one's layers; "auto" is stored by the name of its rule."""
+    model = anybit.load(tiny)
+    first = model.quantize("mxfp4", keep=rf"{KEEP}|mlp")
+    assert first.policy == "+scale=floor" and set(first.policies) == first.quantized
+    second = first.quantize("int4@32+round=zero", keep=rf"{KEEP}|attn")
+    assert second.policy is None
+    expected = {n: "+scale=absmax+round=zero" if "mlp" in n else "+scale=floor" for n in second.quantized}
+    assert second.policies == expected and len(set(expected.values())) == 2
+    second.save(tiny.parent / "mixed")
+    first.save(tiny.parent / "one")
+    config = json.loads((tiny.parent / "mixed" / "config.json").read_text())["quantization_config"]
+    assert config["policy"] is None and {n: layer["policy"] for n, layer in config["layers"].items() if "policy" in layer} == expected
+    config = json.loads((tiny.parent / "one" / "config.json").read_text())["quantization_config"]
+    assert config["policy"] == "+scale=floor" and not any("policy" in layer for layer in config["layers"].values())
+    assert anybit.load(tiny.parent / "mixed").policies == expected and anybit.load(tiny.parent / "one").policies == first.policies
+    again = second.quantize("int4@32+round=zero", keep=KEEP)
+    assert again.policy == "+scale=absmax+round=zero"
+
+
 def test_quantize_refuses_before_it_works(tiny: Path) -> None:
     model = anybit.load(tiny)
 

@@ -217,7 +217,7 @@ def test_matmul_refuses() -> None:
     refused(ShapeError, 2, "bias of shape", lambda: q.matmul(x, bias=np.zeros(19, np.float32)))
     refused(ShapeError, 2, "numbers are", lambda: q.matmul([["a"] * 64]))
     refused(ShapeError, 2, "of the weight", lambda: quantize(random((2, 3, 64)), "int4@32").matmul(x))
-    refused(NoKernelError, 6, "'int3' activations; use float or int8", lambda: q.matmul(x, act="int3"))
+    refused(NoKernelError, 6, "takes activations in int3 without a block; use float or int8", lambda: q.matmul(x, act="int3"))
     refused(NoKernelError, 6, "float activations", lambda: quantize(random((20, 64)), "bf16").matmul(x, act="int8"))
     assert np.array_equal(q.matmul(x, act="float"), q.matmul(x))
     for value in (np.nan, np.inf, 1e300):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +21,7 @@ from anybit.formats import Format, Spec
 from anybit.io.checkpoint import save_checkpoint
 from anybit.io.foreign import Foreign, Sidecar, open_foreign
 from anybit.io.hf import CONFIG, open_model
+from anybit.io.quantization import StoredLayer
 from anybit.io.tokenizer import read_tokenizer
 from anybit.linear import ActSpec, Linear, check_kernel
 from anybit.methods import METHODS
@@ -57,7 +58,7 @@ class Model:
     `weights` holds a `Linear` for every matrix (embedding and head too) and float32 arrays for norms; `plain` the norms and biases as they
     were stored, (dtype, array), for saving. Everything is read-only; `quantize`, `replace`, `with_act`, `with_product`,
     `with_attention` and `with_cache` give new models that share what is equal. `attention`: the product rule of q k^T and p v, None for
-    multiplication. `cache`: formats of keys and values between tokens.
+    multiplication. `cache`: formats of keys and values between tokens. `policies`: how the codes of each matrix were chosen, where known.
     """
 
     config: Mapping[str, Any]
@@ -66,7 +67,7 @@ class Model:
     plain: Mapping[str, tuple[str, np.ndarray]]
     sidecars: tuple[Sidecar, ...] = ()
     name: str = "model"
-    policy: str | None = None
+    policies: Mapping[str, str] = field(default_factory=dict)
     attention: str | None = None
     cache: CacheSpec | None = None
 
@@ -148,6 +149,12 @@ class Model:
         return frozenset(name for name, fmt in formats.items() if fmt.pack or not fmt.dense)
 
     @property
+    def policy(self) -> str | None:
+        """How the codes of all quantized matrices were chosen ("+scale=mse"); None: they differ (see `policies`), or it is not known."""
+        found = {self.policies.get(name) for name in self.quantized or self.policies}
+        return found.pop() if len(found) == 1 else None
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all weights as stored, padding included."""
         return sum(linear.nbytes for linear in self.linears.values()) + sum(array.nbytes for _, array in self.plain.values())
@@ -192,8 +199,8 @@ class Model:
     def replace(self, weights: Mapping[str, Linear | np.ndarray], policy: str | None = None) -> Model:
         """The same model with some weights given anew: a `Linear` for a matrix, whatever runs around it, or float32 numbers for a norm.
 
-        policy: how codes were chosen, stored with the checkpoint. UsageError: no such weight. ShapeError: one of another shape, or a layer
-        that nothing runs. NoKernelError: activations or a branch that nothing runs.
+        policy: how codes of these matrices were chosen, stored with the checkpoint; None: not known. UsageError: no such weight.
+        ShapeError: one of another shape, or a layer that nothing runs. NoKernelError: activations or a branch that nothing runs.
         """
         plain = dict(self.plain)
         shapes = {tensor.name: tensor for tensor in self.spec.tensors}
@@ -216,7 +223,16 @@ class Model:
             if bias in shapes and isinstance(before, Linear) and given.bias is not before.bias:
                 plain[bias] = ("F32", np.ascontiguousarray(given.bias, np.float32))
         norms = {name: plain[name][1] for name, given in weights.items() if not isinstance(given, Linear)}
-        return replace(self, weights={**self.weights, **weights, **norms}, plain=plain, policy=policy or self.policy)
+        # The same codes with something else around them were chosen as before.
+        codes = {name: linear.weight for name, linear in self.linears.items()}
+        matrices = [name for name, given in weights.items() if isinstance(given, Linear) and (policy or given.weight is not codes[name])]
+        policies = self._with_policy(matrices, policy)
+        return replace(self, weights={**self.weights, **weights, **norms}, plain=plain, policies=policies)
+
+    def _with_policy(self, names: Sequence[str], policy: str | None) -> dict[str, str]:
+        """`policies` where some matrices have been quantized anew."""
+        kept = {name: text for name, text in self.policies.items() if name not in set(names)}
+        return kept if policy is None else kept | dict.fromkeys(names, policy)
 
     def with_act(self, act: str | None) -> Model:
         """The same weights with other activations in the quantized matrices: None or "float", or "int8"."""
@@ -277,7 +293,7 @@ class Model:
             weights[name] = replace(linear, weight=QTensor.pack(spec.format, w.shape, parts), act=act_spec, product=product)
             if progress:
                 progress(done + 1, len(chosen), name)
-        return replace(self, weights=weights, policy=str(spec.policy) or None)
+        return replace(self, weights=weights, policies=self._with_policy(chosen, spec.policy_text))
 
     def save(self, path: str | Path) -> int:
         """Writes a checkpoint directory, all of it or nothing; gives its safetensors bytes.
@@ -286,12 +302,17 @@ class Model:
         """
         listed = {tensor.module for tensor in self.spec.tensors if tensor.role == "bias"}
         modules = {tensor.name: tensor.module for tensor in self.spec.tensors}
-        entries = [(name, entry_of(linear, modules[name] in listed)) for name, linear in self.linears.items()]
+        common, quantized = self.policy, self.quantized
+        entries = []
+        for name, linear in self.linears.items():
+            entry, text = entry_of(linear, modules[name] in listed), self.policies.get(name)
+            policy = None if name in quantized and text == common else text
+            entries.append((name, replace(entry, stored=replace(entry.stored, policy=policy))))
         plain = [(name, dtype, array) for name, (dtype, array) in self.plain.items()]
         cache = None if self.cache is None else self.cache.fields
         tables = tables_of(fmt for linear in self.linears.values() for fmt in formats_of(linear))
         return save_checkpoint(
-            path, self.config, entries, plain, self.sidecars, tables=tables, policy=self.policy, attention_product=self.attention,
+            path, self.config, entries, plain, self.sidecars, tables=tables, policy=common, attention_product=self.attention,
             kv_cache=cache,
         )  # fmt: skip
 
@@ -345,11 +366,17 @@ def load(path: str | Path, open: int | None = None) -> Model:
             weights[name] = Linear(dense_tensor(*source.get(name), name, where), biases.get(tensor.module))
             source.release(name)
     spec = replace(spec, eos=source.eos or spec.eos)
-    policy = source.quantization.policy if source.quantization else None
     attention = stored_attention(source.quantization, where) if source.quantization else None
     cache = stored_cache(source.quantization, where) if source.quantization else None
-    model = Model(source.config, spec, weights, plain, source.sidecars, str(path), policy, attention, cache)
+    model = Model(source.config, spec, weights, plain, source.sidecars, str(path), {}, attention, cache)
+    model = replace(model, policies=_stored_policies(model, layers, source.quantization.policy if source.quantization else None))
     return model if open is None else model.open(open)
+
+
+def _stored_policies(model: Model, layers: Mapping[str, StoredLayer], common: str | None) -> dict[str, str]:
+    """How codes were chosen: what a layer says itself, and what the checkpoint says of all quantized ones."""
+    found = {name: layer.policy or (common if name in model.quantized else None) for name, layer in layers.items()}
+    return {name: text for name, text in found.items() if text is not None}
 
 
 def _load_foreign(source: Foreign, name: str) -> Model:

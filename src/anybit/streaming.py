@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +75,7 @@ def quantize_file(
             check_finite(array, dtype, tensor.name, where)
             plain.append((tensor.name, dtype, array))
     return save_checkpoint(
-        out, source.config, entries, plain, (*source.sidecars, *files), tables=tables_of([spec.format]), policy=str(spec.policy) or None,
+        out, source.config, entries, plain, (*source.sidecars, *files), tables=tables_of([spec.format]), policy=spec.policy_text,
         attention_product=attention, on_written=_counted(progress, matrices),
     )  # fmt: skip
 
@@ -126,16 +127,20 @@ def _quantize_foreign(
     matrices = {tensor.name: tensor for tensor in model.tensors if tensor.role not in ("norm", "bias")}
     chosen = set(chosen_names(matrices, keep))
     entries = []
+    mixed = any(name not in chosen and not Format(source.tensors[name].read().format).dense for name in matrices)
     for name, tensor in matrices.items():
         held = Format(source.tensors[name].read().format)
         if name in chosen and not held.dense:
             raise UsageError(f"{source.path}: tensor '{name}' is quantized already ({held}); give the original model, or keep it")
         one = (spec, act, method, product) if name in chosen else (None, None, method, None)
-        entries.append(_foreign_entry(source, tensor, held, *one))
+        name, entry = _foreign_entry(source, tensor, held, *one)
+        if mixed and name in chosen:  # others were quantized by other rules, which are not known
+            entry = replace(entry, stored=replace(entry.stored, policy=spec.policy_text))
+        entries.append((name, entry))
     plain = [(tensor.name, *plain_tensor(source, tensor.name)) for tensor in model.tensors if tensor.role in ("norm", "bias")]
     return save_checkpoint(
-        out, source.config, entries, plain, (*source.sidecars, *files), tables=tables_of([spec.format]), policy=str(spec.policy) or None,
-        attention_product=attention, on_written=_counted(progress, matrices),
+        out, source.config, entries, plain, (*source.sidecars, *files), tables=tables_of([spec.format]),
+        policy=None if mixed else spec.policy_text, attention_product=attention, on_written=_counted(progress, matrices),
     )  # fmt: skip
 
 

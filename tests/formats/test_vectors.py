@@ -163,7 +163,7 @@ def test_policies(name: str) -> None:
 def test_names() -> None:
     for text, reason in {
         "ovp4": "outlier-victim pairs are ovp4_int, ovp4_flint, ovp8_int", "vq8d3": "2, 4 or 8 weights", "vq13d8": "1 to 12 bits",
-        "vq12d8_k3": "32 bits together", "kmeans9": "1 to 8 bits, not 9", "kmeans0": "1 to 8 bits", "iq2xxs": "not available",
+        "vq12d8_k3": "32 bits together", "kmeans9": "1 to 8 bits, not 9", "kmeans0": "1 to 8 bits", "iq2xxs@12": "cuts them",
         "ovp4_int@3": "codes 2 weights of a row together, and a block of 3 cuts them; use 2 or 4", "e8p@4": "cuts them; use 8",
         "e8p@32x1": "cuts them", "ovp4_int@32+zp": "zero points need integer codes", "int4@32:ovp4_int": "stored one by one",
         "int4@32:kmeans4": "is learned from the weights", "uint4@32+zp=kmeans4": "stored one by one",
@@ -187,3 +187,22 @@ def test_any_signed_grid() -> None:
         assert np.array_equal((unshifted < 0).sum(axis=1) % 2, odd.repeat(1 << bits - 8))
         x = groups(element, 30)
         assert np.array_equal(element.encode(x.reshape(-1)), walked.encode(x))
+
+
+@pytest.mark.parametrize("name, kind, bits", [("iq2xxs", "IQ2_XXS", 2.0625), ("iq2xs", "IQ2_XS", 2.3125)])
+def test_points_of_i_quants_are_those_of_files(name: str, kind: str, bits: float) -> None:
+    """Blocks of GGUF with random bytes, read by its reader: all their magnitudes, under their scale, are vectors; and the sizes agree."""
+    block = {"iq2xxs": 32, "iq2xs": 16}[name]
+    assert float(Format(f"{name}@{block}:uint4@256:fp16").bits_per_weight) == bits
+    element = element_of(name)
+    size = {"iq2xxs": 66, "iq2xs": 74}[name]
+    raw = np.random.default_rng(7).integers(0, 256, (64, size), np.uint8)
+    raw[:, :2] = np.array([1.0], np.float16).view(np.uint8)  # the scale of each 256
+    gguf = pytest.importorskip("gguf")
+    values = gguf.dequantize(raw, gguf.GGMLQuantizationType[kind]).reshape(-1, block)
+    scale = np.abs(values).min(axis=1, keepdims=True)  # the magnitude 1, in every block of so many
+    assert (np.isin(np.abs(values / scale), [1.0, 3.125, 5.375])).all()
+    ratio = (values / scale).astype(np.float64)
+    assert np.array_equal(element.decode(element.encode(ratio)).reshape(ratio.shape), ratio)
+    seen = np.unique(element.encode(ratio) >> 7)
+    assert len(seen) > len(element.fields["grid"]) * 0.9

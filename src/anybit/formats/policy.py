@@ -101,6 +101,16 @@ class Spec:
         element = self.format.element
         return "mse" if not element.learned and (element.bits <= 2 or element.dim > 1) else "absmax"
 
+    @property
+    def policy_text(self) -> str | None:
+        """How codes are chosen, for the record: the policy with the scale rule by its name; None: nothing but defaults, and no scales.
+
+        >>> Spec.parse("int4@32").policy_text, Spec.parse("mxfp4+round=zero").policy_text, Spec.parse("bf16").policy_text
+        ('+scale=absmax', '+scale=floor+round=zero', None)
+        """
+        policy = self.policy if self.format.block is None else replace(self.policy, scale=self.scale_rule)
+        return str(policy) or None
+
     def check(self) -> None:
         """Raises FormatError if the element cannot serve the policy (over=inf without an infinity)."""
         self.format.element.check_policy(self.policy.round, self.policy.over, self.policy.nonfinite)

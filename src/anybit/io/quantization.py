@@ -56,6 +56,7 @@ class StoredLayer:
     post: tuple[dict[str, Any], ...] = ()
     product: str | None = None
     act_scale: float | None = None
+    policy: str | None = None
 
     @property
     def nbytes(self) -> int:
@@ -81,7 +82,8 @@ class Quantization:
 def _layer_json(layer: StoredLayer) -> dict[str, Any]:
     parts = {name: {"dtype": part.dtype, "shape": list(part.shape)} for name, part in layer.parts.items()}
     result: dict[str, Any] = {"weight": {"format": layer.format, "layout": layer.layout, "shape": list(layer.shape), "parts": parts}}
-    optional = {"act": layer.act, "pre": layer.pre, "branches": layer.branches, "post": layer.post, "product": layer.product}
+    optional = {"act": layer.act, "pre": layer.pre, "branches": layer.branches, "post": layer.post, "product": layer.product,
+                "policy": layer.policy}  # fmt: skip
     if layer.act_scale is not None:
         optional["act_scale"] = float(layer.act_scale).hex()
     return result | {key: list(value) if isinstance(value, tuple) else value for key, value in optional.items() if value}
@@ -187,6 +189,7 @@ def _parse_layer(value: object, where: Where) -> StoredLayer:
         post=fields.kinds("post"),
         product=fields.take("product", str, None),
         act_scale=fields.scale("act_scale"),
+        policy=fields.take("policy", str, None),
     )
     weight.done()
     fields.done()

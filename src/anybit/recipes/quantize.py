@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -146,11 +146,14 @@ def _save(model: FloatSource, plan: Plan, recipe: Recipe, folder: Path, out: Pat
     config = dict(model.source.config)
     if spec.tied and untied:
         config["tie_word_embeddings"] = False
-    policies = sorted({str(choice.spec.policy) for choice in plan.choices.values()} - {""})
+    policies = {name: choice.spec.policy_text for name, choice in plan.choices.items()}
+    common = next(iter(policies.values())) if len(set(policies.values())) == 1 else None
+    if common is None:
+        quantized = [(name, replace(entry, stored=replace(entry.stored, policy=policies.get(name)))) for name, entry in quantized]
     provenance = [{"recipe": recipe.name, "text": json.loads(recipe.text), "calibration": about, "base": str(path)}]
     return save_checkpoint(
         out, config, quantized, plain, model.source.sidecars, tables=tables_of(formats), provenance=provenance,
-        policy=policies[0] if len(policies) == 1 else None, recipe_digest=recipe.digest,
+        policy=common, recipe_digest=recipe.digest,
         kv_cache=None if recipe.kv_cache is None else recipe.kv_cache.fields,
     )  # fmt: skip
 

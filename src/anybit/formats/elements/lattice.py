@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from anybit.errors import FormatError
 from anybit.formats.family import FAMILIES, Family
 from anybit.formats.vector import Vector, half_norms, nearest
 
@@ -53,7 +53,8 @@ class SignedGrid(Vector):
     up to squared length 10 (227 magnitudes) and 29 of length 12 (the published list repeats one), each plus and minus 1/4; the code is the
     published one. No zero vector, no specials. Source: QuIP#, Tseng et al. 2024, arXiv 2402.04396, section 4.2, and its code.
 
-    The grids of GGUF's i-quants are of this kind too: `odd` all false, no shift.
+    `iq2xxs`, `iq2xs`: the 256 and 512 points of eight magnitudes 1, 3.125, 5.375 of GGUF's IQ2_XXS and IQ2_XS, `odd` all false, no shift;
+    one code has the point's number above its signs, which the file keeps apart. Source: ggml (llama.cpp), see NOTICE.
     """
 
     grid: tuple[tuple[float, ...], ...]
@@ -178,17 +179,26 @@ class SignedGrid(Vector):
 
 
 _ROWS = 1 << 11
+_GGML = {"iq2xxs": (0, 256), "iq2xs": (256, 512)}
+"""First row and number of rows in ggml's grids: those whose signs fill a code of eight weights by themselves."""
+
+
+@lru_cache
+def _ggml_points(name: str) -> np.ndarray:
+    """float64[points, 8]: ggml's magnitudes 8, 25, 43 as multiples of 8, two bits a weight in the file."""
+    first, count = _GGML[name]
+    packed = np.load(Path(__file__).parents[2] / "data" / "ggml_grids.npy")[first : first + count]
+    places = packed[..., None] >> np.arange(0, 8, 2, dtype=np.uint8) & np.uint8(3)
+    return np.array([1.0, 3.125, 5.375])[places.reshape(count, 8)]
 
 
 def parse(text: str) -> SignedGrid | None:
-    if text == "iq2xxs":
-        raise FormatError("this grid of GGUF is not available in this version; e8p is a lattice of as many weights a code")
-    if text not in ("d4", "e8p"):
+    if text not in ("d4", "e8p", *_GGML):
         return None
-    grid = magnitudes(text)
+    grid = magnitudes(text) if text not in _GGML else _ggml_points(text)
     index_bits, dim = (len(grid) - 1).bit_length(), grid.shape[1]
     shift = 0.25 if text == "e8p" else 0.0
-    odd = tuple(bool(s % 2) for s in grid.sum(axis=1))
+    odd = tuple(text not in _GGML and bool(s % 2) for s in grid.sum(axis=1))
     bits = index_bits + dim - 1 + (1 if shift else 0)
     return SignedGrid(text, bits, dim, tuple(map(tuple, grid.tolist())), odd, shift)
 
@@ -197,11 +207,13 @@ FAMILIES.add(
     "lattice",
     Family(
         "lattice",
-        "half-integers with an even sum in a ball, four or eight weights a code (QuIP#)",
-        "d4, e8p",
+        "half-integers with an even sum in a ball (QuIP#), or chosen points of eight (GGUF), four or eight weights a code",
+        "d4, e8p, iq2xxs, iq2xs",
         parse,
         {
             "d4": "2 bits a weight: the 256 points of the D4 lattice, centred on a deep hole, up to squared length 9",
+            "iq2xxs": "1.875 bits a weight: the 256 points of GGUF's IQ2_XXS with an even number of signs",
+            "iq2xs": "2 bits a weight: the 512 points of GGUF's IQ2_XS with an even number of signs",
             "e8p": "2 bits a weight: 65536 points of the E8 lattice shifted by 1/4: E8P of QuIP#",
         },
     ),

@@ -46,8 +46,8 @@ for _folder in filter(None, os.environ.get("ANYBIT_FORMATS", "").split(os.pathse
 
 
 def families() -> dict[str, Family]:
-    """All families by name."""
-    return {name: FAMILIES[name] for name in FAMILIES}
+    """All families, sorted by name: in whatever order their files were imported."""
+    return {name: FAMILIES[name] for name in sorted(FAMILIES)}
 
 
 class UnknownElementError(FormatError):

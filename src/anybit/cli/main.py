@@ -1,7 +1,7 @@
 """The `anybit` command: finds the command, runs it, turns every failure into one line and a documented exit code.
 
-Exit codes: 0 done; 1 a bug in anybit (the traceback is saved, its path printed); 2 usage; 3 does not fit; 4 bad input or output; 5 a gate is missed; 6 not
-possible on this machine; 130 interrupted; 141 the reader of stdout went away; 143 terminated.
+Exit codes: 0 done; 1 a bug in anybit (the traceback is saved, its path printed); 2 usage; 3 does not fit; 4 bad input or output; 5 a gate
+is missed; 6 not possible on this machine; 130 interrupted; 141 the reader of stdout went away; 143 terminated.
 
 Nothing here imports NumPy, and `anybit --version` not even rich: the first answer has to come at once.
 """

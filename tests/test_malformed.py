@@ -61,26 +61,38 @@ def test_variants_are_the_same_everywhere() -> None:
         assert len({worker.files_of(kind, index)[0] for index in range(40)}) > 25
 
 
-def test_the_worker_notices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each of the limits is one that can be exceeded."""
-    from malformed import safetensors_files
+NOTICES = """
+import json, sys
+from pathlib import Path
+from malformed import safetensors_files, worker
 
-    def bad(folder: Path) -> None:
-        size = (folder / "a.safetensors").stat().st_size
-        if size % 4 == 0:
-            raise KeyError("another exception")
-        if size % 4 == 1:
-            hog = b"x" * (70 << 20)
-            raise worker.FileFormatError(f"{folder}: {len(hog)} of memory at byte 0; free it")
-        raise worker.FileFormatError("a message without the path")
+def bad(folder):
+    size = (folder / "a.safetensors").stat().st_size
+    if size % 4 == 0:
+        raise KeyError("another exception")
+    if size % 4 == 1:
+        hog = b"x" * (70 << 20)
+        raise worker.FileFormatError(f"{folder}: {len(hog)} of memory at byte 0; free it")
+    raise worker.FileFormatError("a message without the path")
 
-    real, calls = safetensors_files.read, [0]
+real, calls = safetensors_files.read, [0]
 
-    def after_the_base(folder: Path) -> None:
-        calls[0] += 1
-        (real if calls[0] <= 3 else bad)(folder)
+def after_the_base(folder):
+    calls[0] += 1
+    (real if calls[0] <= 3 else bad)(folder)
 
-    monkeypatch.setattr(safetensors_files, "read", after_the_base)
-    monkeypatch.setattr(worker.resource, "setrlimit", lambda *args: None)
-    problems = worker.run("safetensors_files", 0, 20, tmp_path)["problems"]
-    assert {True} == {any(what in problem for problem in problems) for what in ("KeyError", " MB for a file", "without the path")}
+safetensors_files.read = after_the_base
+worker.resource.setrlimit = lambda *args: None
+print(json.dumps(worker.run("safetensors_files", 0, 20, Path(sys.argv[1]))["problems"]))
+"""
+
+
+def test_the_worker_notices(tmp_path: Path) -> None:
+    """Each of the limits is one that can be exceeded. In a process of its own, whose memory nothing else has made large."""
+    done = subprocess.run(
+        [sys.executable, "-c", NOTICES, str(tmp_path)], capture_output=True, text=True, check=True, cwd=Path(__file__).parent,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])},
+    )  # fmt: skip
+    problems = json.loads(done.stdout.splitlines()[-1])
+    for what in ("KeyError", " MB for a file", "without the path"):
+        assert any(what in problem for problem in problems), (what, problems)

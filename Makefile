@@ -59,7 +59,7 @@ $(NEON)/%.generic.o: native/%.cc $(wildcard native/*.h)
 
 NEON_KERNELS := $(foreach k,linear product ops pack round transform cache gptq,$(NEON)/$(k).generic.o $(NEON)/$(k).neondot.o)
 
-$(NEON)/driver: tests/kernels/golden/driver.cc native/operator.cc native/pool.cc native/isas.cc $(NEON_KERNELS)
+$(NEON)/driver: tests/kernels/golden/driver.cc native/operator.cc native/around.cc native/pool.cc native/isas.cc $(NEON_KERNELS)
 	$(ARM) $^ -pthread -o $@
 
 neon: $(NEON)/driver

@@ -121,7 +121,7 @@ def test_tensors_of_a_model_are_rounded_by_bits_of_their_own(tmp_path: Path) -> 
     made = dense.quantize(text)
     anybit.model.quantize_file("pycoder-5m", tmp_path / "m", text)
     stored = anybit.load(tmp_path / "m")
-    assert made.policy == stored.policy == "+round=sr24+seed=7"
+    assert made.policy == stored.policy == "+scale=absmax+round=sr24+seed=7"
     w = dense.linears[ours].weight.dequantize()
     want = anybit.quantize(w, spec.for_tensor(ours)).logical()["codes"]
     assert np.array_equal(made.linears[ours].weight.logical()["codes"], want)

@@ -21,11 +21,10 @@ from typing import Any
 import numpy as np
 
 import anybit
-from anybit.cli.commands.eval import separator_of
 from anybit.kernels import cpu
 from anybit.measure.accuracy import evaluate
 from anybit.measure.machine import machine, summary
-from anybit.measure.text import DEFAULT_TOKENS, default_text
+from anybit.measure.text import DEFAULT_TOKENS, default_text, separator_of
 
 N, K = 256, 2048  # a few milliseconds at most: a shared machine interrupts longer runs every time
 SPEED: dict[str, tuple[tuple[str, str | None], ...]] = {

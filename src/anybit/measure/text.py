@@ -58,6 +58,12 @@ class EvalText:
         }
 
 
+def separator_of(model: Any) -> int:
+    """The token before each file: the model's beginning of text, else its end of text, else 0."""
+    spec = model.spec
+    return int(spec.bos if spec.bos is not None else spec.eos[0] if spec.eos else 0)
+
+
 def held_out_files(stdlib: Path | None = None) -> tuple[list[Path], tuple[str, ...]]:
     """The held-out modules' source files in sorted order of path, and the names of those that this interpreter does not have.
 

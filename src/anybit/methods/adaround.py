@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from anybit.formats import Spec
-from anybit.methods.between import between
+from anybit.methods.between import Between, between
 from anybit.methods.nearest import Nearest
 from anybit.methods.scales import SCALES
 from anybit.methods.statistics import Statistics
@@ -29,6 +29,16 @@ def start_and_curvature(target: Target, stats: Statistics) -> tuple[np.ndarray |
     rule = None if target.format.block is None else SCALES[target.spec.scale_rule]
     searches = rule is not None and (rule.searches or rule.weighted)
     return stats.importance if searches else None, h / np.mean(h.diagonal())
+
+
+def prepared(target: Target, stats: Statistics) -> tuple[Between, np.ndarray] | None:
+    """The neighbours of each weight and H. None: no input was seen, and the target is rounded to nearest, with a note."""
+    importance, h = start_and_curvature(target, stats)
+    if h is None:
+        target.notes.append("no token reached it: rounded to nearest")
+        Nearest().round(target, stats)
+        return None
+    return between(target, importance), h
 
 
 def keep_better(target: Target, start: Parts, made: Parts, h: np.ndarray) -> None:
@@ -64,12 +74,10 @@ class Adaround(Rounding):
 
     def round(self, target: Target, stats: Statistics) -> None:
         """See `Rounding.round`."""
-        importance, h = start_and_curvature(target, stats)
-        if h is None:
-            target.notes.append("no token reached it: rounded to nearest")
-            Nearest().round(target, stats)
+        ready = prepared(target, stats)
+        if ready is None:
             return
-        found = between(target, importance)
+        found, h = ready
         gap, x = (found.up - found.down).astype(np.float32), target.weight - found.down.astype(np.float32)
         v = _inverse(found.share).astype(np.float32)
         hessian = h.astype(np.float32)

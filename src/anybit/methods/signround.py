@@ -7,9 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from anybit.methods.adaround import keep_better, start_and_curvature
-from anybit.methods.between import between
-from anybit.methods.nearest import Nearest
+from anybit.methods.adaround import keep_better, prepared
 from anybit.methods.statistics import Statistics
 from anybit.methods.step import STEPS, Rounding, Target
 
@@ -34,12 +32,10 @@ class Signround(Rounding):
 
     def round(self, target: Target, stats: Statistics) -> None:
         """See `Rounding.round`."""
-        importance, h = start_and_curvature(target, stats)
-        if h is None:
-            target.notes.append("no token reached it: rounded to nearest")
-            Nearest().round(target, stats)
+        ready = prepared(target, stats)
+        if ready is None:
             return
-        found = between(target, importance)
+        found, h = ready
         gap, x = (found.up - found.down).astype(np.float32), target.weight - found.down.astype(np.float32)
         share, hessian = found.share.astype(np.float32), h.astype(np.float32)
         turned = np.sign(gap)

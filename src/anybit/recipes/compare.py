@@ -6,7 +6,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from anybit.measure.speed import model_speed
 from anybit.measure.text import EvalText
 from anybit.model import Model, load
 from anybit.recipes.quantize import quantize_recipe
-from anybit.recipes.schema import Recipe
+from anybit.recipes.schema import Gates, Recipe
 from anybit.tensor import QTensor
 
 Stage = Callable[[str, int], Callable[[int, str], Any]]
@@ -100,10 +100,6 @@ def compare_recipes(
 
 
 def _without_gates(recipe: Recipe) -> Recipe:
-    from dataclasses import replace
-
-    from anybit.recipes.schema import Gates
-
     return replace(recipe, gates=Gates())
 
 
@@ -116,8 +112,6 @@ def kl_of(entry: Entry) -> float:
 
 def _marked(entries: Sequence[Entry]) -> list[Entry]:
     """The entries that no other beats in both KL and bytes are on the front."""
-    from dataclasses import replace
-
     def beaten(entry: Entry) -> bool:
         mine = kl_of(entry), entry.nbytes
         return any(

@@ -88,7 +88,7 @@ def step_name(step: Rounding | Correction | ModelStep | GroupStep) -> str:
 
 @dataclass(frozen=True)
 class Row:
-    """One matrix of the plan. `nbytes` stored (None: known only when it is made); `bits` exact bits a weight of the format."""
+    """One matrix of the plan. `nbytes` stored (None: known only when it is made)."""
 
     name: str
     shape: tuple[int, ...]
@@ -132,7 +132,7 @@ def bits_per_weight(table: list[Row], plan: Plan) -> Fraction | None:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What quantizing will take, and what the result will take to run. Bytes and seconds; rough, within a factor of two.
+    """What quantizing will take, and what the result will take to run. Bytes and seconds, rough: from shapes, never measured.
 
     `quantize_bytes`: the most memory while quantizing; `spill_bytes`: hidden states on disk; `run_bytes`: weights and the KV cache of one
     sequence of the whole context.

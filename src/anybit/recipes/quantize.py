@@ -21,7 +21,7 @@ from anybit.errors import GateError, OutputError
 from anybit.io.checkpoint import QuantizedEntry, save_checkpoint
 from anybit.linear import Linear
 from anybit.measure.accuracy import Accuracy, evaluate
-from anybit.measure.text import DEFAULT_TOKENS, default_text, text_from_files
+from anybit.measure.text import DEFAULT_TOKENS, default_text, separator_of, text_from_files
 from anybit.model import load
 from anybit.recipes.build import Summary, linear_named, linears
 from anybit.recipes.mixed import Mixed, choose_formats
@@ -98,7 +98,7 @@ def _as_events(progress: Progress) -> Callable[[str, int, int], Any]:
 def calibration_tokens(path: str | Path, recipe: Recipe, files: Sequence[Path]) -> tuple[np.ndarray, dict[str, Any]]:
     """int32[sequences, length] for a recipe on a model, and what a result records about them."""
     model = load(path)
-    separator = model.spec.bos if model.spec.bos is not None else model.spec.eos[0] if model.spec.eos else 0
+    separator = separator_of(model)
     wanted = recipe.calibration
     length = min(wanted.length, model.context)
     text = calibration_text(model.tokenizer, files, wanted.sequences, length, separator, wanted.seed)
@@ -176,7 +176,7 @@ def _kept(model: FloatSource, name: str, file: Path | None) -> tuple[np.ndarray,
 def _judge(path: str | Path, made: Path, gates: Gates, out: Path, files: Sequence[Path]) -> Accuracy:
     """Measures the result against the original. GateError: a gate is missed."""
     result, original = load(made), load(path)
-    separator = original.spec.bos if original.spec.bos is not None else 0
+    separator = separator_of(original)
     if files:
         text = text_from_files(original.tokenizer, files, None, separator)
     else:

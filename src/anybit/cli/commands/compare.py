@@ -68,9 +68,8 @@ def run(
     speed: bool, progress: Reporter,
 ) -> dict[str, Any]:  # fmt: skip
     """Everything that results.json holds but the command line."""
-    from anybit.cli.commands.eval import separator_of
     from anybit.measure.machine import machine
-    from anybit.measure.text import DEFAULT_TOKENS, default_text, text_from_files
+    from anybit.measure.text import DEFAULT_TOKENS, default_text, separator_of, text_from_files
     from anybit.recipes.compare import as_json, compare_recipes
     from anybit.recipes.plan import within
 

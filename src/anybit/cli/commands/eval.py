@@ -38,7 +38,7 @@ def command(
     from anybit.errors import DoesNotFitError, UsageError
     from anybit.measure.accuracy import evaluate
     from anybit.measure.machine import machine, summary
-    from anybit.measure.text import DEFAULT_TOKENS, default_text, text_from_files
+    from anybit.measure.text import DEFAULT_TOKENS, default_text, separator_of, text_from_files
 
     measured = options.load(model, width, kv)
     if act is not None:
@@ -76,12 +76,6 @@ def command(
         return
     say(options.plain(result))
     click.echo(summary(machine()))
-
-
-def separator_of(model: Any) -> int:
-    """The token before each file: the model's beginning of text, else its end of text, else 0."""
-    spec = model.spec
-    return spec.bos if spec.bos is not None else spec.eos[0] if spec.eos else 0
 
 
 def say(result: dict[str, Any]) -> None:

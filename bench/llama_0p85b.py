@@ -1,6 +1,8 @@
 """Prefill and decode of a random-weight 0.85B Llama: anybit's formats against llama.cpp's types, taken in turns on one machine.
 
-    python bench/llama_0p85b.py --work FOLDER --peers-python PYTHON [--formats int4@32,...] [--types q4_0,...] [--rounds 3]
+    python bench/llama_0p85b.py --work FOLDER --peers-python PYTHON [--formats int4@32,gguf:q4_k,...] [--types q4_0,...] [--rounds 3]
+
+A format `gguf:TYPE` is llama.cpp's own file of that type, opened by anybit and run from its mapped bytes with int8 activations.
 
 Each figure is taken in a process of its own, in turns (anybit, llama.cpp, anybit, ...), so that a machine that slows down slows both.
 Without --peers-python only anybit is measured. See bench/README.md for what is measured and how the weights are made.
@@ -22,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-PROMPT, DECODED = 128, 32
+DECODED = 32
 CONFIG = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 2048, "num_hidden_layers": 16, "intermediate_size": 5632,
     "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 32000, "max_position_embeddings": 2048, "rms_norm_eps": 1e-5,
@@ -57,7 +59,7 @@ def make_checkpoint(folder: Path, expression: str) -> Path:
     return path
 
 
-def measure_anybit(path: Path, threads: int) -> dict[str, Any]:
+def measure_anybit(path: Path, threads: int, prompt: int) -> dict[str, Any]:
     """One run in this process: opening, prefill, decoding, memory."""
     import numpy as np
 
@@ -70,13 +72,15 @@ def measure_anybit(path: Path, threads: int) -> dict[str, Any]:
     reset_peak()
     begun = time.perf_counter()
     model = anybit.load(path)
+    if path.suffix == ".gguf":
+        model = model.with_act("int8")
     load_s = time.perf_counter() - begun
     engine = model.engine
-    ids = np.random.default_rng(0).integers(300, 30000, PROMPT).astype(np.int32)
+    ids = np.random.default_rng(0).integers(300, 30000, prompt).astype(np.int32)
     engine.forward(ids[:4], engine.state(8), all_logits=False)
     prefill = []
     for _ in range(2):
-        state = engine.state(PROMPT + DECODED)
+        state = engine.state(prompt + DECODED)
         begun = time.perf_counter()
         engine.forward(ids, state, all_logits=False)
         prefill.append(time.perf_counter() - begun)
@@ -87,7 +91,7 @@ def measure_anybit(path: Path, threads: int) -> dict[str, Any]:
         decode.append(time.perf_counter() - begun)
     after = memory()
     read = model.nbytes - model.linears[model.spec.embedding].weight.nbytes
-    file_bytes = sum(file.stat().st_size for file in path.glob("*.safetensors"))
+    file_bytes = path.stat().st_size if path.is_file() else sum(file.stat().st_size for file in path.glob("*.safetensors"))
     return {
         "prefill_s": min(prefill), "decode_s": statistics.median(decode), "decode_best_s": min(decode), "file_bytes": file_bytes,
         "read_bytes": read, "load_s": load_s, "memory_bytes": after.peak_bytes - before.resident_bytes, "isa": isa(),
@@ -114,13 +118,13 @@ def roofline(work: Path, threads: int) -> list[dict[str, Any]]:
     return [json.loads(line) for line in found.stdout.splitlines()]
 
 
-def summarize(name: str, engine: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
+def summarize(name: str, engine: str, prompt: int, runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Medians over the rounds, and the best, which a shared machine disturbs least."""
     decode = statistics.median(run["decode_s"] for run in runs)
     best = min(run["decode_best_s"] for run in runs)
     read = runs[0]["read_bytes"]
     extra = {key: statistics.median(run[key] for run in runs) for key in ("load_s", "memory_bytes") if key in runs[0]}
-    prefills = [PROMPT / run["prefill_s"] for run in runs]
+    prefills = [prompt / run["prefill_s"] for run in runs]
     return {
         "engine": engine, "format": name, "file_bytes": runs[0]["file_bytes"], "read_bytes": read,
         "prefill_tok_s": statistics.median(prefills), "prefill_tok_s_best": max(prefills),
@@ -137,6 +141,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--types", default="q4_0,mxfp4,q8_0,tq2_0", help="llama.cpp types, with commas")
     parser.add_argument("--peers-python", help="Python of an environment that has llama-cpp-python and gguf")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--prompt", type=int, default=128, help="tokens of the prompt")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--out", type=Path, help="JSON file; bench/results/DATE-llama_0p85b.json if not given")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
@@ -145,18 +150,18 @@ def parse_arguments() -> argparse.Namespace:
 
 def make_jobs(options: argparse.Namespace) -> list[tuple[str, str, list[str]]]:
     """(engine, format, command) of every measurement, engines in turns; makes the models."""
-    work, threads = options.work, str(options.threads)
+    work, threads, prompt = options.work, str(options.threads), str(options.prompt)
     ours, theirs = [], []
-    for name in options.formats.split(","):
-        path = make_checkpoint(work, name)
-        command = [sys.executable, __file__, "--work", str(work), "--threads", threads, "--worker", str(path)]
-        ours.append(("anybit", name, command))
     if options.peers_python:
         peer = [options.peers_python, str(HERE / "peer_llamacpp.py")]
         for name in options.types.split(","):
             file = str(work / f"{name}.gguf")
             child([*peer, "make", file, name])
-            theirs.append(("llama.cpp", name, [*peer, "measure", file, threads, str(PROMPT), str(DECODED)]))
+            theirs.append(("llama.cpp", name, [*peer, "measure", file, threads, prompt, str(DECODED)]))
+    for name in options.formats.split(","):
+        path = work / f"{name.removeprefix('gguf:')}.gguf" if name.startswith("gguf:") else make_checkpoint(work, name)
+        command = [sys.executable, __file__, "--work", str(work), "--threads", threads, "--prompt", prompt, "--worker", str(path)]
+        ours.append(("anybit", name, command))
     return [job for pair in zip_longest(ours, theirs) for job in pair if job is not None]
 
 
@@ -178,7 +183,7 @@ def main() -> None:
     """Makes the models, measures in turns, prints a table and writes the JSON file."""
     options = parse_arguments()
     if options.worker is not None:
-        print(json.dumps(measure_anybit(options.worker, options.threads)))
+        print(json.dumps(measure_anybit(options.worker, options.threads, options.prompt)))
         return
     from anybit.measure.machine import machine, summary
 
@@ -193,11 +198,11 @@ def main() -> None:
         for engine, name, command in jobs:
             runs.setdefault((engine, name), []).append(child(command))
             print(f"round {turn + 1} of {options.rounds}: {engine} {name}", file=sys.stderr, flush=True)
-    results = [summarize(name, engine, found) for (engine, name), found in runs.items()]
+    results = [summarize(name, engine, options.prompt, found) for (engine, name), found in runs.items()]
     show_results(results)
     print(summary(facts), *(json.dumps(line) for line in limits), sep="\n")
     record = {
-        "date": time.strftime("%Y-%m-%d %H:%M:%S %z"), "config": CONFIG, "prompt": PROMPT, "decoded": DECODED, "rounds": options.rounds,
+        "date": time.strftime("%Y-%m-%d %H:%M:%S %z"), "config": CONFIG, "prompt": options.prompt, "decoded": DECODED, "rounds": options.rounds,
         "machine": facts, "peers": versions, "load_average_before": load, "limits": limits, "results": results,
     }  # fmt: skip
     out = options.out or HERE / "results" / f"{time.strftime('%Y-%m-%d')}-llama_0p85b.json"

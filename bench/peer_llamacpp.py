@@ -22,7 +22,14 @@ HALF = np.array([0.003], np.float16).tobytes()
 BLOCKS: dict[str, tuple[int, int, str, bytes]] = {
     "q4_0": (32, 16, "first", HALF),
     "q8_0": (32, 32, "first", np.array([0.0003], np.float16).tobytes()),
+    "iq4_nl": (32, 16, "first", np.array([0.0003], np.float16).tobytes()),
     "mxfp4": (32, 16, "first", bytes([127 - 8])),
+    "q2_k": (256, 80, "last", np.array([0.002, 0.002], np.float16).tobytes()),
+    "q3_k": (256, 108, "last", np.array([0.0003], np.float16).tobytes()),
+    "q4_k": (256, 140, "first", np.array([0.0001, 0.0001], np.float16).tobytes()),
+    "q5_k": (256, 172, "first", np.array([0.0001, 0.0001], np.float16).tobytes()),
+    "q6_k": (256, 208, "last", np.array([0.00001], np.float16).tobytes()),
+    "tq1_0": (256, 52, "last", np.array([0.02], np.float16).tobytes()),
     "tq2_0": (256, 64, "last", np.array([0.02], np.float16).tobytes()),
 }
 
@@ -101,7 +108,7 @@ def measure(path: str, threads: int, prompt: int, decoded: int) -> dict[str, Any
 
     before = resident()[0]
     begun = time.perf_counter()
-    model = llama_cpp.Llama(path, n_ctx=512, n_threads=threads, n_threads_batch=threads, n_batch=256, use_mmap=True, verbose=False)
+    model = llama_cpp.Llama(path, n_ctx=prompt + decoded + 8, n_threads=threads, n_threads_batch=threads, n_batch=512, use_mmap=True, verbose=False)
     load_s = time.perf_counter() - begun
     ids = [int(t) for t in np.random.default_rng(0).integers(300, 30000, prompt)]
     model.eval(ids[:4])

@@ -202,8 +202,8 @@ def main() -> None:
     show_results(results)
     print(summary(facts), *(json.dumps(line) for line in limits), sep="\n")
     record = {
-        "date": time.strftime("%Y-%m-%d %H:%M:%S %z"), "config": CONFIG, "prompt": options.prompt, "decoded": DECODED, "rounds": options.rounds,
-        "machine": facts, "peers": versions, "load_average_before": load, "limits": limits, "results": results,
+        "date": time.strftime("%Y-%m-%d %H:%M:%S %z"), "config": CONFIG, "prompt": options.prompt, "decoded": DECODED,
+        "rounds": options.rounds, "machine": facts, "peers": versions, "load_average_before": load, "limits": limits, "results": results,
     }  # fmt: skip
     out = options.out or HERE / "results" / f"{time.strftime('%Y-%m-%d')}-llama_0p85b.json"
     out.parent.mkdir(parents=True, exist_ok=True)

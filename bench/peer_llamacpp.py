@@ -108,7 +108,8 @@ def measure(path: str, threads: int, prompt: int, decoded: int) -> dict[str, Any
 
     before = resident()[0]
     begun = time.perf_counter()
-    model = llama_cpp.Llama(path, n_ctx=prompt + decoded + 8, n_threads=threads, n_threads_batch=threads, n_batch=512, use_mmap=True, verbose=False)
+    size = {"n_ctx": prompt + decoded + 8, "n_batch": 512, "n_threads": threads, "n_threads_batch": threads}
+    model = llama_cpp.Llama(path, **size, use_mmap=True, verbose=False)
     load_s = time.perf_counter() - begun
     ids = [int(t) for t in np.random.default_rng(0).integers(300, 30000, prompt)]
     model.eval(ids[:4])

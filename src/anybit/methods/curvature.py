@@ -19,6 +19,8 @@ import numpy as np
 from anybit.methods.statistics import Statistics
 
 ORDERS = ("activation", "natural")
+_TERMS, _EXACT = 512, 64
+"""Columns of a factor that are multiplied at once, and squares that are added up in float32."""
 _DOUBLE = 8192
 """Channels up to which factors are computed in float64; above, float64 matrices would take more than a gigabyte."""
 
@@ -37,7 +39,7 @@ class Curvature:
         """float32[k, k]: A, what target i gets of error j; blocks of `dim` channels are coupled within themselves not at all."""
         r = self.factor
         if dim == 1:
-            return (r / r.diagonal()).astype(np.float32)
+            return np.divide(r, r.diagonal(), out=np.empty(r.shape, np.float32), casting="same_kind")
         k = len(r)
         solved = np.empty_like(r)
         for at in range(0, k, dim):
@@ -47,12 +49,30 @@ class Curvature:
 
     def losses(self, error: np.ndarray) -> np.ndarray:
         """float64[n]: e H e^T of each row of float32[n, k] errors, channels as they are stored."""
-        e, r, total = error[:, self.order], self.factor, np.zeros(len(error))
-        for at in range(0, len(r), 512):
-            end = min(at + 512, len(r))
-            part = e[:, :end] @ r[:end, at:end].astype(np.float32)
-            total += np.square(part, dtype=np.float64).sum(axis=1)
+        total = np.zeros(len(error))
+        e = error.take(self.order, axis=1)
+        for at in range(0, len(self.order), _TERMS):
+            total += self._terms(e[:, : at + _TERMS], at)
         return total
+
+    def exceed(self, error: np.ndarray, bound: np.ndarray) -> np.ndarray:
+        """bool[n]: whether e H e^T of a row is more than `bound` float64[n]; terms are added, the largest first, only until it is."""
+        total, left, e = np.zeros(len(error)), np.arange(len(error)), error.take(self.order, axis=1)
+        for at in reversed(range(0, len(self.order), _TERMS)):
+            total[left] += self._terms(e[:, : at + _TERMS], at)
+            inside = total[left] <= bound[left]
+            if not inside.all():
+                left, e = left[inside], e[inside]
+            if not len(left):
+                break
+        return np.greater(total, bound)
+
+    def _terms(self, e: np.ndarray, at: int) -> np.ndarray:
+        """float64[n]: the part of e H e^T with i from `at` to the end of `e`."""
+        end = e.shape[1]
+        part = e @ self.factor[:end, at:end].astype(np.float32)
+        sums = [np.einsum("ij,ij->i", p, p) for p in np.split(part, range(_EXACT, end - at, _EXACT), axis=1)]
+        return np.add.reduce(sums, axis=0, dtype=np.float64)
 
 
 def check_options(damp: float, order: str, block: int = 128) -> None:
@@ -74,34 +94,43 @@ def curvature(stats: Statistics, damp: float = 0.01, order: str = "activation", 
     check_options(damp, order)
     if stats.xtx is None or not stats.count:
         return None
-    h: np.ndarray = np.array(stats.xtx, np.float64 if stats.width <= _DOUBLE else np.float32)
-    h = (h + h.T) / 2
-    diagonal = h.diagonal().copy()
+    xtx = stats.xtx
+    diagonal = xtx.diagonal().astype(np.float64)
     mean = float(diagonal.mean())
-    if not np.isfinite(h).all() or mean <= 0:
+    if not np.isfinite(xtx.sum(dtype=np.float64)) or mean <= 0:
         return None
     dead = diagonal <= 0
-    h[dead, :] = h[:, dead] = 0
-    h /= mean
-    notes = [f"{int(dead.sum())} of {len(h)} input channels are always zero"] if dead.any() else []
-    # A channel without input costs nothing: it is rounded to nearest, and nothing makes up for it.
-    h[dead, dead] = 1
+    notes = [f"{int(dead.sum())} of {len(xtx)} input channels are always zero"] if dead.any() else []
     by = np.where(dead, 0, diagonal).reshape(-1, dim).sum(axis=1)
     first = np.argsort(-by, kind="stable") if order == "activation" else np.arange(len(by))
     index = (first[:, None] * dim + np.arange(dim)).reshape(-1)
-    h = h[np.ix_(index, index)]
+    h: np.ndarray = xtx.take(index, axis=0).take(index, axis=1).astype(np.float64 if stats.width <= _DOUBLE else np.float32, copy=False)
+    h /= mean
+    if dead.any():  # a channel without input costs nothing: it is rounded to nearest, and nothing makes up for it
+        none = dead[index]
+        h[none, :] = h[:, none] = 0
+        h[none, none] = 1
     used, step = 0.0, damp
     while step <= 10:
         h[np.diag_indices_from(h)] += step - used
         used = step
-        try:
-            factor = np.linalg.cholesky(h[::-1, ::-1])[::-1, ::-1]
-        except np.linalg.LinAlgError:
-            step *= 10
-            continue
-        if np.isfinite(factor).all() and factor.diagonal().min() > 0:
+        factor = _factor(h)
+        if factor is not None:
             if used > damp:
                 notes.append(f"damping was raised from {damp:g} to {used:g}: its statistics are singular")
-            return Curvature(h, np.ascontiguousarray(factor), index, tuple(notes))
+            return Curvature(h, factor, index, tuple(notes))
         step *= 10
     return None
+
+
+def _factor(h: np.ndarray) -> np.ndarray | None:
+    """Upper triangular R with R R^T = h, which is symmetric; None: it is not positive definite."""
+    from scipy.linalg import lapack  # in place, and twice as fast as NumPy's
+
+    lower: np.ndarray = h[::-1, ::-1].copy()
+    # LAPACK sees the transposed matrix: its upper triangle is this one's lower.
+    _, info = (lapack.dpotrf if h.dtype == np.float64 else lapack.spotrf)(lower.T, lower=0, clean=1, overwrite_a=1)
+    diagonal = lower.diagonal()
+    if info or not np.isfinite(diagonal).all() or diagonal.min() <= 0:
+        return None
+    return lower[::-1, ::-1]

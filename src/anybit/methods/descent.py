@@ -65,7 +65,7 @@ def swept(target: Target, parts: Parts, found: Curvature, coupling: np.ndarray, 
     w = target.weight
     error = w - dequantize_parts(parts, spec.format, w.shape)
     run = Feedback(Columns(parts, spec, w.shape), w, coupling, found.order, error=error).run()
-    codes, error = run.stored()
+    codes, error = run.stored_codes(), run.stored_error()
     return better(replace(target, notes=[]), spec, found, parts, codes, found.losses(error))
 
 

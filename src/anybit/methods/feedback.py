@@ -17,23 +17,26 @@ BLOCK = 128
 
 
 class Feedback:
-    """One run over a matrix. Arrays lie column by column in the order of rounding: `weight`, `error`, the targets `moved`, float32[k, n].
+    """One run over a matrix. Arrays lie column by column in the order of rounding: `weight`, `error`, float32[k, n].
 
     columns: the grids; order int64[k]: which stored column each is. coupling float32[k, k]: row j is what error j does to others.
-    second: what target j does to later ones (GPTAQ), or None; then errors are those of the targets instead of the weights'.
+    second: what target j does to later ones (GPTAQ), or None; then errors are those of the targets instead of the weights', and the
+    targets, `moved` float32[k, n], are kept. cost: float64[k], or None; then `losses` float64[n] are of each row the sum over columns of
+    cost_i (target_i - value_i)^2, which is e H e^T after one run with H's own coupling, cost its D.
     """
 
     def __init__(
-        self, columns: Columns, weight: np.ndarray, coupling: np.ndarray, order: np.ndarray,
-        second: np.ndarray | None = None, error: np.ndarray | None = None, use_native: bool = True,
+        self, columns: Columns, weight: np.ndarray, coupling: np.ndarray, order: np.ndarray, second: np.ndarray | None = None,
+        error: np.ndarray | None = None, cost: np.ndarray | None = None, use_native: bool = True,
     ) -> None:  # fmt: skip
         columns.check()
         self.columns, self.order = columns, order
-        self.weight = np.ascontiguousarray(weight[:, order].T, np.float32)
-        self.coupling, self.second = coupling, second
+        self.weight = _columnwise(weight, order)
+        self.coupling, self.second, self.cost = coupling, second, cost
         self.full = error is not None
-        self.error = np.zeros_like(self.weight) if error is None else np.ascontiguousarray(error[:, order].T, np.float32)
-        self.moved = np.zeros_like(self.weight)
+        self.error = np.zeros_like(self.weight) if error is None else _columnwise(error, order)
+        self.moved = None if second is None else np.zeros_like(self.weight)
+        self.losses = np.zeros(weight.shape[0])
         self.codes = np.zeros((len(order) // columns.dim, weight.shape[0]), columns.element.code_dtype)
         self._plan = columns.native_plan() if use_native else None
 
@@ -52,24 +55,40 @@ class Feedback:
         base = self.weight[own].copy()
         if start:
             base += self.coupling[before, own].T @ self.error[before]
-            if self.second is not None:
+            if self.second is not None and self.moved is not None:
                 base += self.second[before, own].T @ self.moved[before]
         if self.full and end < len(self.weight):
             base += self.coupling[after, own].T @ self.error[after]
         return base
 
     def _block(self, start: int, end: int, base: np.ndarray) -> None:
-        own, c = slice(start, end), self.columns
+        own = slice(start, end)
+        moved = np.zeros_like(base) if self.moved is None else self.moved[own]
+        if self._plan is None:
+            self._choose(start, end, base, moved)
+        else:
+            self._choose_native(own, base, moved)
+        if self.cost is not None:
+            moved -= self.weight[own]
+            moved += self.error[own]
+            np.square(moved, out=moved)
+            self.losses += self.cost[own].astype(np.float32) @ moved
+
+    def _choose_native(self, own: slice, base: np.ndarray, moved: np.ndarray) -> None:
+        c = self.columns
         inside = np.ascontiguousarray(self.coupling[own, own])
         second = None if self.second is None else np.ascontiguousarray(self.second[own, own])
-        if self._plan is not None:
-            blocks = np.ascontiguousarray(c.column[self.order[own]])
-            native.feedback(
-                self._plan._native, base, self.weight[own], self.error[own], self.moved[own], inside, second, c.scale, c.zero, c.offset,
-                c.row, blocks, self.codes[own], self.full, c.format.whole_zero, -1.0 if c.symmetric is None else c.symmetric,
-            )  # fmt: skip
-            return
-        error, moved, weight, dim = self.error[own], self.moved[own], self.weight[own], c.dim
+        blocks = np.ascontiguousarray(c.column[self.order[own]])
+        assert self._plan is not None
+        native.feedback(
+            self._plan._native, base, self.weight[own], self.error[own], moved, inside, second, c.scale, c.zero, c.offset,
+            c.row, blocks, self.codes[own], self.full, c.format.whole_zero, -1.0 if c.symmetric is None else c.symmetric,
+        )  # fmt: skip
+
+    def _choose(self, start: int, end: int, base: np.ndarray, moved: np.ndarray) -> None:
+        own, dim = slice(start, end), self.columns.dim
+        inside, second = self.coupling[own, own], None if self.second is None else self.second[own, own]
+        error, weight = self.error[own], self.weight[own]
         for i in range(0, end - start, dim):
             x = base[i : i + dim].copy()
             for j in range(end - start if self.full else i):
@@ -77,21 +96,36 @@ class Feedback:
                     x += error[j] * inside[j, i : i + dim, None]
                     if second is not None:
                         x += moved[j] * second[j, i : i + dim, None]
-            codes, values = c.choose(int(self.order[start + i]), x.T)
+            codes, values = self.columns.choose(int(self.order[start + i]), x.T)
             self.codes[(start + i) // dim] = codes
             moved[i : i + dim] = x
             error[i : i + dim] = (x if second is not None else weight[i : i + dim]) - values.T
 
-    def losses(self, factor: np.ndarray) -> np.ndarray:
-        """float64[n]: e H e^T of each row after one run with H's own coupling: the sum of D_i (target_i - value_i)^2; `factor` A D^1/2."""
-        gap = self.moved - self.weight + self.error
-        return np.square(factor.diagonal()) @ np.square(gap, dtype=np.float64)
-
-    def stored(self) -> tuple[np.ndarray, np.ndarray]:
-        """(codes [n, k / dim], errors float32[n, k]) with columns as they are stored. Errors of `second` are of the targets."""
+    def stored_codes(self) -> np.ndarray:
+        """Codes [n, k / dim] with columns as they are stored."""
         dim = self.columns.dim
-        codes = np.empty(self.codes.shape[::-1], self.codes.dtype)
-        codes[:, self.order[::dim] // dim] = self.codes.T
-        error = np.empty(self.weight.shape[::-1], np.float32)
-        error[:, self.order] = self.error.T
-        return codes, error
+        where = np.empty(len(self.codes), np.int64)
+        where[self.order[::dim] // dim] = np.arange(len(self.codes))
+        return _rowwise(self.codes, where)
+
+    def stored_error(self) -> np.ndarray:
+        """Errors float32[n, k] with columns as they are stored; of the targets where there is a `second`."""
+        where = np.empty(len(self.order), np.int64)
+        where[self.order] = np.arange(len(self.order))
+        return _rowwise(self.error, where)
+
+
+def _columnwise(a: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """a[:, order].T, float32[k, n], some rows at a time, so that they are in the cache when they are turned."""
+    out = np.empty((len(order), len(a)), np.float32)
+    for at in range(0, len(a), BLOCK):
+        out[:, at : at + BLOCK] = a[at : at + BLOCK].take(order, axis=1).T
+    return out
+
+
+def _rowwise(a: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """a[order].T, rows of which lie together, in the same manner."""
+    out = np.empty((a.shape[1], len(order)), a.dtype)
+    for at in range(0, len(order), BLOCK):
+        out[:, at : at + BLOCK] = a.take(order[at : at + BLOCK], axis=0).T
+    return out

@@ -52,7 +52,7 @@ class Gptaq(Rounding):
                 aim, coupling, second = toward(w, found, drift, self.alpha), found.coupling(columns.dim), None
             else:
                 aim, coupling, second = w, *handed_on(found, drift, self.alpha, columns.dim)
-            codes, _ = Feedback(columns, aim, coupling, found.order, second).run(self.block).stored()
+            codes = Feedback(columns, aim, coupling, found.order, second).run(self.block).stored_codes()
             other = {**parts, "codes": codes}
             before, after = (asymmetric(w, dequantize_parts(p, spec.format, w.shape), found, drift) for p in (parts, other))
             worse = after > before

@@ -82,18 +82,21 @@ def feed_back(target: Target, found: Curvature, parts: Parts, block: int = BLOCK
     """The parts with codes by the loop, row by row where those are better than the ones that are there."""
     spec = Spec(plain(target.format), target.spec.policy)
     columns = Columns(parts, spec, target.weight.shape)
-    run = Feedback(columns, target.weight, found.coupling(columns.dim), found.order).run(block)
-    codes, error = run.stored()
-    return better(target, spec, found, parts, codes, run.losses(found.factor) if columns.dim == 1 else found.losses(error))
+    cost = np.square(found.factor.diagonal()) if columns.dim == 1 else None
+    run = Feedback(columns, target.weight, found.coupling(columns.dim), found.order, cost=cost).run(block)
+    return better(target, spec, found, parts, run.stored_codes(), found.losses(run.stored_error()) if cost is None else run.losses)
 
 
 def better(target: Target, spec: Spec, found: Curvature, parts: Parts, codes: np.ndarray, after: np.ndarray) -> Parts:
     """In each row, of the codes that are there and others (whose losses are given) those of less loss; a note counts what was kept."""
-    before = found.losses(target.weight - dequantize_parts(parts, spec.format, target.weight.shape))
-    worse = after > before
-    if worse.any():
-        target.notes.append(f"{int(worse.sum())} of {len(worse)} rows keep the codes they had, which are better")
-    return {**parts, "codes": np.where(worse[:, None], parts["codes"], codes)}
+    taken = found.exceed(target.weight - dequantize_parts(parts, spec.format, target.weight.shape), after)
+    if taken.all():
+        return {**parts, "codes": codes}
+    same = (parts["codes"] == codes).all(axis=1)
+    kept = int((~(taken | same)).sum())
+    if kept:
+        target.notes.append(f"{kept} of {len(taken)} rows keep the codes they had, which are better")
+    return {**parts, "codes": np.where(taken[:, None], codes, parts["codes"])}
 
 
 def finish(target: Target, parts: Parts) -> None:

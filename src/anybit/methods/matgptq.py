@@ -55,7 +55,7 @@ class Matgptq(Rounding):
         if found is not None and exact(target) is None:
             spec, w = replace(target.spec, format=stored), target.weight
             columns = _Nested(parts, spec, w.shape, tuple(zip(widths, weights, strict=True)))
-            codes, _ = Feedback(columns, w, found.coupling(), found.order, use_native=False).run(self.block).stored()
+            codes = Feedback(columns, w, found.coupling(), found.order, use_native=False).run(self.block).stored_codes()
             before, after = (joint_loss(w, p, stored, columns.widths, found) for p in (parts, {**parts, "codes": codes}))
             worse = after > before
             if worse.any():

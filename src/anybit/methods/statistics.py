@@ -156,7 +156,10 @@ class Statistics:
             return out
 
         rows = [turn(r) for r in self._rows]
-        xtx = None if self.xtx is None else turn(turn(self.xtx).T).T
+        xtx = None
+        if self.xtx is not None:
+            xtx = turn(turn(self.xtx).T)
+            xtx = (xtx + xtx.T) / 2  # what roundings make of a symmetric matrix is not
         mean = None if self.mean is None else turn(self.mean)
         m2 = None
         if self.m2 is not None and mean is not None and xtx is not None:

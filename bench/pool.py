@@ -2,15 +2,21 @@
 
     python bench/pool.py [--threads 2] [--repeats 2000]
 
-Each job has one task a thread, which ends when all have begun, so that every thread has to come (or 5 ms have passed).
+Each job has one task a thread, which ends when all have begun, so that every thread has to come (or 5 ms have passed). Beside the pool,
+bench/wake.c says what waking one thread takes on this machine: no pool can come sooner after a sleep.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import shutil
 import statistics
+import subprocess
+import tempfile
 import time
+from pathlib import Path
 
 from anybit.kernels.cpu import native, set_threads
 from anybit.measure.machine import machine
@@ -38,6 +44,18 @@ def idle_share(threads: int) -> float:
     return (time.process_time() - used) / (time.perf_counter() - begun)
 
 
+def bare_wake() -> dict[str, float] | None:
+    """The same quantiles of a bare futex; None without a C compiler."""
+    compiler = shutil.which(os.environ.get("CC", "cc"))
+    if compiler is None:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        binary = str(Path(folder) / "wake")
+        subprocess.run([compiler, "-O2", "-pthread", str(Path(__file__).with_name("wake.c")), "-o", binary], check=True)
+        found: dict[str, float] = json.loads(subprocess.run([binary], capture_output=True, check=True).stdout)
+    return found
+
+
 def main() -> None:
     """Prints one JSON object."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -48,7 +66,8 @@ def main() -> None:
     microseconds(given.threads, 50, 0)
     result = {
         "threads": given.threads, "warm_us": microseconds(given.threads, given.repeats, 0),
-        "after_sleep_us": microseconds(given.threads, max(20, given.repeats // 20), 0.003), "idle_share": idle_share(given.threads),
+        "after_sleep_us": microseconds(given.threads, max(20, given.repeats // 20), 0.003), "bare_wake_us": bare_wake(),
+        "idle_share": idle_share(given.threads),
         "machine": machine(),
     }  # fmt: skip
     print(json.dumps(result, indent=1))

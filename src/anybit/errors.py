@@ -37,6 +37,10 @@ class UsageError(AnybitError):
     """An option or argument that cannot be used: exit code 2."""
 
 
+class NoRecipeError(UsageError):
+    """None of the recipes that were given serves the model."""
+
+
 class UnknownNameError(AnybitError, KeyError):
     """A name that no registry knows: exit code 2."""
 

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from anybit.cli import main as cli
-from anybit.errors import DoesNotFitError
+from anybit.errors import DoesNotFitError, NoRecipeError
 from anybit.report.comparison import heat_map
 
 RULES = "version: 1\nabout: {about}\nsource: here\nrules: [{{match: layers, format: {format}}}]\n"
@@ -60,6 +60,11 @@ def test_what_does_not_serve_is_said(recipes: dict[str, str]) -> None:
 
 def test_a_recommendation_names_the_best_that_fits(recipes: dict[str, str]) -> None:
     names = ",".join(recipes[name] for name in ("two", "four", "six"))
+    odd = ["recommend", "pycoder-5m", "--bits", "7", "--tokens", "64", "--measure", "1", "--json", "--no-progress", "--recipes"]
+    served = CliRunner().invoke(cli.main, [*odd, f"{recipes['odd']},{recipes['two']}"], catch_exceptions=False)
+    assert json.loads(served.stdout)["recommended"] == "two", "a candidate that does not serve gives way to the next"
+    with pytest.raises(NoRecipeError, match="no recipe serves pycoder-5m; odd: "):
+        CliRunner().invoke(cli.main, [*odd, recipes["odd"]], catch_exceptions=False)
 
     def call(*args: str) -> Any:
         more = ["--recipes", names, "--tokens", "256", "--json", "--no-progress"]
@@ -69,6 +74,9 @@ def test_a_recommendation_names_the_best_that_fits(recipes: dict[str, str]) -> N
     assert found["recommended"] == "four" and found["command"].startswith("anybit quantize pycoder-5m OUT -r four")
     assert found["sentence"].startswith("Within 5 bits, take four: 4.5 bits a weight, KL ") and "next is two" in found["sentence"]
     assert json.loads(call("--ram", "6G").stdout)["recommended"] == "six"
+    few = json.loads(call("--bits", "7", "--measure", "1").stdout)
+    assert few["recommended"] == "two" and few["evidence"]["recipes_not_measured"] == ["four", "six"], "none has a record: as given"
+    assert "the only one of the candidates that was measured; 2 more fit and" in few["sentence"]
     for args, message in ((("--bits", "1"), "none of 3 recipes serves"), (("--tokens-per-second", "1e12"), "no recipe decodes 1e+12")):
         failed = call(*args)
         assert isinstance(failed.exception, DoesNotFitError) and message in str(failed.exception)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from anybit.errors import AnybitError, UsageError
+from anybit.errors import AnybitError, NoRecipeError, UsageError
 from anybit.measure.accuracy import Accuracy, evaluate, kl_difference
 from anybit.measure.speed import model_speed
 from anybit.measure.text import EvalText
@@ -80,7 +80,7 @@ def compare_recipes(
             step(1, recipe.name)
         if not made:
             name, reason = next(iter(failed.items()))
-            raise UsageError(f"no recipe serves {path}; {name}: {reason}")
+            raise NoRecipeError(f"no recipe serves {path}; {name}: {reason}")
         models: dict[str, Any] = {"": original} | {name: each[2] for name, each in made.items()}
         step = stage("evaluate", math.ceil(text.tokens / window) * len(models))
         found = evaluate(models, text.ids, original, window, progress=step)

@@ -21,19 +21,26 @@ from anybit.cli.progress import Reporter
 @click.option("--bits", type=float, default=None, help="Most stored bits a weight of the quantized layers.")
 @click.option("--tokens-per-second", "rate", type=float, default=None, help="Least speed of decoding, measured on this machine.")
 @click.option("--recipes", "names", default=None, metavar="A,B,...", help="Candidates; every named recipe by default.")
+@click.option(
+    "--measure", "most", type=click.IntRange(1), default=3, show_default=True,
+    help="Candidates to quantize and measure, those with the least recorded KL first; more only if none of them is fast enough.",
+)
 @click.option("--tokens", type=click.IntRange(2), default=8192, show_default=True, help="Tokens to score.")
 @options.threads_option
 @options.json_option
 @options.progress_option
 def command(
-    model: str, ram: str | None, bits: float | None, rate: float | None, names: str | None, tokens: int, threads: int | None,
+    model: str, ram: str | None, bits: float | None, rate: float | None, names: str | None, most: int, tokens: int, threads: int | None,
     as_json: bool, no_progress: bool,
 ) -> None:  # fmt: skip
-    """Measure the recipes that could serve MODEL within the limits, and name the one that loses least."""
+    """Measure the recipes that should serve MODEL best within the limits, and name the one that loses least.
+
+    Which to measure is taken from what recipes gave on the bundled model; the answer is from MODEL itself.
+    """
     options.use_threads(threads)
     from anybit.cli.commands.compare import run
     from anybit.cli.commands.plan import parse_size
-    from anybit.errors import DoesNotFitError
+    from anybit.errors import DoesNotFitError, NoRecipeError
     from anybit.recipes.plan import running_bytes, within
     from anybit.recipes.schema import load_recipe, named
 
@@ -48,16 +55,31 @@ def command(
         raise DoesNotFitError(
             f"none of {len(candidates)} recipes serves {model} within {limits(ram, bits, rate)}; allow more, or give --recipes of your own"
         )
+    fitting.sort(key=lambda recipe: float(recipe.measured.get("kl", math.inf)))
     with Reporter(not no_progress) as progress:
-        results = options.plain(run(model, fitting, None, (), tokens, (), True, progress))
-    good = [row for row in results["recipes"] if rate is None or (row["decode_tokens_per_s"] or 0) >= rate]
+        measured: list[dict[str, Any]] = []
+        good: list[dict[str, Any]] = []
+        why: NoRecipeError | None = None
+        for at in range(0, len(fitting), most):
+            try:
+                results = options.plain(run(model, fitting[at : at + most], None, (), tokens, (), True, progress))
+            except NoRecipeError as error:
+                why = error
+                continue
+            measured += results["recipes"]
+            good = [row for row in results["recipes"] if rate is None or (row["decode_tokens_per_s"] or 0) >= rate]
+            if good:
+                break
     if not good:
-        fastest = max(results["recipes"], key=lambda row: row["decode_tokens_per_s"] or 0)
+        if why is not None and not measured:
+            raise why
+        fastest = max(measured, key=lambda row: row["decode_tokens_per_s"] or 0)
         raise DoesNotFitError(
             f"no recipe decodes {rate:g} tokens a second here; the fastest, {fastest['recipe']}, makes {fastest['decode_tokens_per_s']:.0f}"
         )
+    results["recipes_not_measured"] = [recipe.name for recipe in fitting[at + most :]]
     best = good[0]
-    answer = sentence(best, results["recipes"], limits(ram, bits, rate))
+    answer = sentence(best, results["recipes"], limits(ram, bits, rate), len(results["recipes_not_measured"]))
     line = f"anybit quantize {model} OUT -r {best['recipe']}"
     if as_json:
         options.print_json({"model": model, "recommended": best["recipe"], "sentence": answer, "command": line, "evidence": results})
@@ -74,16 +96,17 @@ def limits(ram: str | None, bits: float | None, rate: float | None) -> str:
     return " and ".join(found)
 
 
-def sentence(best: dict[str, Any], rows: list[dict[str, Any]], within: str) -> str:
-    """One sentence with its evidence."""
+def sentence(best: dict[str, Any], rows: list[dict[str, Any]], within: str, rest: int = 0) -> str:
+    """One sentence with its evidence; `rest`: how many candidates were left unmeasured."""
     others = [row for row in rows if row is not best]
     text = (
         f"Within {within}, take {best['recipe']}: {best['quantized_bits_per_weight']:.4g} bits a weight,"
         f" KL {best['kl_mean']:.3g} ± {best['kl_mean_se'] or math.nan:.1g} nats a token, {best['decode_tokens_per_s']:.0f} tokens a second"
     )
+    left = f"; {rest} more fit and lost more on the bundled model" if rest else ""
     if not others:
-        return text + ", the only one of the candidates that fits."
+        return f"{text}, the only one of the candidates that {'was measured' if rest else 'fits'}{left}."
     second = others[0]
     gap, error = second["kl_mean"] - best["kl_mean"], second["kl_over_best_se"] or 0.0
     sure = f"{gap / error:.1f} standard errors" if error > 0 else "no error known"
-    return text + f"; next is {second['recipe']} with KL {second['kl_mean']:.3g} ({sure} of the paired difference away)."
+    return text + f"; next is {second['recipe']} with KL {second['kl_mean']:.3g} ({sure} of the paired difference away){left}."

@@ -21,11 +21,13 @@ class Feedback:
 
     columns: the grids; order int64[k]: which stored column each is. coupling float32[k, k]: row j is what error j does to others.
     second: what target j does to later ones (GPTAQ), or None; then errors are those of the targets instead of the weights'.
+    pruned bool[n, k]: weights that stay zero, whatever is moved onto them (in the NumPy loop alone); the caller sets their codes.
     """
 
     def __init__(
         self, columns: Columns, weight: np.ndarray, coupling: np.ndarray, order: np.ndarray,
         second: np.ndarray | None = None, error: np.ndarray | None = None, use_native: bool = True,
+        pruned: np.ndarray | None = None,
     ) -> None:  # fmt: skip
         columns.check()
         self.columns, self.order = columns, order
@@ -35,7 +37,8 @@ class Feedback:
         self.error = np.zeros_like(self.weight) if error is None else np.ascontiguousarray(error[:, order].T, np.float32)
         self.moved = np.zeros_like(self.weight)
         self.codes = np.zeros((len(order) // columns.dim, weight.shape[0]), columns.element.code_dtype)
-        self._plan = columns.native_plan() if use_native else None
+        self.pruned = None if pruned is None else np.ascontiguousarray(pruned[:, order].T)
+        self._plan = columns.native_plan() if use_native and pruned is None else None
 
     def run(self, block: int = BLOCK) -> Feedback:
         """All columns once, `block` at a time."""
@@ -78,6 +81,8 @@ class Feedback:
                     if second is not None:
                         x += moved[j] * second[j, i : i + dim, None]
             codes, values = c.choose(int(self.order[start + i]), x.T)
+            if self.pruned is not None:
+                values = np.where(self.pruned[start + i][:, None], np.float32(0), values)
             self.codes[(start + i) // dim] = codes
             moved[i : i + dim] = x
             error[i : i + dim] = (x if second is not None else weight[i : i + dim]) - values.T

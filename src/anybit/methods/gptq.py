@@ -82,9 +82,12 @@ def feed_back(target: Target, found: Curvature, parts: Parts, block: int = BLOCK
     """The parts with codes by the loop, row by row where those are better than the ones that are there."""
     spec = Spec(plain(target.format), target.spec.policy)
     columns = Columns(parts, spec, target.weight.shape)
-    run = Feedback(columns, target.weight, found.coupling(columns.dim), found.order).run(block)
+    run = Feedback(columns, target.weight, found.coupling(columns.dim), found.order, pruned=target.pruned).run(block)
     codes, error = run.stored()
-    return better(target, spec, found, parts, codes, run.losses(found.factor) if columns.dim == 1 else found.losses(error))
+    if target.pruned is not None:  # to begin with they have the code of zero
+        codes = np.where(target.pruned, parts["codes"], codes)
+    plain_loop = columns.dim == 1 and target.pruned is None
+    return better(target, spec, found, parts, codes, run.losses(found.factor) if plain_loop else found.losses(error))
 
 
 def better(target: Target, spec: Spec, found: Curvature, parts: Parts, codes: np.ndarray, after: np.ndarray) -> Parts:

@@ -250,7 +250,8 @@ def test_rules_have_names_and_sources() -> None:
         "signmax",
         "wmse",
     ]
-    assert all("ource" in SCALES[name].about for name in ("ceil", "clip", "down", "even", "floor", "full", "kquant", "signmax", "4over6", "wmse"))
+    told = ("ceil", "clip", "down", "even", "floor", "full", "kquant", "signmax", "4over6", "wmse")
+    assert all("ource" in SCALES[name].about for name in told)
     assert (
         all(SCALES[name].about for name in ("lp2", "p99.9", "sigma3")) and SCALES["lp2.4"].number == 2.4 and SCALES["lp2.4"].name == "lp2.4"
     )

@@ -27,8 +27,8 @@ class Nupes(Rounding):
     `turns` golden sections around the best, to a thousandth. Then `codes` by GPTQ's feedback over the whole grid.
 
     `data` false: the least squared error of the weights, as PowerQuant (arXiv 2301.09858) searches it. A matrix that no token reached is
-    searched like that too. Differs: the error has no local minimum worth a gradient in one number, so a search stands for NUPES' gradient of
-    a; codes are found by feedback instead of soft assignment.
+    searched like that too. Differs: a is one number, so a search stands for NUPES' gradient; codes are found by feedback instead of soft
+    assignment.
     """
 
     source: ClassVar[str] = "Yvinec et al. 2023, NUPES, arXiv 2308.05600; exponent: PowerQuant, arXiv 2301.09858, eq. 4"

@@ -100,8 +100,8 @@ def _gptq(given: Given) -> dict[str, Any]:
     given.only("modules_in_block_to_quantize", [], "write rules in a recipe of this tool")
     given.only("block_name_to_quantize", ["model.layers"], "other blocks have other names here")
     _pass(given, _TEXT, "dataset", "tokenizer", "model_seqlen", "batch_size", "pad_token_id")
-    _pass(given, _RUNTIME, "checkpoint_format", "pack_dtype", "use_exllama", "exllama_config", "max_input_length", "use_cuda_fp16", "backend",
-          "meta", "model_name_or_path", "model_file_base_name", "cache_block_outputs", "module_name_preceding_first_block",
+    _pass(given, _RUNTIME, "checkpoint_format", "pack_dtype", "use_exllama", "exllama_config", "max_input_length", "use_cuda_fp16",
+          "backend", "meta", "model_name_or_path", "model_file_base_name", "cache_block_outputs", "module_name_preceding_first_block",
           "disable_exllama", "damp_auto_increment", "auto_increment_damp", "version")  # fmt: skip
     given.only("rotation", [], "write a recipe of this tool with rotate_residual")
     given.only("gptaq", [False], "write a recipe of this tool with the rounding gptaq")

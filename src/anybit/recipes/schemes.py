@@ -285,7 +285,7 @@ def rules(schemes: list[Scheme], rounding: Any, given: Given) -> list[dict[str, 
 
 
 def static_steps(schemes: list[Scheme], given: Given) -> list[Any]:
-    """The step that calibrates one scale for each input, where schemes ask for it. FileFormatError: some do and others have dynamic ones."""
+    """The step that calibrates one scale for each input, where schemes ask for it. FileFormatError: others have dynamic ones."""
     acts = [scheme for scheme in schemes if scheme.act is not None]
     if len({scheme.static for scheme in acts}) > 1:
         raise given.error((), "some inputs have static scales and others dynamic ones: static ones are for all layers here")

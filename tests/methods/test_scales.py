@@ -238,6 +238,7 @@ def test_rules_have_names_and_sources() -> None:
         "absmax",
         "ceil",
         "clip",
+        "down",
         "even",
         "floor",
         "full",
@@ -249,7 +250,8 @@ def test_rules_have_names_and_sources() -> None:
         "signmax",
         "wmse",
     ]
-    assert all("ource" in SCALES[name].about for name in ("ceil", "clip", "even", "floor", "full", "kquant", "signmax", "4over6", "wmse"))
+    told = ("ceil", "clip", "down", "even", "floor", "full", "kquant", "signmax", "4over6", "wmse")
+    assert all("ource" in SCALES[name].about for name in told)
     assert (
         all(SCALES[name].about for name in ("lp2", "p99.9", "sigma3")) and SCALES["lp2.4"].number == 2.4 and SCALES["lp2.4"].name == "lp2.4"
     )
@@ -301,3 +303,26 @@ def test_mse_reaches_even_blocks_of_vectors(text: str, bound: float) -> None:
     signs = np.where(np.random.default_rng(2).random((3, 64)) < 0.5, -1, 1).astype(np.float32)
     assert nmse(signs, text) < 0.6 * nmse(signs, f"{text}+scale=absmax")
     assert nmse(source(0, (16, 256), 1), text) < 0.12
+
+
+@pytest.mark.parametrize("rows", ["channel", "4x256"])
+def test_the_scale_constraints_of_zeroquant_fp(rows: str) -> None:
+    """M1 and M2 (arXiv 2307.09782, section 4) by their formulas: powers of two above each scale; the largest of a row, or of some rows,
+    over powers of two."""
+    rng = np.random.default_rng(5)
+    w = (rng.standard_normal((8, 512)) * np.exp2(rng.integers(-9, 3, (8, 1)))).astype(np.float32)
+    w[:, 64:128] *= 1e-3
+    w[3, :256] = w[3, 0]  # blocks that are all alike, at an exact power of the row's largest scale
+    s = np.abs(w.astype(np.float64)).reshape(8, 16, 32).max(axis=2) / 6
+    m1 = dequantize_parts(parts := quantize_parts(w, "fp4_e2m1@32:e8m0+scale=ceil"), Format("fp4_e2m1@32:e8m0"), w.shape)
+    assert np.array_equal(2.0 ** (parts["scale.0"].astype(int) - 127), 2.0 ** np.ceil(np.log2(s))) and np.isfinite(m1).all()
+    fmt = Format(f"fp4_e2m1@32:e8m0@{rows}:fp32")
+    parts = quantize_parts(w, Spec.parse(f"{fmt}+scale=down"))
+    largest = s.max(axis=1, keepdims=True) if rows == "channel" else s.reshape(2, 4, 2, 8).max(axis=(1, 3)).repeat(4, 0).repeat(8, 1)
+    power = np.ceil(np.log2(largest / s) - 1e-6)
+    assert np.array_equal(parts["scale.0"].astype(int) - 127, np.broadcast_to(-power, s.shape)) and power.max() > 5
+    want = (largest.astype(np.float32) / 2.0**power).repeat(32, axis=1)
+    codes = np.clip(w / want, -6, 6)
+    grid = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+    near = grid[np.abs(np.abs(codes)[..., None] - grid).argmin(axis=-1)] * np.sign(codes)
+    assert np.abs(dequantize_parts(parts, fmt, w.shape) - near * want).max() <= 1e-6 * np.abs(w).max()

@@ -22,6 +22,7 @@ from anybit.calibrate.forward import ROLES, members, rms_norm, run_block
 from anybit.calibrate.work import Work
 from anybit.errors import UsageError
 from anybit.formats import codes_shape
+from anybit.methods.prune import zeros_again
 from anybit.methods.statistics import Statistics
 from anybit.methods.step import Group, GroupStep, ModelStep, Target
 from anybit.models.spec import ModelSpec
@@ -177,8 +178,12 @@ def _one(model: FloatModel, plan: Plan, held: Work, index: int, sequences: int, 
 def _round(target: Target, choice: Assignment, stats: Statistics) -> None:
     choice.rounding.round(target, stats)
     assert target.parts is not None and target.parts["codes"].shape == codes_shape(target.format.element, target.weight.shape)
+    set_again = zeros_again(target)
     for step in choice.corrections:
         step.correct(target, stats)
+        set_again += zeros_again(target)
+    if set_again:
+        target.notes.append(f"{set_again} pruned weights were set to zero again")
 
 
 def block_tensors(spec: ModelSpec, index: int) -> list[str]:

@@ -166,7 +166,9 @@ class Chain:
             needed, end = float(ratio[at]) * factor, (element.max if ratio[at] > 0 else element.min) * factor
             raise ScaleRangeError(self.kind, level, element, (at[0] + rows.start, *at[1:]), needed, end)
 
-    def scales(self, target: np.ndarray, limit: np.ndarray, rows: slice, strict: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    def scales(
+        self, target: np.ndarray, limit: np.ndarray, rows: slice, strict: bool = False, round: str = "nearest-even"
+    ) -> tuple[np.ndarray, np.ndarray]:
         """First-level codes for target scales (float64, may be negative), and the float32 scales, none above `limit` in magnitude.
 
         A zero target gets the smallest positive scale, as does one below it. Too large a one gets the largest, or if `strict` is an error.
@@ -174,7 +176,10 @@ class Chain:
         outer, negative = self.outer(rows), target < 0
         if strict:
             self._check(0, np.minimum(np.abs(target), limit) / outer, outer, rows)
-        codes = self._nonzero(np.abs(target) / outer, negative, "nearest-even")
+        wished = np.abs(target) / outer
+        if round == "down":  # a scale that equals the level above is one of it, though that was rounded to float32
+            wished, round = wished * (1 + 2.0**-23), "zero"
+        codes = self._nonzero(wished, negative, round)
         scale = self.product(codes, rows)
         too_large = ~(np.abs(scale) <= limit)
         if too_large.any():

@@ -64,8 +64,10 @@ def swept(target: Target, parts: Parts, found: Curvature, coupling: np.ndarray, 
     """Every code once."""
     w = target.weight
     error = w - dequantize_parts(parts, spec.format, w.shape)
-    run = Feedback(Columns(parts, spec, w.shape), w, coupling, found.order, error=error).run()
+    run = Feedback(Columns(parts, spec, w.shape), w, coupling, found.order, error=error, pruned=target.pruned).run()
     codes, error = run.stored_codes(), run.stored_error()
+    if target.pruned is not None:
+        codes = np.where(target.pruned, parts["codes"], codes)
     return better(replace(target, notes=[]), spec, found, parts, codes, found.losses(error))
 
 

@@ -23,11 +23,12 @@ class Feedback:
     second: what target j does to later ones (GPTAQ), or None; then errors are those of the targets instead of the weights', and the
     targets, `moved` float32[k, n], are kept. cost: float64[k], or None; then `losses` float64[n] are of each row the sum over columns of
     cost_i (target_i - value_i)^2, which is e H e^T after one run with H's own coupling, cost its D.
+    pruned bool[n, k]: weights that stay zero, whatever is moved onto them (in the NumPy loop alone); the caller sets their codes.
     """
 
     def __init__(
         self, columns: Columns, weight: np.ndarray, coupling: np.ndarray, order: np.ndarray, second: np.ndarray | None = None,
-        error: np.ndarray | None = None, cost: np.ndarray | None = None, use_native: bool = True,
+        error: np.ndarray | None = None, cost: np.ndarray | None = None, use_native: bool = True, pruned: np.ndarray | None = None,
     ) -> None:  # fmt: skip
         columns.check()
         self.columns, self.order = columns, order
@@ -38,7 +39,8 @@ class Feedback:
         self.moved = None if second is None else np.zeros_like(self.weight)
         self.losses = np.zeros(weight.shape[0])
         self.codes = np.zeros((len(order) // columns.dim, weight.shape[0]), columns.element.code_dtype)
-        self._plan = columns.native_plan() if use_native else None
+        self.pruned = None if pruned is None else np.ascontiguousarray(pruned[:, order].T)
+        self._plan = columns.native_plan() if use_native and pruned is None else None
 
     def run(self, block: int = BLOCK) -> Feedback:
         """All columns once, `block` at a time."""
@@ -97,6 +99,8 @@ class Feedback:
                     if second is not None:
                         x += moved[j] * second[j, i : i + dim, None]
             codes, values = self.columns.choose(int(self.order[start + i]), x.T)
+            if self.pruned is not None:
+                values = np.where(self.pruned[start + i][:, None], np.float32(0), values)
             self.codes[(start + i) // dim] = codes
             moved[i : i + dim] = x
             error[i : i + dim] = (x if second is not None else weight[i : i + dim]) - values.T

@@ -82,9 +82,12 @@ def feed_back(target: Target, found: Curvature, parts: Parts, block: int = BLOCK
     """The parts with codes by the loop, row by row where those are better than the ones that are there."""
     spec = Spec(plain(target.format), target.spec.policy)
     columns = Columns(parts, spec, target.weight.shape)
-    cost = np.square(found.factor.diagonal()) if columns.dim == 1 else None
-    run = Feedback(columns, target.weight, found.coupling(columns.dim), found.order, cost=cost).run(block)
-    return better(target, spec, found, parts, run.stored_codes(), found.losses(run.stored_error()) if cost is None else run.losses)
+    cost = np.square(found.factor.diagonal()) if columns.dim == 1 and target.pruned is None else None
+    run = Feedback(columns, target.weight, found.coupling(columns.dim), found.order, cost=cost, pruned=target.pruned).run(block)
+    codes = run.stored_codes()
+    if target.pruned is not None:  # to begin with they have the code of zero
+        codes = np.where(target.pruned, parts["codes"], codes)
+    return better(target, spec, found, parts, codes, found.losses(run.stored_error()) if cost is None else run.losses)
 
 
 def better(target: Target, spec: Spec, found: Curvature, parts: Parts, codes: np.ndarray, after: np.ndarray) -> Parts:

@@ -157,7 +157,7 @@ class Chooser:
         reach = max(element.max, -element.min) if zero is None else element.max - element.min
         if strict and offset is None:
             self._check_reach(np.maximum(np.abs(target), self._for_groups(values, limit / reach)), limit / reach, rows)
-        codes, scale = self.scales.scales(target, limit / reach, rows, strict)
+        codes, scale = self.scales.scales(target, limit / reach, rows, strict, self.rule.round)
         if zero is None:
             even = self.rule.symmetric and element.reach[0] == element.reach[1]
             return Grids({"scale.0": codes, **parts}, scale, None, offset, element.max if even else None)
@@ -168,7 +168,7 @@ class Chooser:
             # The zero point's element reaches less far than the codes do: the scale grows until the range fits.
             above = np.maximum(high, 0) / np.maximum(element.max - wanted, 0.5)
             below = np.maximum(-low, 0) / np.maximum(wanted - element.min, 0.5)
-            codes, scale = self.scales.scales(np.maximum(np.maximum(above, below), target), limit / reach, rows, strict)
+            codes, scale = self.scales.scales(np.maximum(np.maximum(above, below), target), limit / reach, rows, strict, self.rule.round)
         stored = zero.encode(wanted)
         return Grids({"scale.0": codes, "zero": stored, **parts}, scale, zero.decode(stored).astype(np.float32), offset)
 

@@ -18,7 +18,7 @@ from anybit.methods.step import STEPS, Rounding, Target
 @dataclass(frozen=True)
 class Nearest(Rounding):
     """Rounds to nearest. `importance`: weigh errors in the search for scales by the mean of x^2 of each channel, where the scale rule
-    searches (llama.cpp's importance matrix does the same)."""
+    searches (llama.cpp's importance matrix does the same), and the search for learned values (SqueezeLLM's k-means)."""
 
     source: ClassVar[str] = "docs/expressions.md, scale rules"
     needs: ClassVar[frozenset[str]] = frozenset({"mean", "variance"})
@@ -30,6 +30,8 @@ class Nearest(Rounding):
 
     def _weighs(self, spec: Spec) -> bool:
         rule = None if spec.format.block is None else SCALES[spec.scale_rule]
+        if self.importance and spec.format.element.learned:
+            return True
         return rule is not None and (rule.weighted or (self.importance and rule.searches))
 
     def round(self, target: Target, stats: Statistics) -> None:

@@ -8,7 +8,9 @@ from typing import ClassVar
 import numpy as np
 
 from anybit.errors import UsageError
-from anybit.methods.step import STEPS, Group, GroupStep
+from anybit.formats import Format
+from anybit.methods.columns import Columns
+from anybit.methods.step import STEPS, Group, GroupStep, Target
 
 
 def saliency(w: np.ndarray, importance: np.ndarray | None) -> np.ndarray:
@@ -25,11 +27,33 @@ def smallest(scores: np.ndarray, count: int) -> np.ndarray:
     return mask
 
 
+def exact_zero(fmt: Format) -> bool:
+    """Whether every block of a format can hold zero itself, each weight by itself."""
+    free = fmt.offset is None and (fmt.zero is None or fmt.whole_zero)
+    return free and fmt.element.has_zero and fmt.element.dim == 1 and fmt.opened is None
+
+
+def zeros_again(target: Target) -> int:
+    """Gives pruned weights the code of zero where a rounding or a correction took it from them. Returns how many."""
+    if target.pruned is None or target.parts is None:
+        return 0
+    filled = target.pruned & (target.rounded != 0)
+    if filled.any():
+        parts = target.parts
+        columns = Columns(parts, target.spec, target.weight.shape)
+        codes = np.array(parts["codes"])
+        for i in np.flatnonzero(filled.any(axis=0)):
+            zero = columns.choose(int(i), np.zeros((len(codes), 1), np.float32))[0]
+            codes[:, i] = np.where(filled[:, i], zero, codes[:, i])
+        target.parts = {**parts, "codes": codes}
+    return int(filled.sum())
+
+
 def prune(group: Group, fraction: float, block: int | None, weighted: bool) -> None:
     """Zeroes that fraction of every row, or of every `block` weights of a row."""
     importance = group.stats.importance if weighted else None
     for target in group.targets:
-        if not target.format.element.has_zero:
+        if not exact_zero(target.format):
             raise UsageError(f"{target.name}: {target.format} has no zero: pruned weights would come back; take a format that has one")
         w = np.array(target.weight)
         if weighted and importance is None:
@@ -43,7 +67,7 @@ def prune(group: Group, fraction: float, block: int | None, weighted: bool) -> N
             mask = np.zeros(w.shape, bool)
             mask[:, :whole] = parts.reshape(len(w), whole)
         w[mask] = 0
-        target.weight = w
+        target.weight, target.pruned = w, mask if target.pruned is None else mask | target.pruned
 
 
 @STEPS.register("magnitude")
@@ -51,7 +75,7 @@ def prune(group: Group, fraction: float, block: int | None, weighted: bool) -> N
 class Magnitude(GroupStep):
     """The `fraction` of each row with the least |w|, or with `weighted` the least |w| sqrt(E[x^2]), becomes zero.
 
-    Rounding to nearest keeps zeros zero; methods that move errors onto other weights may fill them again.
+    It stays zero: gptq and descent move errors onto the other weights only, after other roundings and corrections zeros are set again.
     """
 
     source: ClassVar[str] = "Han et al. 2015, arXiv 1506.02626; weighted: Sun et al. 2023, Wanda, arXiv 2306.11695"

@@ -78,6 +78,7 @@ class Rule:
     symmetric: codes of two's complement keep off the most negative one.
     allowed: least and largest number that the name may end in; None: no number. number: the one given, or the default (None: none).
     searches: whether it looks at errors at all, so that importance means something. weighted: without importance it is refused.
+    round: how a scale goes to its element: nearest-even, or down, towards zero.
     """
 
     name: str
@@ -89,6 +90,7 @@ class Rule:
     number: float | None = None
     searches: bool = False
     weighted: bool = False
+    round: str = "nearest-even"
 
     @property
     def about(self) -> str:

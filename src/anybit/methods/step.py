@@ -105,7 +105,8 @@ class Target:
     """One matrix while a recipe works on it.
 
     `weight` float32[n, k] as it is after the transforms so far (its k channels are those of the group's input after `Group.pre`), `bias`
-    float32[n] or None; `spec` what it becomes. A rounding sets `parts`, corrections change `parts`, `bias` and `added`.
+    float32[n] or None; `spec` what it becomes. A rounding sets `parts`, corrections change `parts`, `bias` and `added`. `pruned`
+    bool[n, k]: weights that are zero and stay so, whatever rounding moves onto others; None: there are none.
     """
 
     name: str
@@ -115,6 +116,7 @@ class Target:
     parts: Parts | None = None
     added: list[Added] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)  # what the user should hear: damping raised, fell back to nearest ...
+    pruned: np.ndarray | None = None
 
     @property
     def format(self) -> Format:
@@ -237,11 +239,15 @@ class Group:
             self.pre.append(Pre("permute", data=np.asarray(index, np.int64)))
         for target in self.targets:
             target.weight = np.ascontiguousarray(target.weight[:, index])
+            if target.pruned is not None:
+                target.pruned = np.ascontiguousarray(target.pruned[:, index])
         self.stats = self.stats.permuted(index)
 
     def hadamard_input(self, block: int, seed: int | None = None) -> None:
         """Turns every `block` channels (a power of two that divides k) by the Hadamard matrix at run time, after signs from a seed."""
         self._free()
+        if any(target.pruned is not None for target in self.targets):
+            raise UsageError(f"layer {self.layer}, {self.role}: steps that prune come after those that mix channels and fill zeros")
         pre = Pre("hadamard", block=block, seed=seed)
         transform = pre.transform
         transform.check(self.k)

@@ -44,11 +44,12 @@ class Result:
     text: dict[str, Any] = field(default_factory=dict)
     accuracy: Accuracy | None = None
     mixed: Mixed | None = None
+    passed_over: tuple[str, ...] = ()
 
     @property
     def notes(self) -> list[str]:
-        """What happened that a user should know."""
-        return [note for layer in self.layers for note in layer.notes]
+        """What happened that a user should know; first, what an imported recipe says and this one does not do."""
+        return [*self.passed_over, *(note for layer in self.layers for note in layer.notes)]
 
 
 def quantize_recipe(
@@ -88,7 +89,7 @@ def quantize_recipe(
     if gated:
         accuracy = _judge(path, target, recipe.gates, out, evaluation)
         target.rename(out)
-    return Result(out, written, time.perf_counter() - begun, layers, about, accuracy, mixed)
+    return Result(out, written, time.perf_counter() - begun, layers, about, accuracy, mixed, recipe.notes)
 
 
 def _as_events(progress: Progress) -> Callable[[str, int, int], Any]:

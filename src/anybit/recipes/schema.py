@@ -6,15 +6,17 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from anybit.cache import CacheSpec
 from anybit.errors import AnybitError, FileFormatError, UnknownNameError, UsageError, near_misses
 from anybit.formats import Spec
+from anybit.io import strict_json
 from anybit.methods.step import STEPS, Correction, GroupStep, ModelStep, Rounding, Step
-from anybit.recipes import strict_yaml
+from anybit.recipes import llmcompressor, quantization_config, strict_yaml
+from anybit.recipes.given import shown as _shown
 
 VERSION = 1
 SEQUENCES, LENGTH = 128, 512
@@ -64,7 +66,7 @@ class Allocation:
 @dataclass(frozen=True)
 class Recipe:
     """See docs/recipes.md. `measured`: what it gave, where and when (keys `MEASURED`); `text`: what it does, in canonical form, without
-    what is said about it; `digest` names that."""
+    what is said about it; `digest` names that; `notes`: what an import did not take over."""
 
     name: str
     rules: tuple[Rule, ...]
@@ -79,6 +81,7 @@ class Recipe:
     nonfinite: str = "error"
     measured: Mapping[str, Any] = field(default_factory=dict)
     text: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def digest(self) -> str:
@@ -118,23 +121,37 @@ class _Reader:
         return value
 
 
-def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
 def load_recipe(given: str | Path) -> Recipe:
-    """A named recipe, or a YAML file (anything with a slash or that ends in .yaml or .yml).
+    """A named recipe, or a file (anything with a slash or that ends in .yaml, .yml or .json): a recipe, llm-compressor's recipe.yaml, or a
+    config.json whose quantization_config says what to do.
 
     UnknownNameError: no such name. FileFormatError: a file that is no recipe, with the place and what is allowed there.
     """
     text = str(given)
-    if isinstance(given, Path) or "/" in text or text.endswith((".yaml", ".yml")):
-        return parse_recipe(strict_yaml.read(Path(text)), text)
+    if isinstance(given, Path) or "/" in text or text.endswith((".yaml", ".yml", ".json")):
+        return _from_file(Path(text))
     known = named()
     if text not in known:
         raise UnknownNameError(f"no recipe named '{text}'{near_misses(text, known)}; 'anybit recipes' lists them, a file ends in .yaml")
     return parse_recipe(strict_yaml.read(known[text]), text)
+
+
+def _from_file(path: Path) -> Recipe:
+    """A recipe of this tool, or of another."""
+    where, content = str(path), strict_yaml.text_of(path)
+    if path.suffix == ".json":
+        data = content.encode()
+
+        def line(keys: tuple[str, ...]) -> int:
+            return data[: strict_json.place(data, keys)].count(b"\n") + 1
+
+        value, notes = quantization_config.recipe(strict_json.parse(data, where), where, line)
+    else:
+        value = strict_yaml.parse(content, where)
+        if not llmcompressor.recognised(value):
+            return parse_recipe(value, where)
+        value, notes = llmcompressor.recipe(value, where, strict_yaml.lines(content))
+    return replace(parse_recipe({"name": path.stem, **value}, where), notes=notes)
 
 
 def named() -> dict[str, Path]:
@@ -163,7 +180,7 @@ def parse_recipe(value: Any, where: str) -> Recipe:
     measured = _Reader(value.get("measured", {}), f"{where}: measured", MEASURED)
     said = {key: each for key, each in value.items() if key not in ("about", "source", "published", "measured")}
     return Recipe(
-        name=top.get("name", str, Path(where).stem if where.endswith((".yaml", ".yml")) else where),
+        name=top.get("name", str, Path(where).stem if where.endswith((".yaml", ".yml", ".json")) else where),
         about=top.get("about", str, ""), source=top.get("source", str, ""),
         published=top.get("published", str, ""), calibration=_calibration(value.get("calibration", {}), f"{where}: calibration"),
         steps=steps,  # type: ignore[arg-type]

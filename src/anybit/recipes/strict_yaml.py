@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,11 @@ MAX_NODES = 20_000
 
 def read(path: Path) -> Any:
     """The content of a YAML file. FileFormatError: see `parse`; also larger than 1 MiB, or not UTF-8."""
+    return parse(text_of(path), str(path))
+
+
+def text_of(path: Path) -> str:
+    """The text of a file. FileFormatError: it cannot be read, is larger than 1 MiB, or not UTF-8."""
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
@@ -22,10 +28,32 @@ def read(path: Path) -> Any:
     if len(raw) > MAX_BYTES:
         raise FileFormatError(f"{path}: larger than {MAX_BYTES} bytes; a recipe is a few lines")
     try:
-        text = raw.decode("utf-8")
+        return raw.decode("utf-8")
     except UnicodeDecodeError as error:
         raise FileFormatError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
-    return parse(text, str(path))
+
+
+def lines(text: str) -> Callable[[tuple[str, ...]], int]:
+    """Of a document that `parse` accepts: the line, from 1, of the key or list item (by its number) that some keys lead to, or of the
+    innermost one on the way that is there."""
+    import yaml
+
+    root = yaml.compose(text, Loader=yaml.SafeLoader)
+
+    def line(keys: tuple[str, ...]) -> int:
+        node, found = root, 1
+        for key in keys:
+            if isinstance(node, yaml.MappingNode):
+                pairs = [(name.start_mark.line, value) for name, value in node.value if name.value == key]
+            else:
+                items = node.value if isinstance(node, yaml.SequenceNode) else []
+                pairs = [(item.start_mark.line, item) for i, item in enumerate(items) if str(i) == key]
+            if not pairs:
+                break
+            found, node = pairs[0][0] + 1, pairs[0][1]
+        return found
+
+    return line
 
 
 def parse(text: str, where: str) -> Any:

@@ -17,7 +17,7 @@ from anybit.cli import options
     epilog="Example: anybit plan pycoder-5m -r gptq-int4 --ram 6G",
 )
 @options.model_argument
-@click.option("-r", "--recipe", "recipe_name", required=True, metavar="RECIPE", help="A named recipe or a YAML file.")
+@click.option("-r", "--recipe", "recipe_name", required=True, metavar="RECIPE", help="A named recipe or a file.")
 @click.option("--ram", default=None, metavar="SIZE", help="Memory to fit into, such as 6G; by default what is free on this machine.")
 @options.json_option
 def command(model: str, recipe_name: str, ram: str | None, as_json: bool) -> None:
@@ -46,7 +46,7 @@ def command(model: str, recipe_name: str, ram: str | None, as_json: bool) -> Non
         options.print_json({
             "model": model, "recipe": recipe.name, "digest": recipe.digest, "fits": not reasons, "reasons": reasons,
             "layers": [dict(row.__dict__) for row in table], "quantized_bits_per_weight": bits, "estimate": costs.as_json(),
-            "available_bytes": limit,
+            "available_bytes": limit, "notes": list(recipe.notes),
         })  # fmt: skip
     else:
         columns = [Column("tensor", "left"), Column("shape"), Column("format", "left"), Column("method", "left"), Column("input", "left"),
@@ -57,6 +57,7 @@ def command(model: str, recipe_name: str, ram: str | None, as_json: bool) -> Non
             for row in table
         ])  # fmt: skip
         facts([
+            *(("not taken over", note) for note in recipe.notes),
             ("steps", ", ".join(type(step).__name__ for step in (*plan.model_steps, *plan.group_steps)) or "none"),
             ("stored", f"{size(costs.model_bytes)}" + (f", {float(bits):.4g} bits a weight in the quantized layers" if bits else "")),
             ("quantizing", f"about {size(costs.quantize_bytes)} of memory, {size(costs.spill_bytes)} of disk, {costs.seconds:.0f} s"),

@@ -84,4 +84,5 @@ def one(recipe: Any, as_json: bool) -> None:
     gates += [f"same top-1 >= {recipe.gates.min_top1:g}"] if recipe.gates.min_top1 is not None else []
     if gates:
         pairs.append(("gates", ", ".join(gates)))
+    pairs += [("not taken over", note) for note in recipe.notes]
     facts(pairs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from anybit.methods.scale_rules.absmax import absmax
 from anybit.methods.scales import Range, scale_rule
 
 
@@ -31,9 +32,21 @@ def floor(r: Range, divisor: float = 1.0) -> list[np.ndarray]:
 
 @scale_rule("ceil")
 def ceil(r: Range) -> list[np.ndarray]:
-    """2^ceil(log2(amax / qmax)): the smallest power of two that clips nothing. Source: ARCQuant (2026); torchao names it RCEIL."""
+    """2^ceil(log2(amax / qmax)): the smallest power of two that clips nothing.
+
+    Source: ARCQuant (2026); torchao names it RCEIL; ZeroQuant-FP, arXiv 2307.09782, constraint M1.
+    """
     significand, exponent = np.frexp(r.largest / _top(r)[0])
     return [_power(exponent - (significand == 0.5), r)]
+
+
+@scale_rule("down", round="down")
+def down(r: Range) -> list[np.ndarray]:
+    """absmax's scale, rounded towards zero where it is stored: power-of-two scales under one of each row are smax / 2^ceil(log2(smax / s)).
+
+    Up to half of a block's range is clipped. Source: ZeroQuant-FP, arXiv 2307.09782, constraint M2, as fp4_e2m1@128:e8m0@channel:fp32.
+    """
+    return absmax(r)
 
 
 @scale_rule("even")

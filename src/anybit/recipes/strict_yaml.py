@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,16 @@ from anybit.errors import FileFormatError
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 16
-MAX_NODES = 20_000
+MAX_NODES = 5_000
 
 
 def read(path: Path) -> Any:
     """The content of a YAML file. FileFormatError: see `parse`; also larger than 1 MiB, or not UTF-8."""
+    return parse(text_of(path), str(path))
+
+
+def text_of(path: Path) -> str:
+    """The text of a file. FileFormatError: it cannot be read, is larger than 1 MiB, or not UTF-8."""
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
@@ -22,16 +28,39 @@ def read(path: Path) -> Any:
     if len(raw) > MAX_BYTES:
         raise FileFormatError(f"{path}: larger than {MAX_BYTES} bytes; a recipe is a few lines")
     try:
-        text = raw.decode("utf-8")
+        return raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise FileFormatError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
-    return parse(text, str(path))
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise FileFormatError(f"{path}: line {line}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
+
+
+def lines(text: str) -> Callable[[tuple[str, ...]], int]:
+    """Of a document that `parse` accepts: the line, from 1, of the key or list item (by its number) that some keys lead to, or of the
+    innermost one on the way that is there."""
+    import yaml
+
+    root = yaml.compose(text, Loader=yaml.SafeLoader)
+
+    def line(keys: tuple[str, ...]) -> int:
+        node, found = root, 1
+        for key in keys:
+            if isinstance(node, yaml.MappingNode):
+                pairs = [(name.start_mark.line, value) for name, value in node.value if name.value == key]
+            else:
+                items = node.value if isinstance(node, yaml.SequenceNode) else []
+                pairs = [(item.start_mark.line, item) for i, item in enumerate(items) if str(i) == key]
+            if not pairs:
+                break
+            found, node = pairs[0][0] + 1, pairs[0][1]
+        return found
+
+    return line
 
 
 def parse(text: str, where: str) -> Any:
     """Python values of one YAML document.
 
-    FileFormatError, with line and column: no YAML, a key twice, an anchor or alias, a tag, nesting deeper than 16, more than 20,000 values.
+    FileFormatError, with line and column: no YAML, a key twice, an anchor or alias, a tag, nesting deeper than 16, more than 5,000 values.
     """
     import yaml
 
@@ -45,6 +74,9 @@ def parse(text: str, where: str) -> Any:
         mark = error.problem_mark
         place = f" line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
         raise FileFormatError(f"{where}:{place}: no YAML: {error.problem}; correct it") from None
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise FileFormatError(f"{where}: line {line}: no YAML: {error.reason}; correct it") from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:
         raise FileFormatError(f"{where}: no YAML: {error}; correct it") from None
     except RecursionError:
@@ -82,14 +114,17 @@ def _built(yaml: Any, node: Any, where: str) -> Any:
         for key_node, value_node in node.value:
             key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
             if key is None or key_node.tag == "tag:yaml.org,2002:merge":
-                raise FileFormatError(f"{where}: {_at(key_node.start_mark)}: a key must be plain text")
+                raise FileFormatError(f"{where}: {_at(key_node.start_mark)}: a key must be plain text; write a name")
             if key in found:
                 raise FileFormatError(f"{where}: {_at(key_node.start_mark)}: key '{key}' stands here twice; keep one")
             found[key] = _built(yaml, value_node, where)
         return found
     if isinstance(node, yaml.SequenceNode):
         return [_built(yaml, item, where) for item in node.value]
-    value = constructor.construct_object(node)
+    try:
+        value = constructor.construct_object(node)
+    except (ValueError, OverflowError) as error:  # a number of thousands of digits, a 13th month
+        raise FileFormatError(f"{where}: {_at(node.start_mark)}: no YAML: {str(error).partition(';')[0]}; correct it") from None
     if value is None or isinstance(value, (str, int, float, bool)):
         return value
     return node.value  # dates and the like are text here

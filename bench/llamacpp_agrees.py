@@ -4,7 +4,14 @@
 
 PYTHON is the interpreter of an environment with llama-cpp-python and numpy, which runs this file's second half. Prints for each type the
 KL divergence of llama.cpp from us in nats a token, the share of equal most likely tokens and the largest difference of logits over the
-largest logit, with our activations float and int8. llama.cpp keeps a float32 cache here.
+largest logit, three times:
+
+float   both with float32 activations. On a CPU llama.cpp has those beside F32 weights alone, so that its own `llama_model_quantize` first
+        turns the same file into F32, which says also that both decode the same numbers.
+same    activations as llama.cpp rounds them beside that type (`ACTS`), here too.
+int8    its activations beside our usual ones: int8 with the block of the weights.
+
+llama.cpp keeps a float32 cache here.
 """
 
 from __future__ import annotations
@@ -14,18 +21,34 @@ import json
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-TYPES = "f32,f16,bf16,q4_0,q4_1,q5_0,q5_1,q8_0,q2_k,q3_k,q4_k,q5_k,q6_k,iq4_nl,iq4_xs,tq1_0,tq2_0,mxfp4,nvfp4"
+_BY_32, _BY_256 = "int8_sym@32:fp32", "int8_sym@256:fp32"
+ACTS = {
+    "f32": None, "f16": None, "bf16": None, "q4_0": _BY_32, "q4_1": _BY_32, "q5_0": _BY_32, "q5_1": _BY_32, "q8_0": _BY_32,
+    "q1_0": _BY_32, "q2_0": _BY_32, "iq4_nl": _BY_32, "mxfp4": _BY_32, "nvfp4": _BY_32, "q2_k": _BY_256, "q3_k": _BY_256, "q4_k": _BY_256,
+    "q5_k": _BY_256, "q6_k": _BY_256, "iq4_xs": _BY_256, "tq1_0": _BY_256, "tq2_0": _BY_256,
+}  # fmt: skip
+"""By type of the weights the format that llama.cpp's CPU code rounds activations to (`vec_dot_type`): Q8_0 and Q8_1, whose codes are chosen
+with a float32 scale that is rounded to float16 afterwards, or Q8_K, with a float32 one; |q| <= 127 in all of them. Beside F16 and BF16 it
+rounds them to the dtype of the matrix, in every file."""
 TOKENS, WINDOW = 4096, 512
 
 
-def peer(file: str, ids: str, out: str) -> None:
-    """llama.cpp's logits of every position, float32[windows, tokens, vocabulary]."""
+def peer(file: str, ids: str, out: str, as_float: str) -> None:
+    """llama.cpp's logits of every position, float32[windows, tokens, vocabulary]; as_float: another file to be made, of the same in F32."""
     import llama_cpp
 
+    if as_float:
+        params = llama_cpp.llama_model_quantize_default_params()
+        params.ftype, params.allow_requantize, params.nthread = llama_cpp.LLAMA_FTYPE_ALL_F32, True, 2
+        if llama_cpp.llama_model_quantize(file.encode(), as_float.encode(), params):
+            raise SystemExit(f"llama.cpp turns {file} into no F32")
+        file = as_float
     windows = np.load(ids)
     n = windows.shape[1]
     model = llama_cpp.Llama(
@@ -45,6 +68,17 @@ def log_softmax(x: np.ndarray) -> np.ndarray:
     return x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
 
 
+def rounded(model: Any, act: str | None) -> Any:
+    """The model with activations in a format, and beside a dense matrix in that matrix's dtype: what llama.cpp multiplies with."""
+    from anybit.activations import ActSpec
+
+    changed = {}
+    for name, linear in model.linears.items():
+        dense = str(linear.weight.format.plain)
+        changed[name] = replace(linear, act=ActSpec.named(act if name in model.quantized else None if dense == "fp32" else dense))
+    return replace(model, weights={**model.weights, **changed})
+
+
 def main() -> None:
     """Exports, runs both, prints."""
     import anybit
@@ -53,33 +87,42 @@ def main() -> None:
 
     parser = argparse.ArgumentParser()
     parser.add_argument("--peers-python", required=True)
-    parser.add_argument("--types", default=TYPES)
+    parser.add_argument("--types", default=",".join(ACTS))
     parser.add_argument("--out")
     options = parser.parse_args()
     base = anybit.load("pycoder-5m")
     windows = np.asarray(default_text(base.tokenizer, TOKENS, 0).ids[:TOKENS]).reshape(-1, WINDOW)
     found = []
     with tempfile.TemporaryDirectory() as folder:
-        ids, logits = Path(folder) / "ids.npy", Path(folder) / "logits.npy"
+        ids, logits, floats = (Path(folder) / name for name in ("ids.npy", "logits.npy", "float.gguf"))
         np.save(ids, windows)
+
+        def theirs(file: Path, as_float: str) -> np.ndarray:
+            command = [options.peers_python, __file__, "peer", str(file), str(ids), str(logits), as_float]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                raise SystemExit(f"{file.name}: {done.stderr[-2000:]}")
+            return np.load(logits)
+
         for kind in options.types.split(","):
             file = Path(folder) / f"{kind}.gguf"
-            whole = kind in ("f32", "f16", "bf16")  # llama.cpp rounds what it multiplies with bf16 and fp16 to them
-            write(prepare("pycoder-5m", f"gguf:{kind}", keep=None if whole else "embed_tokens|lm_head"), file)
-            subprocess.run([options.peers_python, __file__, "peer", str(file), str(ids), str(logits)], check=True)
-            theirs, ours = np.load(logits), anybit.load(file)
-            for act in ("float", "int8"):
-                runs = ours.with_act(act) if ours.quantized else ours
-                mine = np.stack([runs.logits(window) for window in windows])
-                a, b = log_softmax(mine), log_softmax(theirs)
+            write(prepare("pycoder-5m", f"gguf:{kind}", keep="embed_tokens|lm_head" if ACTS[kind] else None), file)
+            ours, rounding = anybit.load(file), theirs(file, "")
+            runs = [("float", ours, theirs(file, str(floats))), ("same", rounded(ours, ACTS[kind]), rounding)]
+            if ours.quantized:
+                runs.append(("int8", ours.with_act("int8"), rounding))
+            for act, model, other in runs:
+                mine = np.stack([model.logits(window) for window in windows])
+                a, b = log_softmax(mine), log_softmax(other)
                 one = {
                     "type": kind, "act": act, "kl": float((np.exp(a) * (a - b)).sum(axis=-1).mean()),
-                    "top1": float((mine.argmax(-1) == theirs.argmax(-1)).mean()),
-                    "relative": float(np.abs(mine - theirs).max() / np.abs(theirs).max()),
+                    "top1": float((mine.argmax(-1) == other.argmax(-1)).mean()),
+                    "relative": float(np.abs(mine - other).max() / np.abs(other).max()),
                 }  # fmt: skip
                 found.append(one)
                 print("{type:8} {act:6} KL {kl:.3g}  top-1 {top1:.4f}  relative {relative:.3g}".format(**one), flush=True)
             file.unlink()
+            floats.unlink()
     if options.out:
         Path(options.out).write_text(json.dumps(found, indent=1))
 

@@ -45,14 +45,17 @@ def test_variants(tmp_path: Path, kind: str) -> None:
     assert found["problems"] == []
     assert found["slowest"] < 1 and found["refused"] > COUNT // 2, "most of them are wrong, and none takes long"
     assert found["refused"] + found["accepted"] == COUNT
-    least = {"safetensors_files": 1.0, "gguf_files": 0.9, "tokenizers_files": 1.0, "checkpoints": 0.9, "foreign_checkpoints": 0.75}[kind]
-    assert found["without_place"] <= (1 - least) * found["refused"], "a byte is named wherever there is one"
+    least = {
+        "safetensors_files": 1.0, "gguf_files": 0.9, "tokenizers_files": 1.0, "checkpoints": 0.9, "foreign_checkpoints": 0.75,
+        "recipe_files": 1.0,
+    }[kind]  # fmt: skip
+    assert found["without_place"] <= (1 - least) * found["refused"], "a byte, or of a recipe the line, is named wherever there is one"
 
 
 def test_variants_are_the_same_everywhere() -> None:
     import hashlib
 
-    for kind in ("safetensors_files", "gguf_files", "tokenizers_files", "foreign_checkpoints"):
+    for kind in ("safetensors_files", "gguf_files", "tokenizers_files", "foreign_checkpoints", "recipe_files"):
         digest = hashlib.sha256()
         for index in range(-1, 40):
             what, files = worker.files_of(kind, index)

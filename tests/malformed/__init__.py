@@ -7,7 +7,7 @@
 import sys
 from pathlib import Path
 
-KINDS = ("safetensors_files", "gguf_files", "checkpoints", "tokenizers_files", "foreign_checkpoints")
+KINDS = ("safetensors_files", "gguf_files", "checkpoints", "tokenizers_files", "foreign_checkpoints", "recipe_files")
 
 for _folder in (Path(__file__).parents[1], Path(__file__).parents[1] / "io"):  # `small` and `gguf_file`, whoever imports this
     if str(_folder) not in sys.path:

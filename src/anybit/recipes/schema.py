@@ -93,15 +93,41 @@ class Recipe:
         return next((rule for rule in self.rules if re.search(rule.match, name)), None)
 
 
+Lines = Callable[[tuple[str, ...]], int]
+
+
+@dataclass(frozen=True)
+class _Where:
+    """A place in a recipe, as messages name it: the file, the line where it is known, and the field."""
+
+    file: str
+    lines: Lines | None = None
+    keys: tuple[str, ...] = ()
+    field: str = ""
+
+    def at(self, key: str, shown: str | None = None) -> _Where:
+        """A place below; `shown`: how the field is called, "" to go on with this one's name."""
+        name = key if shown is None else shown
+        return _Where(self.file, self.lines, (*self.keys, key), f"{self.field}: {name}" if self.field and name else self.field or name)
+
+    def item(self, key: str, i: int) -> _Where:
+        """An item of the list `key`."""
+        return self.at(key, "").at(str(i), f"{key}[{i}]")
+
+    def __str__(self) -> str:
+        line = f": line {self.lines(self.keys)}" if self.lines else ""
+        return f"{self.file}{line}" + (f": {self.field}" if self.field else "")
+
+
 class _Reader:
     """A mapping whose every key must be taken: what is left over is unknown."""
 
-    def __init__(self, value: Any, where: str, allowed: tuple[str, ...]) -> None:
+    def __init__(self, value: Any, where: _Where, allowed: tuple[str, ...]) -> None:
         if not isinstance(value, dict):
-            raise FileFormatError(f"{where} must be a mapping, not {_shown(value)}")
+            raise FileFormatError(f"{where}: it must be a mapping, not {_shown(value)}; there is {', '.join(allowed)}")
         for key in value:
             if key not in allowed:
-                raise FileFormatError(f"{where}: no key '{key}'{near_misses(key, allowed)}; there is {', '.join(allowed)}")
+                raise FileFormatError(f"{where.at(key, '')}: no key '{key}'{near_misses(key, allowed)}; there is {', '.join(allowed)}")
         self.value, self.where = value, where
 
     def __contains__(self, key: str) -> bool:
@@ -117,7 +143,7 @@ class _Reader:
         bad_bool = isinstance(value, bool) and bool not in (kind if isinstance(kind, tuple) else (kind,))
         if bad_bool or not isinstance(value, kind) or not check(value):
             name = wanted or " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
-            raise FileFormatError(f"{self.where}: '{key}' is {_shown(value)}; it must be {name}")
+            raise FileFormatError(f"{self.where.at(key, '')}: '{key}' is {_shown(value)}; it must be {name}")
         return value
 
 
@@ -129,16 +155,16 @@ def load_recipe(given: str | Path) -> Recipe:
     """
     text = str(given)
     if isinstance(given, Path) or "/" in text or text.endswith((".yaml", ".yml", ".json")):
-        return _from_file(Path(text))
+        return _opened(Path(text), text)
     known = named()
     if text not in known:
         raise UnknownNameError(f"no recipe named '{text}'{near_misses(text, known)}; 'anybit recipes' lists them, a file ends in .yaml")
-    return parse_recipe(strict_yaml.read(known[text]), text)
+    return _opened(known[text], text)
 
 
-def _from_file(path: Path) -> Recipe:
+def _opened(path: Path, where: str) -> Recipe:
     """A recipe of this tool, or of another."""
-    where, content = str(path), strict_yaml.text_of(path)
+    content = strict_yaml.text_of(path)
     if path.suffix == ".json":
         data = content.encode()
 
@@ -149,7 +175,7 @@ def _from_file(path: Path) -> Recipe:
     else:
         value = strict_yaml.parse(content, where)
         if not llmcompressor.recognised(value):
-            return parse_recipe(value, where)
+            return parse_recipe(value, where, strict_yaml.lines(content))
         value, notes = llmcompressor.recipe(value, where, strict_yaml.lines(content))
     return replace(parse_recipe({"name": path.stem, **value}, where), notes=notes)
 
@@ -166,33 +192,38 @@ TOP = (
 MEASURED = ("model", "tokens", "kl", "kl_se", "bits", "on")
 
 
-def parse_recipe(value: Any, where: str) -> Recipe:
-    """A recipe from YAML's values. FileFormatError: an unknown key, with a suggestion; a value that is not allowed."""
+def parse_recipe(value: Any, file: str, lines: Lines | None = None) -> Recipe:
+    """A recipe from YAML's values; `lines`: where they stand, see `strict_yaml.lines`.
+
+    FileFormatError, with the line: an unknown key, with a suggestion; a value that is not allowed.
+    """
+    where = _Where(file, lines)
     top = _Reader(value, where, TOP)
     version = top.get("version", int, None)
     if version != VERSION:
-        raise FileFormatError(f"{where}: 'version' is {_shown(version)}; this anybit reads version {VERSION}")
+        raise FileFormatError(f"{where.at('version', '')}: 'version' is {_shown(version)}; this anybit reads version {VERSION}")
     rules = top.get("rules", list, None)
     if not rules:
-        raise FileFormatError(f"{where}: 'rules' is missing or empty; give at least one, such as {{match: layers, format: int4@128}}")
-    steps = tuple(_step(item, f"{where}: steps[{i}]", (ModelStep, GroupStep)) for i, item in enumerate(top.get("steps", list, [])))
+        advice = "give at least one, such as {match: layers, format: int4@128}"
+        raise FileFormatError(f"{where.at('rules', '')}: 'rules' is missing or empty; {advice}")
+    steps = tuple(_step(item, where.item("steps", i), (ModelStep, GroupStep)) for i, item in enumerate(top.get("steps", list, [])))
     nonfinite = top.get("nonfinite", str, "error", lambda v: v in ("error", "saturate", "propagate"), "error, saturate or propagate")
-    measured = _Reader(value.get("measured", {}), f"{where}: measured", MEASURED)
+    measured = _Reader(value.get("measured", {}), where.at("measured"), MEASURED)
     said = {key: each for key, each in value.items() if key not in ("about", "source", "published", "measured")}
     return Recipe(
-        name=top.get("name", str, Path(where).stem if where.endswith((".yaml", ".yml", ".json")) else where),
+        name=top.get("name", str, Path(file).stem if file.endswith((".yaml", ".yml", ".json")) else file),
         about=top.get("about", str, ""), source=top.get("source", str, ""),
-        published=top.get("published", str, ""), calibration=_calibration(value.get("calibration", {}), f"{where}: calibration"),
+        published=top.get("published", str, ""), calibration=_calibration(value.get("calibration", {}), where.at("calibration")),
         steps=steps,  # type: ignore[arg-type]
-        rules=tuple(_rule(item, f"{where}: rules[{i}]", nonfinite) for i, item in enumerate(rules)),
-        kv_cache=_cache(value.get("kv_cache"), f"{where}: kv_cache"), gates=_gates(value.get("gates", {}), f"{where}: gates"),
-        allocation=_allocation(value["allocation"], f"{where}: allocation") if "allocation" in value else None, nonfinite=nonfinite,
+        rules=tuple(_rule(item, where.item("rules", i), nonfinite) for i, item in enumerate(rules)),
+        kv_cache=_cache(value.get("kv_cache"), where.at("kv_cache")), gates=_gates(value.get("gates", {}), where.at("gates")),
+        allocation=_allocation(value["allocation"], where.at("allocation")) if "allocation" in value else None, nonfinite=nonfinite,
         measured={key: measured.get(key, (str, int, float), None) for key in MEASURED if key in measured},
         text=json.dumps(said, sort_keys=True, ensure_ascii=False, default=str),
     )  # fmt: skip
 
 
-def _calibration(value: Any, where: str) -> Calibration:
+def _calibration(value: Any, where: _Where) -> Calibration:
     reader = _Reader(value, where, ("sequences", "length", "seed", "sequential"))
 
     def count(key: str, default: int, low: int) -> int:
@@ -202,56 +233,58 @@ def _calibration(value: Any, where: str) -> Calibration:
     return Calibration(count("sequences", SEQUENCES, 1), count("length", LENGTH, 1), count("seed", 0, 0), sequential)
 
 
-def _cache(value: Any, where: str) -> CacheSpec | None:
+def _cache(value: Any, where: _Where) -> CacheSpec | None:
     if value is None:
         return None
     reader = _Reader(value, where, ("k", "v", "stage"))
     try:
         return CacheSpec.of({key: reader.get(key, str, None) for key in ("k", "v", "stage") if key in reader})
     except AnybitError as error:
-        raise FileFormatError(f"{where}: {error}") from None
+        advice = "" if ";" in str(error) else "; as in {k: int8@32, stage: pre_rope}"
+        raise FileFormatError(f"{where}: {error}{advice}") from None
 
 
-def _rule(value: Any, where: str, nonfinite: str) -> Rule:
+def _rule(value: Any, where: _Where, nonfinite: str) -> Rule:
     reader = _Reader(value, where, ("match", "keep", "format", "rounding", "corrections", "act"))
     match = reader.get("match", str, None)
     if match is None:
-        raise FileFormatError(f"{where}: 'match' is missing: a regular expression that tensor names are searched for")
+        raise FileFormatError(f"{where}: 'match' is missing; give a regular expression that tensor names are searched for")
     try:
         re.compile(match)
-    except re.error as error:
-        raise FileFormatError(f"{where}: 'match' is no regular expression: {error}") from None
+    except (re.error, OverflowError, RecursionError) as error:
+        raise FileFormatError(f"{where.at('match', '')}: 'match' is no regular expression: {error}; correct it") from None
     keep = reader.get("keep", bool, False)
     if keep == ("format" in reader):
-        raise FileFormatError(f"{where}: give either 'format' or 'keep: true'")
+        raise FileFormatError(f"{where}: give either 'format' or 'keep: true'; a matrix is quantized or kept")
     if keep:
         others = [key for key in ("rounding", "corrections", "act") if key in reader]
         if others:
-            raise FileFormatError(f"{where}: '{others[0]}' says nothing of a matrix that is kept")
+            raise FileFormatError(f"{where.at(others[0], '')}: '{others[0]}' says nothing of a matrix that is kept; leave it out")
         return Rule(match, None)
-    spec = _spec(reader.get("format", str, None), f"{where}: 'format'")
+    spec = _spec(reader.get("format", str, None), where.at("format", "'format'"))
     if nonfinite != "error" and "nonfinite" not in str(spec):
-        spec = _spec(f"{spec}+nonfinite={nonfinite}", f"{where}: 'format'")
-    rounding = _step(value.get("rounding", "nearest"), f"{where}: rounding", (Rounding,))
+        spec = _spec(f"{spec}+nonfinite={nonfinite}", where.at("format", "'format'"))
+    rounding = _step(value.get("rounding", "nearest"), where.at("rounding"), (Rounding,))
     corrections = tuple(
-        _step(item, f"{where}: corrections[{i}]", (Correction,)) for i, item in enumerate(reader.get("corrections", list, []))
+        _step(item, where.item("corrections", i), (Correction,)) for i, item in enumerate(reader.get("corrections", list, []))
     )
     act = reader.get("act", str, None)
     if act is not None and act != "float":
-        _spec(act, f"{where}: 'act'")
+        _spec(act, where.at("act", "'act'"))
     return Rule(match, spec, rounding, corrections, None if act == "float" else act)  # type: ignore[arg-type]
 
 
-def _spec(text: str, where: str) -> Spec:
+def _spec(text: str, where: _Where) -> Spec:
     try:
         spec = Spec.parse(text)
         spec.check()
     except AnybitError as error:
-        raise FileFormatError(f"{where}: {error}") from None
+        advice = "" if ";" in str(error) else "; see docs/expressions.md"
+        raise FileFormatError(f"{where}: {error}{advice}") from None
     return spec
 
 
-def _step(value: Any, where: str, kinds: tuple[type[Step], ...]) -> Step:
+def _step(value: Any, where: _Where, kinds: tuple[type[Step], ...]) -> Step:
     """`name` or `{name: {options}}`."""
     if isinstance(value, str):
         name, options = value, dict[str, Any]()
@@ -259,17 +292,17 @@ def _step(value: Any, where: str, kinds: tuple[type[Step], ...]) -> Step:
         ((name, options),) = value.items()
         options = {} if options is None else options
     else:
-        raise FileFormatError(f"{where} must be a name, or a name with its options, not {_shown(value)}")
+        raise FileFormatError(f"{where}: it must be a name, or a name with its options, not {_shown(value)}; give one such as nearest")
     if not isinstance(options, dict):
-        raise FileFormatError(f"{where}: the options of {name} must be a mapping, not {_shown(options)}")
+        raise FileFormatError(f"{where}: the options of {name} must be a mapping, not {_shown(options)}; as in {{importance: true}}")
     try:
         step = STEPS[name]
     except UnknownNameError as error:
-        raise FileFormatError(f"{where}: {error}") from None
+        raise FileFormatError(f"{where}: {error}; {_steps(kinds)}") from None
     if not issubclass(step, kinds):
-        raise FileFormatError(f"{where}: {name} is no {' or '.join(_KIND[k] for k in kinds)} but a {_kind(step)}")
+        raise FileFormatError(f"{where}: {name} is no {' or '.join(_KIND[k] for k in kinds)} but a {_kind(step)}; {_steps(kinds)}")
     try:
-        return step.made(options, f"{where}: {name}")
+        return step.made(options, str(where.at(name)))
     except UsageError as error:
         raise FileFormatError(str(error)) from None
 
@@ -279,11 +312,15 @@ _KIND: dict[type[Step], str] = {
 }  # fmt: skip
 
 
+def _steps(kinds: tuple[type[Step], ...]) -> str:
+    return f"there is {', '.join(name for name in sorted(STEPS) if issubclass(STEPS[name], kinds))}"
+
+
 def _kind(step: type[Step]) -> str:
     return next(name for kind, name in _KIND.items() if issubclass(step, kind))
 
 
-def _gates(value: Any, where: str) -> Gates:
+def _gates(value: Any, where: _Where) -> Gates:
     reader = _Reader(value, where, ("max_kl", "min_top1"))
     kl = reader.get("max_kl", (int, float), None, lambda v: v >= 0, "a number of nats, at least 0")
     top1 = reader.get("min_top1", (int, float), None, lambda v: 0 <= v <= 1, "a share between 0 and 1")
@@ -294,12 +331,12 @@ def _names(value: Any) -> bool:
     return len(value) > 1 and all(isinstance(each, str) for each in value)
 
 
-def _allocation(value: Any, where: str) -> Allocation:
+def _allocation(value: Any, where: _Where) -> Allocation:
     reader = _Reader(value, where, ("bits", "formats", "cost"))
     bits = reader.get("bits", (int, float), None, lambda v: 0 < v < 64, "stored bits a weight")
     formats = reader.get("formats", list, None, _names, "a list of formats, two or more")
     if bits is None or formats is None:
-        raise FileFormatError(f"{where}: 'bits' and 'formats' are needed")
+        raise FileFormatError(f"{where}: 'bits' and 'formats' are needed; give both")
     for i, each in enumerate(formats):
-        _spec(each, f"{where}: formats[{i}]")
+        _spec(each, where.item("formats", i))
     return Allocation(float(bits), tuple(formats), reader.get("cost", str, "kl", lambda v: v in ("kl", "hawq"), "kl or hawq"))

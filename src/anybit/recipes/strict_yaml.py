@@ -10,7 +10,7 @@ from anybit.errors import FileFormatError
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 16
-MAX_NODES = 20_000
+MAX_NODES = 5_000
 
 
 def read(path: Path) -> Any:
@@ -30,7 +30,8 @@ def text_of(path: Path) -> str:
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise FileFormatError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise FileFormatError(f"{path}: line {line}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
 
 
 def lines(text: str) -> Callable[[tuple[str, ...]], int]:
@@ -59,7 +60,7 @@ def lines(text: str) -> Callable[[tuple[str, ...]], int]:
 def parse(text: str, where: str) -> Any:
     """Python values of one YAML document.
 
-    FileFormatError, with line and column: no YAML, a key twice, an anchor or alias, a tag, nesting deeper than 16, more than 20,000 values.
+    FileFormatError, with line and column: no YAML, a key twice, an anchor or alias, a tag, nesting deeper than 16, more than 5,000 values.
     """
     import yaml
 
@@ -73,6 +74,9 @@ def parse(text: str, where: str) -> Any:
         mark = error.problem_mark
         place = f" line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
         raise FileFormatError(f"{where}:{place}: no YAML: {error.problem}; correct it") from None
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise FileFormatError(f"{where}: line {line}: no YAML: {error.reason}; correct it") from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:
         raise FileFormatError(f"{where}: no YAML: {error}; correct it") from None
     except RecursionError:
@@ -110,14 +114,17 @@ def _built(yaml: Any, node: Any, where: str) -> Any:
         for key_node, value_node in node.value:
             key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
             if key is None or key_node.tag == "tag:yaml.org,2002:merge":
-                raise FileFormatError(f"{where}: {_at(key_node.start_mark)}: a key must be plain text")
+                raise FileFormatError(f"{where}: {_at(key_node.start_mark)}: a key must be plain text; write a name")
             if key in found:
                 raise FileFormatError(f"{where}: {_at(key_node.start_mark)}: key '{key}' stands here twice; keep one")
             found[key] = _built(yaml, value_node, where)
         return found
     if isinstance(node, yaml.SequenceNode):
         return [_built(yaml, item, where) for item in node.value]
-    value = constructor.construct_object(node)
+    try:
+        value = constructor.construct_object(node)
+    except (ValueError, OverflowError) as error:  # a number of thousands of digits, a 13th month
+        raise FileFormatError(f"{where}: {_at(node.start_mark)}: no YAML: {str(error).partition(';')[0]}; correct it") from None
     if value is None or isinstance(value, (str, int, float, bool)):
         return value
     return node.value  # dates and the like are text here

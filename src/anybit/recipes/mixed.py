@@ -55,10 +55,54 @@ class Mixed:
 def choose_formats(
     path: str | Path, recipe: Recipe, ids: np.ndarray, progress: Callable[[str, int, int], Any] | None = None, tokens: int = TOKENS
 ) -> Mixed:
-    """Chooses a format of `recipe.allocation` for every matrix that a rule quantizes.
+    """Chooses a format of `recipe.allocation` for every matrix that a rule quantizes. Arguments and errors as `candidates`.
+
+    Raises: DoesNotFitError: not even the smallest formats meet the budget.
+    """
+    found = candidates(path, recipe, ids, progress, tokens)
+    assert recipe.allocation is not None
+    return found.choose(recipe.allocation.bits)
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Every matrix in every format, once: what any budget is then chosen from. `layers` by format and tensor name; `costs`, and `sizes` in
+    bits, by tensor name and format; `weights` in all of them."""
+
+    model: Model
+    specs: Mapping[str, Spec]
+    layers: Mapping[str, Mapping[str, Linear]]
+    costs: Mapping[str, Mapping[str, float]]
+    sizes: Mapping[str, Mapping[str, float]]
+    weights: int
+    text: np.ndarray  # int32[t]: what KL is measured on
+
+    def uniform(self, bits: float) -> dict[str, float]:
+        """Stored bits a weight of each format alone, of those that are within a budget."""
+        totals = {each: sum(size[each] for size in self.sizes.values()) / self.weights for each in self.specs}
+        return {each: total for each, total in totals.items() if total <= bits}
+
+    def choose(self, bits: float) -> Mixed:
+        """The least total cost within `bits` a weight, or a uniform format that is better. DoesNotFitError: nothing fits."""
+        result = allocate(self.costs, Budget("stored bits", self.sizes, bits * self.weights, "bits"))
+        uniform = self.uniform(bits)
+        tried = {"mixed": {name: self.layers[each][name] for name, each in result.choices.items()}} | {
+            each: self.layers[each] for each in uniform
+        }
+        kl = measured_kl(self.model, {key: with_layers(self.model, each) for key, each in tried.items()}, self.text)
+        taken = min(kl, key=lambda key: (kl[key], key != "mixed"))
+        chosen = result.choices if taken == "mixed" else dict.fromkeys(self.costs, taken)
+        used = {"mixed": result.used["stored bits"] / self.weights} | uniform
+        return Mixed({name: self.specs[each] for name, each in chosen.items()}, self.costs, kl, used, taken)
+
+
+def candidates(
+    path: str | Path, recipe: Recipe, ids: np.ndarray, progress: Callable[[str, int, int], Any] | None = None, tokens: int = TOKENS
+) -> Candidates:
+    """Quantizes the model to every format of `recipe.allocation`, and measures what each matrix costs in each.
 
     Args: ids, int32[sequences, length] calibration tokens; progress(what, done, total); tokens, how many of them KL is measured on.
-    Raises: UsageError: the recipe has no allocation. DoesNotFitError: not even the smallest formats meet the budget.
+    Raises: UsageError: the recipe has no allocation, or steps that change several matrices together.
     """
     wanted = recipe.allocation
     if wanted is None:
@@ -78,9 +122,8 @@ def choose_formats(
         if None in found.values():
             raise UsageError(f"allocation: the size of {next(k for k, v in found.items() if v is None)} depends on the data; leave it out")
         sizes[name] = {each: 8.0 * count for each, count in found.items() if count is not None}
-    weights = sum(prod(shapes[name]) for name in names)
 
-    model = load(path)
+    model, text = load(path), ids.reshape(-1)[: tokens + 1]
     layers: dict[str, dict[str, Linear]] = {}
     losses: dict[str, dict[str, float]] = {name: {} for name in names}
     for i, (each, spec) in enumerate(specs.items()):
@@ -101,20 +144,12 @@ def choose_formats(
                 losses[name][each] = watch.found[name]
     if wanted.cost == "kl":
         cases = [(name, each) for name in names for each in specs]
-        models = {f"{name} {each}": _with(model, {name: layers[each][name]}) for name, each in cases}
-        found_kl = measured_kl(model, models, ids, tokens, progress)
+        found_kl = measured_kl(
+            model, {f"{name} {each}": with_layers(model, {name: layers[each][name]}) for name, each in cases}, text, progress
+        )
         for name, each in cases:
             losses[name][each] = found_kl[f"{name} {each}"]
-
-    result = allocate(losses, Budget("stored bits", sizes, wanted.bits * weights, "bits"))
-    totals = {each: sum(sizes[name][each] for name in names) / weights for each in specs}
-    uniform = [each for each in specs if totals[each] <= wanted.bits]
-    tried = {"mixed": {name: layers[each][name] for name, each in result.choices.items()}} | {each: layers[each] for each in uniform}
-    kl = measured_kl(model, {key: _with(model, each) for key, each in tried.items()}, ids, tokens, None)
-    taken = min(kl, key=lambda key: (kl[key], key != "mixed"))
-    chosen = result.choices if taken == "mixed" else dict.fromkeys(names, taken)
-    bits = {"mixed": result.used["stored bits"] / weights} | {each: totals[each] for each in uniform}
-    return Mixed({name: specs[each] for name, each in chosen.items()}, losses, kl, bits, taken)
+    return Candidates(model, specs, layers, losses, sizes, sum(prod(shapes[name]) for name in names), text)
 
 
 @dataclass(frozen=True)
@@ -132,15 +167,15 @@ class _Watch(Correction):
         self.found[target.name] = float(np.einsum("nk,nk->", error @ stats.xtx, error, dtype=np.float64)) / stats.count
 
 
-def _with(model: Model, changed: Mapping[str, Linear]) -> Model:
+def with_layers(model: Model, changed: Mapping[str, Linear]) -> Model:
+    """The model with other layers in the place of some."""
     return model.replace({**model.weights, **changed})
 
 
 def measured_kl(
-    model: Model, models: Mapping[str, Model], ids: np.ndarray, tokens: int, progress: Callable[[str, int, int], Any] | None
+    model: Model, models: Mapping[str, Model], text: np.ndarray, progress: Callable[[str, int, int], Any] | None = None
 ) -> dict[str, float]:
-    """Mean KL of each model on the first `tokens` calibration tokens, some models at a time."""
-    text = ids.reshape(-1)[: tokens + 1]
+    """Mean KL of each model on int32[t] tokens, some models at a time. DoesNotFitError: fewer than two tokens."""
     if len(text) < 2:
         raise DoesNotFitError("the calibration text is too short to measure on")
     found: dict[str, float] = {}
@@ -153,5 +188,3 @@ def measured_kl(
         if progress:
             progress("measure layers", min(start + AT_ONCE, len(keys)), len(keys))
     return found
-
-

@@ -157,6 +157,7 @@ AB_INLINE B b_negate(B a, B by) { return {_mm512_mask_sub_epi8(a.v, _mm512_movep
 AB_INLINE I b_dwords(B a) { return {a.v}; }
 AB_INLINE B b_merge(B a, B mask, B b) { return {_mm512_ternarylogic_epi64(a.v, mask.v, b.v, 0xea)}; }  // a & mask | b
 AB_INLINE I i_merge(I a, I mask, I b) { return {_mm512_ternarylogic_epi32(a.v, mask.v, b.v, 0xea)}; }
+AB_INLINE B b_choose(B mask, B yes, B no) { return {_mm512_ternarylogic_epi64(mask.v, yes.v, no.v, 0xca)}; }  // bit by bit
 // In each 16 bytes: bytes (16-bit numbers) of a and b in turns, from the lower or the upper half.
 AB_INLINE B b_zip_low(B a, B b) { return {_mm512_unpacklo_epi8(a.v, b.v)}; }
 AB_INLINE B b_zip_high(B a, B b) { return {_mm512_unpackhi_epi8(a.v, b.v)}; }
@@ -388,6 +389,8 @@ AB_INLINE B b_negate(B a, B by) {  // -a where by < 0
 AB_INLINE I b_dwords(B a) { return {a.a, a.b}; }
 AB_INLINE B b_merge(B a, B mask, B b) { return b_or(b_and(a, mask), b); }  // a & mask | b
 AB_INLINE I i_merge(I a, I mask, I b) { return i_or(i_and(a, mask), b); }
+AB_INLINE __m256i choose(__m256i mask, __m256i yes, __m256i no) { return _mm256_or_si256(_mm256_and_si256(mask, yes), _mm256_andnot_si256(mask, no)); }
+AB_INLINE B b_choose(B mask, B yes, B no) { return {choose(mask.a, yes.a, no.a), choose(mask.b, yes.b, no.b)}; }  // bit by bit
 // In each 16 bytes: bytes (16-bit numbers) of a and b in turns, from the lower or the upper half.
 AB_INLINE B b_zip_low(B a, B b) { return AB_BOTH(B, _mm256_unpacklo_epi8); }
 AB_INLINE B b_zip_high(B a, B b) { return AB_BOTH(B, _mm256_unpackhi_epi8); }
@@ -621,6 +624,7 @@ AB_INLINE B b_negate(B x, B by) { return AB_FOUR2(B, negate, x, by); }  // -x wh
 AB_INLINE I b_dwords(B x) { return AB_FOUR1(I, vreinterpretq_s32_u8, x); }
 AB_INLINE B b_merge(B x, B mask, B y) { return b_or(b_and(x, mask), y); }  // x & mask | y
 AB_INLINE I i_merge(I x, I mask, I y) { return i_or(i_and(x, mask), y); }
+AB_INLINE B b_choose(B mask, B yes, B no) { return AB_FOUR3(B, vbslq_u8, mask, yes, no); }  // bit by bit
 // In each 16 bytes: bytes (16-bit numbers) of x and y in turns, from the lower or the upper half.
 AB_INLINE uint8x16_t zip_low16(uint8x16_t x, uint8x16_t y) { return vreinterpretq_u8_u16(vzip1q_u16(vreinterpretq_u16_u8(x), vreinterpretq_u16_u8(y))); }
 AB_INLINE uint8x16_t zip_high16(uint8x16_t x, uint8x16_t y) { return vreinterpretq_u8_u16(vzip2q_u16(vreinterpretq_u16_u8(x), vreinterpretq_u16_u8(y))); }
@@ -766,6 +770,7 @@ AB_INLINE B b_negate(B a, B by) { AB_BYTES(by.v[j] & 128 ? -a.v[j] : a.v[j]); }
 AB_INLINE I b_dwords(B a) { I r; memcpy(r.v, a.v, 64); return r; }
 AB_INLINE B b_merge(B a, B mask, B b) { AB_BYTES((a.v[j] & mask.v[j]) | b.v[j]); }  // a & mask | b
 AB_INLINE I i_merge(I a, I mask, I b) { AB_LANES(I, (a.v[j] & mask.v[j]) | b.v[j]); }
+AB_INLINE B b_choose(B mask, B yes, B no) { AB_BYTES((mask.v[j] & yes.v[j]) | (~mask.v[j] & no.v[j])); }  // bit by bit
 // In each 16 bytes: bytes (16-bit numbers) of a and b in turns, from the lower or the upper half.
 AB_INLINE B b_zip_low(B a, B b) { AB_BYTES((j & 1 ? b : a).v[(j & 48) + (j & 15) / 2]); }
 AB_INLINE B b_zip_high(B a, B b) { AB_BYTES((j & 1 ? b : a).v[(j & 48) + 8 + (j & 15) / 2]); }
@@ -834,6 +839,11 @@ AB_INLINE B b_permute(B, B, B at) { return at; }
 constexpr bool kSignedDot = true;  // byte dots take signed bytes on both sides
 #else
 constexpr bool kSignedDot = false;
+#endif
+#if ANYBIT_512
+constexpr bool kLookup16 = true;  // 16 floats in one permute: no arithmetic on codes of up to 4 bits is quicker
+#else
+constexpr bool kLookup16 = false;
 #endif
 #if ANYBIT_512 || ANYBIT_256 || ANYBIT_NEON
 constexpr bool kFloatPlanes = true;  // 16-entry shuffles put floats together faster than memory gives them

@@ -144,9 +144,8 @@ template <int bits> static void panel_float(const Weight &, const float *table, 
     for (int i = 0; i < 8; i++) {
       const I d = b_dwords(g[i]);
       for (int j = 0; j < 4; j++, out += 16) {  // dword o of a group holds output o: its byte j is k = 4 * group + j
-        const I code = i_and(i_shr(d, 8 * j), byte);
-        if constexpr (bits <= 4) f_store(out, f_lookup16(table, code));
-        else f_store(out, f_gather(table, code));
+        if constexpr (bits <= 4) f_store(out, f_lookup16(table, i_shr(d, 8 * j)));
+        else f_store(out, f_gather(table, i_and(i_shr(d, 8 * j), byte)));
       }
     }
   }
@@ -155,7 +154,7 @@ template <int bits> static void panel_float(const Weight &, const float *table, 
 // By the weight's own table.
 template <int bits, Source source> static void panel_source(const Weight &w, const float *, const uint8_t *p, int64_t chunks, float *out) {
   const Bases bases = bases_of<bits>(w, f_zero());
-  const B turn = b_set(w.turn);
+  const B turn = b_set(turned<bits>(w));
   for (int64_t c = 0; c < chunks; c++, p += 64 * bits) {
     B g[8];
     codes_of<bits>(p, g);
@@ -209,7 +208,7 @@ const PanelFloat kPanelFloat[9] = AB_BITS(panel_float);
 template <int bits, Source source> constexpr PanelFloat panel_if() {
   if constexpr (bits > 4 && source == Source::Words && kByteTables) return panel_source<bits, source>;
   else if constexpr (bits > 4 && (source == Source::Halves || source == Source::Mirrored) && kFloatPlanes) return panel_source<bits, source>;
-  else if constexpr (bits > 2 && source == Source::Integers) return panel_source<bits, source>;
+  else if constexpr (bits > (kLookup16 ? 4 : 2) && source == Source::Integers) return panel_source<bits, source>;
   else return panel_float<bits>;
 }
 #define AB_BITS_SOURCE(source) \
@@ -495,7 +494,13 @@ static void multiply_float(const Weight &w, const Input &in, const float *bias, 
     int64_t step = panel_tile;
     FloatCodes codes;
     if (streamed) {
-      for (int64_t t = 0; t < tiles; t++)
+      if (w.trits)
+        for (int64_t t = 0; t < tiles; t++) {
+          uint8_t *digits = (uint8_t *)(buffer + t * panel_tile);
+          trit_panel(w, tile + t, k0 / 32, (k1 + 31) / 32, digits);
+          codes.at[t] = digits;
+        }
+      else for (int64_t t = 0; t < tiles; t++)
         codes.at[t] = w.codes + (w.dense != Dense::None ? ((tile + t) * w.k + k0) * 32 : ((tile + t) * w.chunks + k0 / 32) * 64 * w.bits);
     } else if (w.dense == Dense::Float32) panel = float_panel(w, w.table, tile, k0, k1, buffer), step = w.k * 16;
     else for (int64_t t = 0; t < tiles; t++) float_panel(w, w.table, tile + t, k0, k1, buffer + t * panel_tile);

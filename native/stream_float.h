@@ -25,7 +25,7 @@ struct FloatCodes {
 template <int bits, Source source, int rows, int tiles, bool zeros, int from, int j>
 AB_INLINE void add_float(const Weight &w, const float *x, const Four *v, const Bases *bases, const F *z, F part[tiles][rows]) {
   for (int t = 0; t < tiles; t++) {
-    F value = value_of<bits, source, j, from>(w.table, v[t], bases[zeros ? t : 0]);
+    F value = value_of<bits, source, j, from, zeros>(w.table, v[t], bases[zeros ? t : 0]);
     if constexpr (zeros && source != Source::Integers) value = f_sub(value, z[t]);
     for (int r = 0; r < rows; r++) part[t][r] = f_fma(f_set(x[j * rows + r]), value, part[t][r]);
   }
@@ -41,7 +41,7 @@ AB_INLINE void add_floats(const Weight &w, B turn, const FloatCodes &codes, int6
     for (int t = 0; t < tiles; t++) {
       const uint8_t *p = codes.at[t] + offset;
       if constexpr (in_place) v[t] = parts_of<bits, source>(w, b_xor(b_load(p + 64 * (at / 2)), turn));
-      else v[t] = parts_of<bits, source>(w, code_at<bits, at, source != Source::Lookup || bits == 3>(p, turn));
+      else v[t] = parts_of<bits, source>(w, code_at<bits, at, source == Source::Integers && !kMerged<bits>>(p, turn));
     }
     const float *const four = x + 4 * rows * at;
     add_float<bits, source, rows, tiles, zeros, from, 0>(w, four, v, bases, z, part);
@@ -64,7 +64,7 @@ template <int bits, Source source, int rows, bool zeros> static void stream_floa
   int64_t block = first, limit = (block + 1) * size < w.k ? (block + 1) * size : w.k;
   const auto open = [&]() AB_LAMBDA {
     for (int t = 0; t < tiles; t++) {
-      z[t] = zeros ? i_to_f(zero_row(w, a.tile + t, block)) : f_zero();
+      z[t] = zeros && w.zero ? i_to_f(zero_row(w, a.tile + t, block)) : f_zero();
       if (source == Source::Integers && (zeros || t == 0)) bases[zeros ? t : 0] = bases_of<bits>(w, z[t]);
     }
   };
@@ -131,8 +131,9 @@ template <bool half, int rows> static void stream_dense(const Weight &w, const I
 using StreamFloat = void (*)(const Weight &, const Input &, const FloatSpan &, const FloatCodes &);
 // Zero points belong to integers; without permutes of 64 bytes, tables of more than 16 entries are too much code to repeat for every group.
 template <int bits, Source source, int rows, bool zeros> constexpr StreamFloat float_if() {
-  constexpr bool fits = source == Source::Lookup ? bits <= 4 : source == Source::Integers ? bits >= 3 : kByteTables && bits >= 5 && !zeros;
+  constexpr bool fits = source == Source::Lookup ? bits <= 4 || (bits == 8 && !zeros) : source == Source::Integers ? bits >= 3 : kByteTables && bits >= 5 && !zeros;
   if constexpr (!fits) return nullptr;
+  else if constexpr (source == Source::Integers && bits <= 4 && kLookup16) return stream_floats<bits, Source::Lookup, rows, zeros>;
   else if constexpr (source == Source::Mirrored && bits < 8) return stream_floats<bits, Source::Halves, rows, zeros>;  // one permute has all of the table
   else return stream_floats<bits, source, rows, zeros>;
 }
@@ -145,9 +146,11 @@ template <int rows> static StreamFloat stream_floats_of(const Weight &w) {
   if constexpr (rows > kStreamFloat) return nullptr;
   else {
     if (w.dense != Dense::None) return w.dense == Dense::Float16 ? stream_dense<true, rows> : stream_dense<false, rows>;
+    if (w.trits) return kStreamFloats<Source::Lookup, rows, false>[8];  // their digits come as bytes
     switch (w.source) {
       case Source::Lookup: return w.zero ? kStreamFloats<Source::Lookup, rows, true>[w.bits] : kStreamFloats<Source::Lookup, rows, false>[w.bits];
-      case Source::Integers: return w.zero ? kStreamFloats<Source::Integers, rows, true>[w.bits] : kStreamFloats<Source::Integers, rows, false>[w.bits];
+      case Source::Integers:  // unsigned bytes that are converted are shifted
+        return w.zero || (!kMerged<8> && w.bits == 8 && !w.turn) ? kStreamFloats<Source::Integers, rows, true>[w.bits] : kStreamFloats<Source::Integers, rows, false>[w.bits];
       case Source::Mirrored: return kStreamFloats<Source::Mirrored, rows, false>[w.bits];
       case Source::Halves: return kStreamFloats<Source::Halves, rows, false>[w.bits];
       default: return kStreamFloats<Source::Words, rows, false>[w.bits];
@@ -160,7 +163,7 @@ static StreamFloat stream_float_of(const Weight &w, int64_t rows, const char **w
   *why = "stored floats are read as they lie";
   if (w.dense == Dense::Float32) return nullptr;
   *why = "codes share bytes in a way that only a panel undoes";
-  if (w.index || w.trits) return nullptr;
+  if (w.index || (w.trits && w.zero)) return nullptr;
   *why = "blocks begin inside half a chunk of 32 k";
   if (w.block % 16 && w.blocks > 1) return nullptr;
   *why = "this set has no permutes of 64 bytes";

@@ -143,7 +143,8 @@ STREAMED = (
 HOW = (
     ("int4@128", "in registers, more by panels", "in registers, more by panels"),
     ("int4@33", "by panels: blocks begin inside a chunk", "by panels: blocks begin inside half"),
-    ("ternary@18+pack=base3", "by panels: blocks begin inside a group", "by panels: codes share bytes"),
+    ("ternary@18+pack=base3", "by panels: blocks begin inside a group", "by panels: blocks begin inside half"),
+    ("bf16+pack=escape", "", "by panels: codes share bytes"),
     ("fp32", "", "by panels: stored floats"),
 )
 # fmt: on

@@ -54,7 +54,7 @@ AB_INLINE float half_float(uint32_t h) {
 #if ANYBIT_512
 // ------------------------------------------------------------------------------------------------ AVX-512 F, BW, VL, DQ; with or without VNNI and VBMI
 constexpr bool kManyRegisters = true;  // a register block's sums fit beside its dots
-constexpr int kRowsInt = 8, kRowsWide = 8, kRowsFloat = 12;  // rows of a register block: 8 to 16 accumulators of 16 lanes
+constexpr int kRowsInt = 8, kRowsWide = 8, kRowsFloat = 12, kStreamFloat = 8;  // rows of a register block: 8 to 16 accumulators of 16 lanes; those of a few floats
 #if ANYBIT_VNNI
 constexpr int kStreamRows = 8;  // the most rows that share one decoding in registers
 #else
@@ -155,6 +155,14 @@ AB_INLINE B b_lookup(B table, B at) { return {_mm512_shuffle_epi8(table.v, at.v)
 AB_INLINE B b_pick(B top_clear, B top_set, B by) { return {_mm512_mask_blend_epi8(_mm512_movepi8_mask(by.v), top_clear.v, top_set.v)}; }
 AB_INLINE B b_negate(B a, B by) { return {_mm512_mask_sub_epi8(a.v, _mm512_movepi8_mask(by.v), _mm512_setzero_si512(), a.v)}; }  // -a where by < 0
 AB_INLINE I b_dwords(B a) { return {a.v}; }
+AB_INLINE B b_merge(B a, B mask, B b) { return {_mm512_ternarylogic_epi64(a.v, mask.v, b.v, 0xea)}; }  // a & mask | b
+AB_INLINE I i_merge(I a, I mask, I b) { return {_mm512_ternarylogic_epi32(a.v, mask.v, b.v, 0xea)}; }
+AB_INLINE B b_choose(B mask, B yes, B no) { return {_mm512_ternarylogic_epi64(mask.v, yes.v, no.v, 0xca)}; }  // bit by bit
+// In each 16 bytes: bytes (16-bit numbers) of a and b in turns, from the lower or the upper half.
+AB_INLINE B b_zip_low(B a, B b) { return {_mm512_unpacklo_epi8(a.v, b.v)}; }
+AB_INLINE B b_zip_high(B a, B b) { return {_mm512_unpackhi_epi8(a.v, b.v)}; }
+AB_INLINE B b_zip_low16(B a, B b) { return {_mm512_unpacklo_epi16(a.v, b.v)}; }
+AB_INLINE B b_zip_high16(B a, B b) { return {_mm512_unpackhi_epi16(a.v, b.v)}; }
 #if ANYBIT_VBMI
 constexpr bool kByteTables = true;  // tables of 64 and 128 bytes in one permute
 AB_INLINE B b_lookup64(const uint8_t *t, B at) { return {_mm512_permutexvar_epi8(at.v, _mm512_loadu_si512(t))}; }  // the low 6 bits of `at` count
@@ -162,12 +170,6 @@ AB_INLINE B b_lookup128(const uint8_t *t, B at) {  // the low 7 bits of `at` cou
   return {_mm512_permutex2var_epi8(_mm512_loadu_si512(t), at.v, _mm512_loadu_si512(t + 64))};
 }
 AB_INLINE B b_permute64(B table, B at) { return {_mm512_permutexvar_epi8(at.v, table.v)}; }
-// Floats of k = 4 * group + j from their bytes: low of bits 16 to 23, high of bits 24 to 31.
-template <int j> AB_INLINE F b_halves(B low, B high) {
-  const __m512i lane = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44, 48, 52, 56, 60);  // a byte's place, and 64 more for those of `high`
-  const __m512i at = _mm512_add_epi32(_mm512_add_epi32(_mm512_slli_epi32(lane, 16), _mm512_slli_epi32(lane, 24)), _mm512_set1_epi32((j << 16) | ((64 + j) << 24)));
-  return {_mm512_castsi512_ps(_mm512_maskz_permutex2var_epi8(0xccccccccccccccccu, low.v, at, high.v))};
-}
 AB_INLINE B b_permute(B low, B high, B at) { return {_mm512_permutex2var_epi8(low.v, at.v, high.v)}; }  // tables in registers
 #else
 constexpr bool kByteTables = false;
@@ -251,7 +253,7 @@ AB_INLINE I w_end(W s) {
 #elif ANYBIT_256
 // ------------------------------------------------------------------------------------------------ AVX2, FMA, F16C; with or without VNNI
 constexpr bool kManyRegisters = false;
-constexpr int kRowsInt = 4, kRowsWide = 2, kRowsFloat = 6;
+constexpr int kRowsInt = 4, kRowsWide = 2, kRowsFloat = 6, kStreamFloat = 4;
 #if ANYBIT_VNNI
 constexpr int kStreamRows = 4;
 #else
@@ -385,6 +387,15 @@ AB_INLINE B b_negate(B a, B by) {  // -a where by < 0
   return {_mm256_sign_epi8(a.a, _mm256_or_si256(by.a, _mm256_set1_epi8(1))), _mm256_sign_epi8(a.b, _mm256_or_si256(by.b, _mm256_set1_epi8(1)))};
 }
 AB_INLINE I b_dwords(B a) { return {a.a, a.b}; }
+AB_INLINE B b_merge(B a, B mask, B b) { return b_or(b_and(a, mask), b); }  // a & mask | b
+AB_INLINE I i_merge(I a, I mask, I b) { return i_or(i_and(a, mask), b); }
+AB_INLINE __m256i choose(__m256i mask, __m256i yes, __m256i no) { return _mm256_or_si256(_mm256_and_si256(mask, yes), _mm256_andnot_si256(mask, no)); }
+AB_INLINE B b_choose(B mask, B yes, B no) { return {choose(mask.a, yes.a, no.a), choose(mask.b, yes.b, no.b)}; }  // bit by bit
+// In each 16 bytes: bytes (16-bit numbers) of a and b in turns, from the lower or the upper half.
+AB_INLINE B b_zip_low(B a, B b) { return AB_BOTH(B, _mm256_unpacklo_epi8); }
+AB_INLINE B b_zip_high(B a, B b) { return AB_BOTH(B, _mm256_unpackhi_epi8); }
+AB_INLINE B b_zip_low16(B a, B b) { return AB_BOTH(B, _mm256_unpacklo_epi16); }
+AB_INLINE B b_zip_high16(B a, B b) { return AB_BOTH(B, _mm256_unpackhi_epi16); }
 
 // Sixteen outputs x four k: from byte 4 * output + k to byte 16 * k + output.
 AB_INLINE __m256i two_by_k(__m256i a) {  // eight outputs: their bytes of k 0, 2, 1, 3
@@ -481,7 +492,7 @@ AB_INLINE I w_end(W s) { return {_mm256_hadd_epi32(s.a, s.b), _mm256_hadd_epi32(
 #elif ANYBIT_NEON
 // ------------------------------------------------------------------------------------------------ NEON with dot products (ARMv8.2)
 constexpr bool kManyRegisters = false;
-constexpr int kRowsInt = 4, kRowsWide = 2, kRowsFloat = 4, kStreamRows = 4;
+constexpr int kRowsInt = 4, kRowsWide = 2, kRowsFloat = 4, kStreamRows = 4, kStreamFloat = 4;
 constexpr bool kWideDot = true, kByteTables = false;
 struct F { float32x4_t a, b, c, d; };
 struct I { int32x4_t a, b, c, d; };
@@ -611,6 +622,16 @@ AB_INLINE B b_pick(B top_clear, B top_set, B by) { return AB_FOUR3(B, pick, top_
 AB_INLINE uint8x16_t negate(uint8x16_t x, uint8x16_t by) { return vbslq_u8(below_zero(by), vreinterpretq_u8_s8(vnegq_s8(vreinterpretq_s8_u8(x))), x); }
 AB_INLINE B b_negate(B x, B by) { return AB_FOUR2(B, negate, x, by); }  // -x where by < 0
 AB_INLINE I b_dwords(B x) { return AB_FOUR1(I, vreinterpretq_s32_u8, x); }
+AB_INLINE B b_merge(B x, B mask, B y) { return b_or(b_and(x, mask), y); }  // x & mask | y
+AB_INLINE I i_merge(I x, I mask, I y) { return i_or(i_and(x, mask), y); }
+AB_INLINE B b_choose(B mask, B yes, B no) { return AB_FOUR3(B, vbslq_u8, mask, yes, no); }  // bit by bit
+// In each 16 bytes: bytes (16-bit numbers) of x and y in turns, from the lower or the upper half.
+AB_INLINE uint8x16_t zip_low16(uint8x16_t x, uint8x16_t y) { return vreinterpretq_u8_u16(vzip1q_u16(vreinterpretq_u16_u8(x), vreinterpretq_u16_u8(y))); }
+AB_INLINE uint8x16_t zip_high16(uint8x16_t x, uint8x16_t y) { return vreinterpretq_u8_u16(vzip2q_u16(vreinterpretq_u16_u8(x), vreinterpretq_u16_u8(y))); }
+AB_INLINE B b_zip_low(B x, B y) { return AB_FOUR2(B, vzip1q_u8, x, y); }
+AB_INLINE B b_zip_high(B x, B y) { return AB_FOUR2(B, vzip2q_u8, x, y); }
+AB_INLINE B b_zip_low16(B x, B y) { return AB_FOUR2(B, zip_low16, x, y); }
+AB_INLINE B b_zip_high16(B x, B y) { return AB_FOUR2(B, zip_high16, x, y); }
 
 // Sixteen outputs x four k: from byte 4 * output + k to byte 16 * k + output.
 AB_INLINE B b_by_k(B x) {
@@ -654,7 +675,7 @@ AB_INLINE I w_end(W) { return i_set(0); }
 
 #else
 // ------------------------------------------------------------------------------------------------ any machine: plain C++, fma from libm
-constexpr int kRowsInt = 4, kRowsWide = 4, kRowsFloat = 4, kStreamRows = 0;
+constexpr int kRowsInt = 4, kRowsWide = 4, kRowsFloat = 4, kStreamRows = 0, kStreamFloat = 1;
 constexpr bool kWideDot = true, kByteTables = false, kManyRegisters = false;
 struct F { float v[16]; };
 struct I { int32_t v[16]; };
@@ -747,6 +768,14 @@ AB_INLINE B b_lookup(B table, B at) { AB_BYTES(at.v[j] & 128 ? 0 : table.v[(j & 
 AB_INLINE B b_pick(B top_clear, B top_set, B by) { AB_BYTES(by.v[j] & 128 ? top_set.v[j] : top_clear.v[j]); }
 AB_INLINE B b_negate(B a, B by) { AB_BYTES(by.v[j] & 128 ? -a.v[j] : a.v[j]); }
 AB_INLINE I b_dwords(B a) { I r; memcpy(r.v, a.v, 64); return r; }
+AB_INLINE B b_merge(B a, B mask, B b) { AB_BYTES((a.v[j] & mask.v[j]) | b.v[j]); }  // a & mask | b
+AB_INLINE I i_merge(I a, I mask, I b) { AB_LANES(I, (a.v[j] & mask.v[j]) | b.v[j]); }
+AB_INLINE B b_choose(B mask, B yes, B no) { AB_BYTES((mask.v[j] & yes.v[j]) | (~mask.v[j] & no.v[j])); }  // bit by bit
+// In each 16 bytes: bytes (16-bit numbers) of a and b in turns, from the lower or the upper half.
+AB_INLINE B b_zip_low(B a, B b) { AB_BYTES((j & 1 ? b : a).v[(j & 48) + (j & 15) / 2]); }
+AB_INLINE B b_zip_high(B a, B b) { AB_BYTES((j & 1 ? b : a).v[(j & 48) + 8 + (j & 15) / 2]); }
+AB_INLINE B b_zip_low16(B a, B b) { AB_BYTES((j & 2 ? b : a).v[(j & 48) + (j & 12) / 2 + (j & 1)]); }
+AB_INLINE B b_zip_high16(B a, B b) { AB_BYTES((j & 2 ? b : a).v[(j & 48) + 8 + (j & 12) / 2 + (j & 1)]); }
 
 // Sixteen outputs x four k: from byte 4 * output + k to byte 16 * k + output.
 AB_INLINE B b_by_k(B a) { AB_BYTES(a.v[4 * (j & 15) + (j >> 4)]); }
@@ -804,13 +833,22 @@ AB_INLINE I w_end(W s) { I r; memcpy(r.v, s.v, 64); return r; }
 AB_INLINE B b_lookup64(const uint8_t *, B at) { return at; }  // never called: see kByteTables
 AB_INLINE B b_lookup128(const uint8_t *, B at) { return at; }
 AB_INLINE B b_permute64(B, B at) { return at; }
-template <int> AB_INLINE F b_halves(B low, B) { return i_float(b_dwords(low)); }
 AB_INLINE B b_permute(B, B, B at) { return at; }
 #endif
 #if ANYBIT_SIGNED_DOT
 constexpr bool kSignedDot = true;  // byte dots take signed bytes on both sides
 #else
 constexpr bool kSignedDot = false;
+#endif
+#if ANYBIT_512
+constexpr bool kLookup16 = true;  // 16 floats in one permute: no arithmetic on codes of up to 4 bits is quicker
+#else
+constexpr bool kLookup16 = false;
+#endif
+#if ANYBIT_512 || ANYBIT_256 || ANYBIT_NEON
+constexpr bool kFloatPlanes = true;  // 16-entry shuffles put floats together faster than memory gives them
+#else
+constexpr bool kFloatPlanes = false;
 #endif
 AB_INLINE F f_zero() { return f_set(0.0f); }
 AB_INLINE I i_zero() { return i_set(0); }

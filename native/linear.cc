@@ -133,9 +133,10 @@ template <int bits> static void panel_wide(const Weight &w, const uint8_t *p, in
   }
 }
 
-template <int bits> static void panel_float(const Weight &w, const float *table, const uint8_t *p, int64_t chunks, float *out) {
-  const bool integers = w.affine && table == w.table;
-  const I sign = i_set(w.sign);
+#include "float_codes.h"
+
+// By any table, which lies in memory if it has more than 16 entries.
+template <int bits> static void panel_float(const Weight &, const float *table, const uint8_t *p, int64_t chunks, float *out) {
   const I byte = i_set(255);
   for (int64_t c = 0; c < chunks; c++, p += 64 * bits) {
     B g[8];
@@ -143,11 +144,25 @@ template <int bits> static void panel_float(const Weight &w, const float *table,
     for (int i = 0; i < 8; i++) {
       const I d = b_dwords(g[i]);
       for (int j = 0; j < 4; j++, out += 16) {  // dword o of a group holds output o: its byte j is k = 4 * group + j
-        const I code = i_and(i_shr(d, 8 * j), byte);
-        if (integers) f_store(out, i_to_f(i_sub(i_xor(code, sign), sign)));
-        else if constexpr (bits <= 4) f_store(out, f_lookup16(table, code));
-        else f_store(out, f_gather(table, code));
+        if constexpr (bits <= 4) f_store(out, f_lookup16(table, i_shr(d, 8 * j)));
+        else f_store(out, f_gather(table, i_and(i_shr(d, 8 * j), byte)));
       }
+    }
+  }
+}
+
+// By the weight's own table.
+template <int bits, Source source> static void panel_source(const Weight &w, const float *, const uint8_t *p, int64_t chunks, float *out) {
+  const Bases bases = bases_of<bits>(w, f_zero());
+  const B turn = b_set(turned<bits>(w));
+  for (int64_t c = 0; c < chunks; c++, p += 64 * bits) {
+    B g[8];
+    codes_of<bits>(p, g);
+#pragma GCC unroll 1
+    for (int i = 0; i < 8; i++, out += 64) {
+      const Four v = parts_of<bits, source>(w, source == Source::Integers ? b_xor(g[i], turn) : g[i]);
+      f_store(out, value_of<bits, source, 0>(w.table, v, bases)), f_store(out + 16, value_of<bits, source, 1>(w.table, v, bases));
+      f_store(out + 32, value_of<bits, source, 2>(w.table, v, bases)), f_store(out + 48, value_of<bits, source, 3>(w.table, v, bases));
     }
   }
 }
@@ -190,6 +205,17 @@ using PanelFloat = void (*)(const Weight &, const float *, const uint8_t *, int6
 const PanelBytes kPanelBytes[9] = AB_BITS(panel_bytes);
 const PanelBytes kPanelWide[9] = AB_BITS(panel_wide);
 const PanelFloat kPanelFloat[9] = AB_BITS(panel_float);
+template <int bits, Source source> constexpr PanelFloat panel_if() {
+  if constexpr (bits > 4 && source == Source::Words && kByteTables) return panel_source<bits, source>;
+  else if constexpr (bits > 4 && (source == Source::Halves || source == Source::Mirrored) && kFloatPlanes) return panel_source<bits, source>;
+  else if constexpr (bits > (kLookup16 ? 4 : 2) && source == Source::Integers) return panel_source<bits, source>;
+  else return panel_float<bits>;
+}
+#define AB_BITS_SOURCE(source) \
+  {nullptr, panel_if<1, source>(), panel_if<2, source>(), panel_if<3, source>(), panel_if<4, source>(), panel_if<5, source>(), panel_if<6, source>(), \
+   panel_if<7, source>(), panel_if<8, source>()}
+const PanelFloat kPanelSource[5][9] = {AB_BITS_SOURCE(Source::Lookup), AB_BITS_SOURCE(Source::Integers), AB_BITS_SOURCE(Source::Mirrored),
+                                       AB_BITS_SOURCE(Source::Halves), AB_BITS_SOURCE(Source::Words)};
 
 // ------------------------------------------------------------------------------------------------ integer path
 // `count` groups of four k of `rows` rows; q: a group's codes of one row stand beside the next row's, `step` bytes a group.
@@ -340,6 +366,8 @@ static void dot_all(const Weight &w, const Panel &p, const uint8_t *bytes, const
 // Rows x tiles accumulators over k in [k0, k1). state: per tile and row 16 sums, then 16 partial sums of the open block.
 struct FloatSpan {
   int64_t k0, k1, tile, row;
+  const float *x;       // of k0: [k][group], the rows from `row` on first
+  int64_t group;
   const float *panel;   // [tiles][panel_k][16]
   int64_t panel_tile;   // floats from one tile's panel to the next
   float *state;         // [tiles][rows of the block][32]
@@ -347,31 +375,41 @@ struct FloatSpan {
   const float *scales;  // [tiles][blocks of the panel][16], the first block being k0 / block; the same of offsets
   const float *offsets;
   int64_t side_tile;    // floats from one tile's scales to the next
+  int64_t count;        // of rows
 };
 
-// Products accumulate in registers; finished blocks are added to the sums in memory.
+// The end of block `block`: acc = fma(part, sw, acc), then the offset.
+AB_INLINE F closed(const Weight &w, const Input &in, const FloatSpan &a, int r, int64_t block, int64_t side, F part, F sw, F acc) {
+  acc = f_fma(part, sw, acc);
+  return a.offsets ? f_fma(f_set(in.sums[(a.row + r) * w.blocks + block]), f_load(a.offsets + side), acc) : acc;
+}
+
+// Products accumulate in registers; sums too where there are registers for them.
 template <int rows, int tiles> static void fma_rows(const Weight &w, const Input &in, const FloatSpan &a) {
-  F part[tiles][rows];
+  constexpr bool held = kManyRegisters && rows * tiles <= kRowsFloat;
+  F part[tiles][rows], acc[held ? tiles : 1][held ? rows : 1];
   for (int t = 0; t < tiles; t++)
-    for (int r = 0; r < rows; r++) part[t][r] = f_load(a.state + t * a.state_tile + 32 * r + 16);
-  const int64_t stride = in.stride, panel_tile = a.panel_tile, size = w.block, first = a.k0 / size;
-  const float *const x = in.x + a.row * stride;
+    for (int r = 0; r < rows; r++) {
+      part[t][r] = f_load(a.state + t * a.state_tile + 32 * r + 16);
+      if constexpr (held) acc[t][r] = f_load(a.state + t * a.state_tile + 32 * r);
+    }
+  const int64_t group = a.group, panel_tile = a.panel_tile, size = w.block, first = a.k0 / size;
+  const float *x = a.x, *p = a.panel;
   for (int64_t k = a.k0, block = first; k < a.k1; block++) {
     const int64_t limit = (block + 1) * size < w.k ? (block + 1) * size : w.k, end = limit < a.k1 ? limit : a.k1;
-    const float *p = a.panel + (k - a.k0) * 16;
     if (w.zero) {
       F z[tiles];
       for (int t = 0; t < tiles; t++) z[t] = i_to_f(zero_row(w, a.tile + t, block));
-      for (; k < end; k++, p += 16)
+      for (; k < end; k++, p += 16, x += group)
         for (int t = 0; t < tiles; t++) {
           const F v = f_sub(f_load(p + t * panel_tile), z[t]);
-          for (int r = 0; r < rows; r++) part[t][r] = f_fma(f_set(x[r * stride + k]), v, part[t][r]);
+          for (int r = 0; r < rows; r++) part[t][r] = f_fma(f_set(x[r]), v, part[t][r]);
         }
     } else {
-      for (; k < end; k++, p += 16)
+      for (; k < end; k++, p += 16, x += group)
         for (int t = 0; t < tiles; t++) {
           const F v = f_load(p + t * panel_tile);
-          for (int r = 0; r < rows; r++) part[t][r] = f_fma(f_set(x[r * stride + k]), v, part[t][r]);
+          for (int r = 0; r < rows; r++) part[t][r] = f_fma(f_set(x[r]), v, part[t][r]);
         }
     }
     if (k < limit) break;  // the block goes on in the next panel
@@ -379,22 +417,28 @@ template <int rows, int tiles> static void fma_rows(const Weight &w, const Input
       const int64_t side = t * a.side_tile + 16 * (block - first);
       const F sw = f_load(a.scales + side);
       for (int r = 0; r < rows; r++) {
-        float *sum = a.state + t * a.state_tile + 32 * r;
-        F acc = f_fma(part[t][r], sw, f_load(sum));
-        if (a.offsets) acc = f_fma(f_set(in.sums[(a.row + r) * w.blocks + block]), f_load(a.offsets + side), acc);
-        f_store(sum, acc), part[t][r] = f_zero();
+        if constexpr (held) {
+          acc[t][r] = closed(w, in, a, r, block, side, part[t][r], sw, acc[t][r]);
+        } else {
+          float *sum = a.state + t * a.state_tile + 32 * r;
+          f_store(sum, closed(w, in, a, r, block, side, part[t][r], sw, f_load(sum)));
+        }
+        part[t][r] = f_zero();
       }
     }
-    AB_KEEP_IN_MEMORY();
+    if (!held) AB_KEEP_IN_MEMORY();
   }
   for (int t = 0; t < tiles; t++)
-    for (int r = 0; r < rows; r++) f_store(a.state + t * a.state_tile + 32 * r + 16, part[t][r]);
+    for (int r = 0; r < rows; r++) {
+      f_store(a.state + t * a.state_tile + 32 * r + 16, part[t][r]);
+      if constexpr (held) f_store(a.state + t * a.state_tile + 32 * r, acc[t][r]);
+    }
 }
 
-template <int rows, int tiles> AB_INLINE void fma_some(int64_t count, const Weight &w, const Input &in, const FloatSpan &a) {
+template <int rows> AB_INLINE void fma_some(const Weight &w, const Input &in, const FloatSpan &a) {  // a.count rows of one tile
   if constexpr (rows > 0) {
-    if (count == rows) fma_rows<rows, tiles>(w, in, a);
-    else fma_some<rows - 1, tiles>(count, w, in, a);
+    if (a.count == rows) fma_rows<rows, 1>(w, in, a);
+    else fma_some<rows - 1>(w, in, a);
   }
 }
 
@@ -408,7 +452,7 @@ static const float *float_panel(const Weight &w, const float *table, int64_t til
     for (int64_t i = 0; i < k1 - k0; i++, p += 32) f_store(out + 16 * i, w.dense == Dense::Float16 ? f_load_half(p) : f_load_bf16(p));
     return out;
   }
-  kPanelFloat[w.bits](w, table, w.codes + (tile * w.chunks + k0 / 32) * 64 * w.bits, (k1 - k0 + 31) / 32, out);
+  (table == w.table ? kPanelSource[(int)w.source] : kPanelFloat)[w.bits](w, table, w.codes + (tile * w.chunks + k0 / 32) * 64 * w.bits, (k1 - k0 + 31) / 32, out);
   return out;
 }
 
@@ -435,21 +479,29 @@ static int64_t float_side(const Weight &w) {  // floats that the scales of one t
   return 16 * (most < w.blocks ? most : w.blocks);
 }
 
+// Rows [m0, m1) over `tiles` tiles. Few rows, which are one group, over as many tiles as kTilesFor says go from stored bits to products in registers.
 static void multiply_float(const Weight &w, const Input &in, const float *bias, int64_t tile, int64_t tiles, int64_t m0, int64_t m1, float *y, int64_t stride, float *buffer) {
-  const int64_t rows = m1 - m0, panel_tile = kFloatPanel * 16, state_tile = rows * 32, side = float_side(w);
+  const int64_t group = in.group, rows = m1 - m0, panel_tile = kFloatPanel * 16, state_tile = (rows + group - 1) / group * group * 32, side = float_side(w);
   float *const scales = buffer + kFloatTiles * panel_tile, *const offsets = w.has_offset ? scales + kFloatTiles * side : nullptr;
   float *const state = scales + 2 * kFloatTiles * side;
   memset(state, 0, sizeof(float) * tiles * state_tile);
-  FloatStream stream;
+  const bool few = tiles == few_tiles(in);
   const char *why;
-  const StreamFloat streamed = rows == 1 && tiles == kFloatTiles ? stream_float_of(w, stream, &why) : nullptr;
+  const StreamFloat streamed = few ? stream_float_of(w, group, &why) : nullptr;
   for (int64_t k0 = 0; k0 < w.k; k0 += kFloatPanel) {
     const int64_t k1 = k0 + kFloatPanel < w.k ? k0 + kFloatPanel : w.k, b0 = k0 / w.block, b1 = (k1 - 1) / w.block + 1;
     const float *panel = buffer;
     int64_t step = panel_tile;
+    FloatCodes codes;
     if (streamed) {
-      for (int64_t t = 0; t < tiles; t++)
-        stream.codes[t] = w.codes + (w.dense != Dense::None ? ((tile + t) * w.k + k0) * 32 : ((tile + t) * w.chunks + k0 / 32) * 64 * w.bits);
+      if (w.trits)
+        for (int64_t t = 0; t < tiles; t++) {
+          uint8_t *digits = (uint8_t *)(buffer + t * panel_tile);
+          trit_panel(w, tile + t, k0 / 32, (k1 + 31) / 32, digits);
+          codes.at[t] = digits;
+        }
+      else for (int64_t t = 0; t < tiles; t++)
+        codes.at[t] = w.codes + (w.dense != Dense::None ? ((tile + t) * w.k + k0) * 32 : ((tile + t) * w.chunks + k0 / 32) * 64 * w.bits);
     } else if (w.dense == Dense::Float32) panel = float_panel(w, w.table, tile, k0, k1, buffer), step = w.k * 16;
     else for (int64_t t = 0; t < tiles; t++) float_panel(w, w.table, tile + t, k0, k1, buffer + t * panel_tile);
     for (int64_t t = 0; t < tiles; t++) {
@@ -457,19 +509,22 @@ static void multiply_float(const Weight &w, const Input &in, const float *bias, 
       else scale_rows(w.scale, tile + t, b0, b1, w.n, w.float_step, scales + t * side);
       if (offsets) scale_rows(w.offset, tile + t, b0, b1, w.n, 1.0f, offsets + t * side);
     }
+    FloatSpan a = {k0, k1, tile, m0, in.lanes + (group > 1 ? m0 * w.k + k0 * group : m0 * in.stride + k0), group, panel, step, state, state_tile, scales, offsets, side, rows};
     if (streamed) {
-      streamed(w, in, {k0, k1, tile, m0, nullptr, 0, state, state_tile, scales, offsets, side}, stream);
-      continue;
-    }
-    if (rows == 1 && tiles == kFloatTiles) {
-      fma_rows<1, kFloatTiles>(w, in, {k0, k1, tile, m0, panel, step, state, state_tile, scales, offsets, side});
-      continue;
-    }
-    for (int64_t t = 0; t < tiles; t++) {
-      int64_t r = 0;
-      FloatSpan a = {k0, k1, tile + t, m0, panel + t * step, step, state + t * state_tile, state_tile, scales + t * side, offsets ? offsets + t * side : nullptr, side};
-      for (; r + kRowsFloat <= rows; r += kRowsFloat, a.row += kRowsFloat, a.state += 32 * kRowsFloat) fma_rows<kRowsFloat, 1>(w, in, a);
-      fma_some<kRowsFloat - 1, 1>(rows - r, w, in, a);
+      streamed(w, in, a, codes);
+    } else if (few) {
+      few_by_panel(group, w, in, a);
+    } else {
+      for (int64_t t = 0; t < tiles; t++)
+        for (int64_t r = 0; r < rows; r += a.count) {
+          const int64_t row = m0 + r, in_group = row % group;
+          a.count = group - in_group < rows - r ? group - in_group : rows - r;
+          if (a.count > kRowsFloat) a.count = kRowsFloat;
+          a.tile = tile + t, a.row = row, a.panel = panel + t * step, a.state = state + t * state_tile + 32 * r, a.scales = scales + t * side;
+          if (offsets) a.offsets = offsets + t * side;
+          a.x = in.lanes + (group > 1 ? (row - in_group) * w.k + k0 * group + in_group : row * in.stride + k0);
+          fma_some<kRowsFloat>(w, in, a);
+        }
     }
   }
   for (int64_t t = 0; t < tiles; t++) {
@@ -521,7 +576,10 @@ static void multiply_integer(const Weight &w, const Input &in, const int32_t *st
 }
 
 // ------------------------------------------------------------------------------------------------ the table of this ISA
-static int64_t group(int64_t m) { return m > kStreamRows && m > 1 ? kRowsInt : stream_rows(m); }
+static int64_t group(int64_t m, bool integer) {
+  if (!integer) return few_floats(m);
+  return m > kStreamRows && m > 1 ? kRowsInt : stream_rows(m);
+}
 static int64_t start_count(const Weight &w, const Input &in, int64_t rows) { return ((rows + in.group - 1) / in.group * in.group * w.segment_count + 15) / 16 * 16; }
 
 // -bias * total of rows [m0, m1) and of those that fill up their last group, to be read as all rows' are.
@@ -537,27 +595,26 @@ static const int32_t *starts_of(const Weight &w, const Input &in, int64_t m0, in
 
 static int64_t streams(const Weight &w, bool integer, const char **why) {
   if (integer) return (*why = why_panels(w)) ? 0 : kStreamRows;
-  FloatStream stream;
-  return stream_float_of(w, stream, why) ? 1 : 0;
+  return stream_float_of(w, kStreamFloat, why) ? kStreamFloat : stream_float_of(w, 1, why) ? 1 : 0;
 }
 
 static size_t scratch_bytes(const Weight &w, const Input &in) {
   const int64_t rows = in.m < kRowBlock ? in.m : kRowBlock;
-  if (!in.integer) return sizeof(float) * (size_t)(kFloatTiles * (kFloatPanel * 16 + 2 * float_side(w) + rows * 32));
+  if (!in.integer) return sizeof(float) * (size_t)(kFloatTiles * (kFloatPanel * 16 + 2 * float_side(w) + (rows + in.group - 1) / in.group * in.group * 32));
   int64_t chunks = 0;
   for (const Panel *p = w.panels, *end = p + w.panel_count; p < end; p++) chunks = p->c1 - p->c0 > chunks ? p->c1 - p->c0 : chunks;
   return (size_t)(kRowBlock * 64 + panel_blocks(w) * 192 + chunks * (w.kind == Kind::Wide16 ? 1024 : 512) + 4 * start_count(w, in, rows));
 }
 
 static void multiply(const Weight &w, const Input &in, const float *bias, int64_t t0, int64_t t1, float *y, int64_t stride, void *scratch) {
-  for (int64_t m0 = 0; m0 < in.m; m0 += kRowBlock) {
-    const int64_t m1 = m0 + kRowBlock < in.m ? m0 + kRowBlock : in.m;
+  const int64_t most = kRowBlock / in.group * in.group, few = in.integer ? 1 : few_tiles(in), side = few ? few : 1;
+  for (int64_t m0 = 0; m0 < in.m; m0 += most) {
+    const int64_t m1 = m0 + most < in.m ? m0 + most : in.m;
     if (in.integer) {
       const int32_t *starts = starts_of(w, in, m0, m1, (int32_t *)scratch);
       float *rest = (float *)((int32_t *)scratch + start_count(w, in, m1 - m0));
       for (int64_t t = t0; t < t1; t++) multiply_integer(w, in, starts, bias, t, m0, m1, y, stride, rest);
     } else {
-      const int64_t side = m1 - m0 == 1 ? kFloatTiles : 1;
       for (int64_t t = t0; t < t1; t += side) multiply_float(w, in, bias, t, t1 - t < side ? t1 - t : side, m0, m1, y, stride, (float *)scratch);
     }
   }

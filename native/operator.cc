@@ -20,6 +20,36 @@ namespace {
 // One activation block: the weight's block up to 512, else 128 restarting at every weight block (docs/contract.md).
 int64_t activation_block(int64_t block) { return block <= 512 ? block : 128; }
 
+// What the float table of codes is like, and its bytes.
+void find_source(Weight *w) {
+  const int count = 1 << w->bits, top = count / 2;
+  uint32_t u[256];
+  memcpy(u, w->table, sizeof u);
+  const auto not_a_number = [](uint32_t x) { return (x & 0x7fffffffu) > 0x7f800000u; };
+  const bool negative = w->table[count - 1] < 0;
+  bool integers = w->bits > 2, mirrored = true, halves = true;
+  for (int c = 0; c < count; c++) {
+    integers = integers && w->table[c] == static_cast<float>(negative && c >= top ? c - count : c) && u[c] != 0x80000000u;
+    mirrored = mirrored && u[c % top] < 0x80000000u && (c < top || u[c] == (u[c - top] | 0x80000000u) || (not_a_number(u[c]) && not_a_number(u[c - top])));
+    halves = halves && !(u[c] & 0xffff);
+  }
+  for (int c = 0; c < std::max(count, 64); c++)
+    for (int i = 0; i < 4; i++) w->plane[i][c] = static_cast<uint8_t>(u[c % count] >> 8 * i);
+  w->turn = integers && negative ? top : 0;
+  w->source = integers ? Source::Integers : w->bits <= 4 ? Source::Lookup : !halves ? Source::Words : mirrored ? Source::Mirrored : Source::Halves;
+}
+
+// Rows [m0, m1) of x side by side in groups: [groups][k][group].
+void put_side_by_side(const float *x, int64_t stride, int64_t m0, int64_t m1, int64_t k, int64_t group, float *out) {
+  for (int64_t m = m0; m < m1; m += group) {
+    float *const to = out + m * k;
+    const int64_t rows = std::min(group, m1 - m);
+    for (int64_t k0 = 0; k0 < k; k0 += 64)  // so many k of a group stay in the first-level cache
+      for (int64_t r = 0; r < group; r++)
+        for (int64_t i = k0; i < std::min(k, k0 + 64); i++) to[i * group + r] = r < rows ? x[(m + r) * stride + i] : 0.0f;
+  }
+}
+
 }  // namespace
 
 void OwnedWeight::finish(const int32_t *integers) {
@@ -29,6 +59,7 @@ void OwnedWeight::finish(const int32_t *integers) {
   chunks = (k + 31) / 32;
   if (block == 0 || block > k) block = k;
   blocks = (k + block - 1) / block;
+  if (dense == Dense::None) find_source(this);
   if (!integers) return;
 
   const int64_t step_k = activation_block(block);
@@ -153,7 +184,7 @@ int64_t prepare(const Weight &w, Act act, bool wide, const float *x, int64_t str
   input->m = m;
   input->x = x;
   input->stride = stride;
-  const int64_t group = act == Act::Float || product ? 1 : w.kernels->group(m);
+  const int64_t group = product ? 1 : w.kernels->group(m, act != Act::Float);
   const int64_t least = std::max<int64_t>(1, 16384 / std::max<int64_t>(1, w.k)), per = (least + group - 1) / group * group, units = (m + per - 1) / per;
   std::atomic<int64_t> bad{INT64_MAX};
   const auto note = [&bad](int64_t row) {
@@ -185,9 +216,16 @@ int64_t prepare(const Weight &w, Act act, bool wide, const float *x, int64_t str
     input->q = q, input->q16 = q16, input->scale = scale, input->total = total;
     if (product && product->lookup) mask_padding(w, product->act_bits, m, q);
   } else {
-    float *sums = w.has_offset ? static_cast<float *>(workspace.take(static_cast<size_t>(4 * m * w.blocks))) : nullptr;
-    parallel_for(units, [&](int64_t u) { note(w.kernels->row_sums(w, x, stride, u * per, std::min(m, (u + 1) * per), sums)); });
-    input->sums = sums;
+    const int64_t whole = (m + group - 1) / group * group;
+    float *sums = w.has_offset ? static_cast<float *>(workspace.take(static_cast<size_t>(4 * whole * w.blocks))) : nullptr;
+    float *lanes = group > 1 ? static_cast<float *>(workspace.take(static_cast<size_t>(4 * whole * w.k))) : nullptr;
+    if (sums) memset(sums + m * w.blocks, 0, static_cast<size_t>(4 * (whole - m) * w.blocks));
+    parallel_for(units, [&](int64_t u) {
+      const int64_t first = u * per, end = std::min(m, first + per);
+      note(w.kernels->row_sums(w, x, stride, first, end, sums));
+      if (lanes) put_side_by_side(x, stride, first, end, w.k, group, lanes);
+    });
+    input->sums = sums, input->group = group, input->lanes = lanes ? lanes : x;
     if (product && bad.load() == INT64_MAX) {
       const Pattern &pattern = product->pattern;
       const int64_t panels = (w.k + kPatternPanel - 1) / kPatternPanel;

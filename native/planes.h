@@ -107,6 +107,12 @@ AB_INLINE Trits trits_ready() {
   return {b_load(a), b_load(a + 64), b_load(a + 128), b_load(a + 192), b_load(b), b_load(b + 64), b_load(b + 128), b_load(b + 192)};
 }
 
+AB_INLINE void scaled_trits_of(const Trits &t, B x, B *digits) {  // times 1, 4, 16, 64 and 1: no shifts
+  const B four = b_pick(b_permute(t.four0, t.four1, x), b_permute(t.four2, t.four3, x), x);
+  for (int i = 0; i < 4; i++) digits[i] = b_and(four, b_set(3 << 2 * i));
+  digits[4] = b_pick(b_permute(t.fifth0, t.fifth1, x), b_permute(t.fifth2, t.fifth3, x), x);
+}
+
 AB_INLINE void trits_of(const Trits &t, B x, B *digits) {  // the five digits of 64 stored bytes
   if constexpr (kByteTables) {
     const B four = b_pick(b_permute(t.four0, t.four1, x), b_permute(t.four2, t.four3, x), x);

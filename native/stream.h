@@ -28,13 +28,35 @@ template <int width, int at, int to, bool masked = true> AB_INLINE B plane_at(co
   else return b_shr<from>(x);
 }
 
+// The same moved to bit `to`, without a mask.
+template <int width, int at, int to> AB_INLINE B moved_at(const uint8_t *p, B turn) {
+  constexpr int fields = 8 / width, from = at % fields * width;
+  const B x = b_xor(b_load(p + 64 * (at / fields)), turn);
+  if constexpr (from >= to) return b_shr<from - to>(x);
+  else return b_shl<to - from>(x);
+}
+
 template <int bits, int at, bool masked = true, int up = 0> AB_INLINE B code_at(const uint8_t *p, B turn) {  // shifted `up`
   const B none = b_set(0);
-  if constexpr (bits == 3) return b_or(plane_at<2, at, up>(p, none), plane_at<1, at, 2 + up>(p + 128, turn));
-  else if constexpr (bits == 5) return b_or(plane_at<4, at, 0>(p, none), plane_at<1, at, 4>(p + 256, turn));
-  else if constexpr (bits == 6) return b_or(plane_at<4, at, 0>(p, none), plane_at<2, at, 4>(p + 256, turn));
-  else if constexpr (bits == 7) return b_or(b_or(plane_at<4, at, 0>(p, none), plane_at<2, at, 4>(p + 256, none)), plane_at<1, at, 6>(p + 384, turn));
-  else return plane_at<bits, at, up, masked>(p, turn);
+  if constexpr (!masked && bits == 3) {  // planes are joined by one operation: what a plane holds beyond its bits is chosen away or never looked at
+    return b_choose(b_set(3), moved_at<2, at, 0>(p, none), moved_at<1, at, 2>(p + 128, turn));
+  } else if constexpr (!masked && bits == 5) {
+    return b_choose(b_set(15), moved_at<4, at, 0>(p, none), moved_at<1, at, 4>(p + 256, turn));
+  } else if constexpr (!masked && bits == 6) {
+    return b_choose(b_set(15), moved_at<4, at, 0>(p, none), moved_at<2, at, 4>(p + 256, turn));
+  } else if constexpr (!masked && bits == 7) {
+    return b_choose(b_set(15), moved_at<4, at, 0>(p, none), b_choose(b_set(0x30), moved_at<2, at, 4>(p + 256, none), moved_at<1, at, 6>(p + 384, turn)));
+  } else if constexpr (bits == 3) {
+    return b_or(plane_at<2, at, up>(p, none), plane_at<1, at, 2 + up>(p + 128, turn));
+  } else if constexpr (bits == 5) {
+    return b_or(plane_at<4, at, 0>(p, none), plane_at<1, at, 4>(p + 256, turn));
+  } else if constexpr (bits == 6) {
+    return b_or(plane_at<4, at, 0>(p, none), plane_at<2, at, 4>(p + 256, turn));
+  } else if constexpr (bits == 7) {
+    return b_or(b_or(plane_at<4, at, 0>(p, none), plane_at<2, at, 4>(p + 256, none)), plane_at<1, at, 6>(p + 384, turn));
+  } else {
+    return plane_at<bits, at, up, masked>(p, turn);
+  }
 }
 
 // The bytes that codes stand for. Tables repeat (weight.h), so that bits beyond a code do not matter where a permute reads six of them, nor the sign in
@@ -203,7 +225,40 @@ static void stream(const Weight &w, const Panel &panel, const uint8_t *codes, co
   sums.store();
 }
 
-// Five trits a byte: vectors of 20 k lie over the ends of segments, which begin at multiples of 4; such a vector's digits wait in memory.
+// Digits [from, to) of 64 stored bytes; q: the rows' codes from the first of them on. One row has a chain for each digit; of permuted digits it leaves
+// them where they are, times 4^i, and brings the sums down.
+template <int rows> constexpr int kTritChains = rows > 1 || !kWideDot ? 1 : 5;
+template <int rows> constexpr bool kScaledTrits = kByteTables && kTritChains<rows> == 5;
+template <int rows, int from, int to> AB_INLINE void add_trits(const Trits &trits, const uint8_t *p, const int8_t *q, C *c) {
+  B t[5];
+  if constexpr (kScaledTrits<rows>) scaled_trits_of(trits, b_load(p), t);
+  else trits_of(trits, b_load(p), t);
+  for (int i = from; i < to; i++)
+    for (int r = 0; r < rows; r++) c[r + i % kTritChains<rows>] = c_step(c[r + i % kTritChains<rows>], t[i], q_four(q + 4 * (rows * (i - from) + r)));
+}
+
+// The same for any from and to, those at an end of the vector without a detour: the ends of a segment.
+template <int rows> AB_INLINE void add_trits(const Trits &trits, const uint8_t *p, int64_t from, int64_t to, const int8_t *q, C *c) {
+  if (to == 5) {
+    if (from == 1) return add_trits<rows, 1, 5>(trits, p, q, c);
+    if (from == 2) return add_trits<rows, 2, 5>(trits, p, q, c);
+    if (from == 3) return add_trits<rows, 3, 5>(trits, p, q, c);
+    return add_trits<rows, 4, 5>(trits, p, q, c);
+  }
+  if (from == 0) {
+    if (to == 1) return add_trits<rows, 0, 1>(trits, p, q, c);
+    if (to == 2) return add_trits<rows, 0, 2>(trits, p, q, c);
+    if (to == 3) return add_trits<rows, 0, 3>(trits, p, q, c);
+    return add_trits<rows, 0, 4>(trits, p, q, c);
+  }
+  for (; from < to; from++, q += 4 * rows) {
+    if (from == 1) add_trits<rows, 1, 2>(trits, p, q, c);
+    else if (from == 2) add_trits<rows, 2, 3>(trits, p, q, c);
+    else add_trits<rows, 3, 4>(trits, p, q, c);
+  }
+}
+
+// Five trits a byte: vectors of 20 k lie over the ends of segments, which begin at multiples of 4; such a vector is decoded on both sides.
 template <int rows>
 static void stream_trits(const Weight &w, const Panel &panel, const uint8_t *codes, const Side &side, const Input &in, const int32_t *starts, int64_t row, float *state) {
   const Ends ends = ends_of(w, side, in, starts, row);
@@ -211,17 +266,11 @@ static void stream_trits(const Weight &w, const Panel &panel, const uint8_t *cod
   const int64_t g = w.segments[panel.s0].g0, most = kWideDot ? INT64_MAX : w.chain;
   const int8_t *const q0 = in.q + row * w.codes_length;
   const Trits trits = trits_ready();
+  constexpr int chains = kTritChains<rows>;
   Sums<Path::Codes, rows> sums;
   sums.load(state);
   const uint8_t *p = codes + 64 * (g / 5);
-  alignas(64) uint8_t waiting[5 * 64];
   int64_t digit = g % 5;
-  const auto open = [&]() AB_LAMBDA {
-    B t[5];
-    trits_of(trits, b_load(p), t), p += 64;
-    for (int i = 0; i < 5; i++) b_store(waiting + 64 * i, t[i]);
-  };
-  if (digit) open();
   for (int64_t s = panel.s0; s < panel.s1; s++) {
     const Segment &seg = w.segments[s];
     const int8_t *q = q0 + rows * seg.at;
@@ -230,26 +279,22 @@ static void stream_trits(const Weight &w, const Panel &panel, const uint8_t *cod
     for (int64_t left = seg.g1 - seg.g0; left > 0;) {
       int64_t run = left < most ? left : most;
       left -= run;
-      constexpr int chains = rows > 1 || !kWideDot ? 1 : 5;
       C c[rows * chains];
       for (int r = 0; r < rows * chains; r++) c[r] = c_zero();
       while (run > 0) {
-        if (digit == 0 && run >= 5) {
-          ask<64>(p);
-          B t[5];
-          trits_of(trits, b_load(p), t), p += 64;
-          for (int i = 0; i < 5; i++)
-            for (int r = 0; r < rows; r++) c[r + i % chains] = c_step(c[r + i % chains], t[i], q_four(q + 4 * (rows * i + r)));
-          q += 20 * rows, run -= 5;
-          continue;
+        if (digit == 0) {
+          for (; run >= 5; run -= 5, p += 64, q += 20 * rows) {
+            ask<64>(p);
+            add_trits<rows, 0, 5>(trits, p, q, c);
+          }
+          if (run == 0) break;
         }
-        if (digit == 0) open();
-        const B t = b_load(waiting + 64 * digit);
-        for (int r = 0; r < rows; r++) c[r] = c_step(c[r], t, q_four(q + 4 * r));
-        q += 4 * rows, run--, digit = digit == 4 ? 0 : digit + 1;
+        const int64_t to = digit + run < 5 ? digit + run : 5;
+        add_trits<rows>(trits, p, digit, to, q, c);
+        q += 4 * rows * (to - digit), run -= to - digit, digit = to % 5, p += to == 5 ? 64 : 0;
       }
       for (int r = 0; r < rows; r++)
-        for (int i = 0; i < chains; i++) sum[r] = c_end(sum[r], c[r + i]);
+        for (int i = 0; i < chains; i++) sum[r] = kScaledTrits<rows> && i % 4 ? i_add(sum[r], i_sar(c_end(i_zero(), c[r + i]), 2 * i)) : c_end(sum[r], c[r + i]);
     }
     sums.settle(ends, full, sum, s, 16 * (seg.block - side.first));
   }
@@ -272,7 +317,8 @@ template <int rows> static Stream stream_for(const Weight &w) {
     if (w.kind == Kind::Unsigned8) return w.affine ? kStream<Path::Codes, rows>[w.bits] : kStream<Path::Bytes, rows>[w.bits];
   }
   if constexpr (rows > 0 && kWideDot) {
-    if (w.kind == Kind::Wide16) return w.sized ? kStream<Path::Mirrored, rows>[w.bits] : kStream<Path::Pairs, rows>[w.bits];
+    const bool whole = rows > 1 && kByteTables && w.bits < 8;  // one permute has all of the table: a sign for every row's input costs more
+    if (w.kind == Kind::Wide16) return w.sized && !whole ? kStream<Path::Mirrored, rows>[w.bits] : kStream<Path::Pairs, rows>[w.bits];
   }
   return nullptr;
 }

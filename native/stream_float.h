@@ -1,156 +1,185 @@
-// One row with float activations: stored bits to products in registers, four tiles of outputs side by side, without a panel between. Part of linear.cc.
+// A few rows with float activations: stored bits to products in registers, without a panel between. Part of linear.cc.
 //
-// An output is one chain of fmas (docs/contract.md), so four tiles are what keeps the fma units busy. 16 weights cost a shift, a look-up and an fma
-// where a register holds the table; a byte of the table is enough where the values are integers.
+// An output is one chain of fmas (docs/contract.md) and an fma takes four cycles, so one row runs over four tiles of outputs side by side and four
+// rows over one. What float_codes.h makes of 64 codes serves all rows: the more rows, the less it costs.
 
-// Lookup: codes of up to 4 bits, 16 floats in a register or two. Integers: codes of 5 to 8 bits that are integers. Halves: values whose lower 16 bits
-// are zero (8-bit floats, posits): their upper bytes from two tables of bytes. Dense: stored 16-bit floats.
-enum class Source { Lookup, Integers, Unsigned, Halves, BFloat16, Float16 };
+template <int rows> constexpr int kTilesFor = rows == 1 ? kFloatTiles : rows == 2 ? (kManyRegisters ? kFloatTiles : 2) : 1;
 
-struct FloatStream {
-  const uint8_t *codes[kFloatTiles];          // of k0
-  alignas(64) uint8_t low[256], high[256];    // Halves: bits 16 to 23 and 24 to 31 of each code's value
+// How many rows of an input of m stand side by side: few rows all, filled up to what is streamed; else as evenly as register blocks allow.
+static int64_t few_floats(int64_t m) {
+  if (m <= kStreamFloat) return m <= 2 ? m : m <= 4 ? 4 : 8;
+  const int64_t blocks = (m + kRowsFloat - 1) / kRowsFloat;
+  return (m + blocks - 1) / blocks;
+}
+
+// Over how many tiles the input's rows run at once, if they are few: 0 if not.
+static int64_t few_tiles(const Input &in) {
+  if (in.m > in.group || in.group > kStreamFloat) return 0;
+  return in.group == 1 ? kTilesFor<1> : in.group == 2 ? kTilesFor<2> : in.group == 4 ? kTilesFor<4> : in.group == 8 ? kTilesFor<8> : 0;
+}
+
+struct FloatCodes {
+  const uint8_t *at[kFloatTiles];  // of k0
 };
 
-template <int bits> AB_INLINE B half_bytes(const uint8_t *table, B code) {
-  if constexpr (bits <= 6) return b_lookup64(table, code);
-  else if constexpr (bits == 7) return b_lookup128(table, code);
-  else return b_pick(b_lookup128(table, code), b_lookup128(table + 128, code), code);
+// To the second-level cache: tiles lie a power of two apart, so that what is asked for of four would push each other out of the first (a third faster).
+template <int bytes> AB_INLINE void ask_near(const uint8_t *p) {
+#pragma GCC unroll 8
+  for (int i = 0; i < bytes; i += 64) __builtin_prefetch(p + kAhead + i, 0, 2);
 }
 
-template <Source source, int j> AB_INLINE F float_of(const float *table, B a, B b) {  // k = 4 * group + j of sixteen outputs
-  const I d = b_dwords(a);
-  if constexpr (source == Source::Lookup) return f_lookup16(table, j ? i_shr(d, 8 * j) : d);
-  else if constexpr (source == Source::Integers) return i_to_f(i_sar(j < 3 ? i_shl(d, 24 - 8 * j) : d, 24));
-  else if constexpr (source == Source::Unsigned) return i_to_f(j < 3 ? i_and(i_shr(d, 8 * j), i_set(255)) : i_shr(d, 24));
-  else return b_halves<j>(a, b);
-}
-
-template <Source source, int tiles, bool zeros, int j> AB_INLINE void add_float(const float *table, const float *x, const B *a, const B *b, const F *z, F *part) {
-  const F v = f_set(x[j]);
+template <int bits, Source source, int rows, int tiles, bool zeros, int from, int j>
+AB_INLINE void add_float(const Weight &w, const float *x, const Four *v, const Bases *bases, const F *z, F part[tiles][rows]) {
   for (int t = 0; t < tiles; t++) {
-    const F value = float_of<source, j>(table, a[t], b[t]);
-    part[t] = f_fma(v, zeros ? f_sub(value, z[t]) : value, part[t]);
+    F value = value_of<bits, source, j, from, zeros>(w.table, v[t], bases[zeros ? t : 0]);
+    if constexpr (zeros && source != Source::Integers) value = f_sub(value, z[t]);
+    for (int r = 0; r < rows; r++) part[t][r] = f_fma(f_set(x[j * rows + r]), value, part[t][r]);
   }
 }
 
-// Groups [at, end) of a chunk, whose codes lie at `from` of each tile.
-template <int bits, Source source, int tiles, bool zeros, int at, int end>
-AB_INLINE void add_floats(const Weight &w, const FloatStream &s, int64_t from, const float *x, const F *z, F *part) {
+// Groups [at, end) of a chunk, whose codes lie at `offset` of each tile's.
+template <int bits, Source source, int rows, int tiles, bool zeros, int at, int end>
+AB_INLINE void add_floats(const Weight &w, B turn, const FloatCodes &codes, int64_t offset, const float *x, const Bases *bases, const F *z, F part[tiles][rows]) {
   if constexpr (at < end) {
-    B a[tiles], b[tiles];
+    constexpr bool in_place = source == Source::Integers && bits == 4;
+    constexpr int from = in_place ? at % 2 * 4 : 0;
+    Four v[tiles];
     for (int t = 0; t < tiles; t++) {
-      const B code = code_at<bits, at, source != Source::Lookup || bits == 3>(s.codes[t] + from, b_set(0));
-      if constexpr (source == Source::Halves) a[t] = half_bytes<bits>(s.low, code), b[t] = half_bytes<bits>(s.high, code);
-      else a[t] = b[t] = source == Source::Integers && bits < 8 ? b_sub(b_xor(code, b_set(w.sign)), b_set(w.sign)) : code;
+      const uint8_t *p = codes.at[t] + offset;
+      if constexpr (in_place) v[t] = parts_of<bits, source>(w, b_xor(b_load(p + 64 * (at / 2)), turn));
+      else v[t] = parts_of<bits, source>(w, code_at<bits, at, source == Source::Integers && !kMerged<bits>>(p, turn));
     }
-    add_float<source, tiles, zeros, 0>(w.table, x + 4 * at, a, b, z, part);
-    add_float<source, tiles, zeros, 1>(w.table, x + 4 * at, a, b, z, part);
-    add_float<source, tiles, zeros, 2>(w.table, x + 4 * at, a, b, z, part);
-    add_float<source, tiles, zeros, 3>(w.table, x + 4 * at, a, b, z, part);
-    add_floats<bits, source, tiles, zeros, at + 1, end>(w, s, from, x, z, part);
+    const float *const four = x + 4 * rows * at;
+    add_float<bits, source, rows, tiles, zeros, from, 0>(w, four, v, bases, z, part);
+    add_float<bits, source, rows, tiles, zeros, from, 1>(w, four, v, bases, z, part);
+    add_float<bits, source, rows, tiles, zeros, from, 2>(w, four, v, bases, z, part);
+    add_float<bits, source, rows, tiles, zeros, from, 3>(w, four, v, bases, z, part);
+    add_floats<bits, source, rows, tiles, zeros, at + 1, end>(w, turn, codes, offset, x, bases, z, part);
   }
 }
 
-template <int bits, Source source, bool zeros> static void stream_floats(const Weight &w, const Input &in, const FloatSpan &a, const FloatStream &s) {
-  constexpr int tiles = kFloatTiles;
-  F part[tiles], z[tiles];
-  for (int t = 0; t < tiles; t++) part[t] = f_load(a.state + t * a.state_tile + 16), z[t] = f_zero();
-  const float *const x = in.x + a.row * in.stride;
+template <int bits, Source source, int rows, bool zeros> static void stream_floats(const Weight &w, const Input &in, const FloatSpan &a, const FloatCodes &codes) {
+  constexpr int tiles = kTilesFor<rows>;
+  F part[tiles][rows], z[tiles];
+  Bases bases[zeros ? tiles : 1];
+  for (int t = 0; t < tiles; t++)
+    for (int r = 0; r < rows; r++) part[t][r] = f_load(a.state + t * a.state_tile + 32 * r + 16);
+  const float *const x = a.x - rows * a.k0;
+  const B turn = source == Source::Integers ? turn_of<bits>(w) : b_set(0);
   const int64_t size = w.block, first = a.k0 / size;
   int64_t block = first, limit = (block + 1) * size < w.k ? (block + 1) * size : w.k;
   const auto open = [&]() AB_LAMBDA {
-    if (zeros)
-      for (int t = 0; t < tiles; t++) z[t] = i_to_f(zero_row(w, a.tile + t, block));
+    for (int t = 0; t < tiles; t++) {
+      z[t] = zeros && w.zero ? i_to_f(zero_row(w, a.tile + t, block)) : f_zero();
+      if (source == Source::Integers && (zeros || t == 0)) bases[zeros ? t : 0] = bases_of<bits>(w, z[t]);
+    }
   };
   const auto close = [&]() AB_LAMBDA {
     for (int t = 0; t < tiles; t++) {
       const int64_t side = t * a.side_tile + 16 * (block - first);
-      float *const sum = a.state + t * a.state_tile;
-      F acc = f_fma(part[t], f_load(a.scales + side), f_load(sum));
-      if (a.offsets) acc = f_fma(f_set(in.sums[a.row * w.blocks + block]), f_load(a.offsets + side), acc);
-      f_store(sum, acc), part[t] = f_zero();
+      const F sw = f_load(a.scales + side);
+      for (int r = 0; r < rows; r++) {
+        float *const sum = a.state + t * a.state_tile + 32 * r;
+        f_store(sum, closed(w, in, a, r, block, side, part[t][r], sw, f_load(sum)));
+        part[t][r] = f_zero();
+      }
     }
+    AB_KEEP_IN_MEMORY();
     block++, limit = limit + size < w.k ? limit + size : w.k;
-    if (block < w.blocks) open();
+    if (zeros && block < w.blocks) open();
   };
   open();
   int64_t k = a.k0;
   for (int64_t from = 0; k + 32 <= a.k1; k += 32, from += 64 * bits) {
-    for (int t = 0; t < tiles; t++) ask<64 * bits>(s.codes[t] + from - kAhead / 2);
-    add_floats<bits, source, tiles, zeros, 0, 4>(w, s, from, x + k, z, part);
+    for (int t = 0; t < tiles; t++) ask_near<64 * bits>(codes.at[t] + from);
+    add_floats<bits, source, rows, tiles, zeros, 0, 4>(w, turn, codes, from, x + rows * k, bases, z, part);
     if (k + 16 == limit) close();
-    add_floats<bits, source, tiles, zeros, 4, 8>(w, s, from, x + k, z, part);
+    add_floats<bits, source, rows, tiles, zeros, 4, 8>(w, turn, codes, from, x + rows * k, bases, z, part);
     if (k + 32 == limit) close();
   }
   if (k < a.k1) {  // the last chunk is short
     float values[tiles][512];
-    for (int t = 0; t < tiles; t++) panel_float<bits>(w, w.table, s.codes[t] + (k - a.k0) / 32 * 64 * bits, 1, values[t]);
+    for (int t = 0; t < tiles; t++) panel_if<bits, source>()(w, w.table, codes.at[t] + (k - a.k0) / 32 * 64 * bits, 1, values[t]);
     for (int64_t i = 0; k < a.k1; i++) {
-      for (int t = 0; t < tiles; t++) part[t] = f_fma(f_set(x[k]), f_sub(f_load(values[t] + 16 * i), z[t]), part[t]);
+      for (int t = 0; t < tiles; t++) {
+        const F value = f_sub(f_load(values[t] + 16 * i), z[t]);
+        for (int r = 0; r < rows; r++) part[t][r] = f_fma(f_set(x[rows * k + r]), value, part[t][r]);
+      }
       if (++k == limit) close();
     }
   }
-  for (int t = 0; t < tiles; t++) f_store(a.state + t * a.state_tile + 16, part[t]);
+  for (int t = 0; t < tiles; t++)
+    for (int r = 0; r < rows; r++) f_store(a.state + t * a.state_tile + 32 * r + 16, part[t][r]);
 }
 
 // Stored 16-bit floats: one block along all of k, scale 1.
-template <bool half> static void stream_dense(const Weight &w, const Input &in, const FloatSpan &a, const FloatStream &s) {
-  constexpr int tiles = kFloatTiles;
-  F part[tiles];
-  for (int t = 0; t < tiles; t++) part[t] = f_load(a.state + t * a.state_tile + 16);
-  const float *const x = in.x + a.row * in.stride;
-  for (int64_t k = a.k0, from = 0; k < a.k1; k++, from += 32) {
-    const F v = f_set(x[k]);
+template <bool half, int rows> static void stream_dense(const Weight &w, const Input &, const FloatSpan &a, const FloatCodes &codes) {
+  constexpr int tiles = kTilesFor<rows>;
+  F part[tiles][rows];
+  for (int t = 0; t < tiles; t++)
+    for (int r = 0; r < rows; r++) part[t][r] = f_load(a.state + t * a.state_tile + 32 * r + 16);
+  const float *x = a.x;
+  for (int64_t k = a.k0, from = 0; k < a.k1; k++, from += 32, x += rows)
     for (int t = 0; t < tiles; t++) {
-      const uint8_t *p = s.codes[t] + from;
-      if (from % 64 == 0) __builtin_prefetch(p + kAhead / 2);
-      part[t] = f_fma(v, half ? f_load_half(p) : f_load_bf16(p), part[t]);
+      const uint8_t *p = codes.at[t] + from;
+      if (from % 64 == 0) ask_near<64>(p);
+      const F value = half ? f_load_half(p) : f_load_bf16(p);
+      for (int r = 0; r < rows; r++) part[t][r] = f_fma(f_set(x[r]), value, part[t][r]);
+    }
+  for (int t = 0; t < tiles; t++)
+    for (int r = 0; r < rows; r++) {
+      float *const state = a.state + t * a.state_tile + 32 * r;
+      if (a.k1 == w.k) f_store(state, f_fma(part[t][r], f_load(a.scales + t * a.side_tile), f_load(state)));
+      else f_store(state + 16, part[t][r]);
+    }
+}
+
+using StreamFloat = void (*)(const Weight &, const Input &, const FloatSpan &, const FloatCodes &);
+// Zero points belong to integers; without permutes of 64 bytes, tables of more than 16 entries are too much code to repeat for every group.
+template <int bits, Source source, int rows, bool zeros> constexpr StreamFloat float_if() {
+  constexpr bool fits = source == Source::Lookup ? bits <= 4 || (bits == 8 && !zeros) : source == Source::Integers ? bits >= 3 : kByteTables && bits >= 5 && !zeros;
+  if constexpr (!fits) return nullptr;
+  else if constexpr (source == Source::Integers && bits <= 4 && kLookup16) return stream_floats<bits, Source::Lookup, rows, zeros>;
+  else if constexpr (source == Source::Mirrored && bits < 8) return stream_floats<bits, Source::Halves, rows, zeros>;  // one permute has all of the table
+  else return stream_floats<bits, source, rows, zeros>;
+}
+template <Source source, int rows, bool zeros>
+const StreamFloat kStreamFloats[9] = {nullptr, float_if<1, source, rows, zeros>(), float_if<2, source, rows, zeros>(), float_if<3, source, rows, zeros>(),
+                                      float_if<4, source, rows, zeros>(), float_if<5, source, rows, zeros>(), float_if<6, source, rows, zeros>(),
+                                      float_if<7, source, rows, zeros>(), float_if<8, source, rows, zeros>()};
+
+template <int rows> static StreamFloat stream_floats_of(const Weight &w) {
+  if constexpr (rows > kStreamFloat) return nullptr;
+  else {
+    if (w.dense != Dense::None) return w.dense == Dense::Float16 ? stream_dense<true, rows> : stream_dense<false, rows>;
+    if (w.trits) return kStreamFloats<Source::Lookup, rows, false>[8];  // their digits come as bytes
+    switch (w.source) {
+      case Source::Lookup: return w.zero ? kStreamFloats<Source::Lookup, rows, true>[w.bits] : kStreamFloats<Source::Lookup, rows, false>[w.bits];
+      case Source::Integers:  // unsigned bytes that are converted are shifted
+        return w.zero || (!kMerged<8> && w.bits == 8 && !w.turn) ? kStreamFloats<Source::Integers, rows, true>[w.bits] : kStreamFloats<Source::Integers, rows, false>[w.bits];
+      case Source::Mirrored: return kStreamFloats<Source::Mirrored, rows, false>[w.bits];
+      case Source::Halves: return kStreamFloats<Source::Halves, rows, false>[w.bits];
+      default: return kStreamFloats<Source::Words, rows, false>[w.bits];
     }
   }
-  for (int t = 0; t < tiles; t++) {
-    float *const state = a.state + t * a.state_tile;
-    if (a.k1 == w.k) f_store(state, f_fma(part[t], f_load(a.scales + t * a.side_tile), f_load(state)));
-    else f_store(state + 16, part[t]);
-  }
 }
 
-using StreamFloat = void (*)(const Weight &, const Input &, const FloatSpan &, const FloatStream &);
-template <Source source, bool zeros, int from, int to, int bits> constexpr StreamFloat float_if() {
-  if constexpr (bits >= from && bits <= to && (source != Source::Halves || kByteTables)) return stream_floats<bits, source, zeros>;
-  else return nullptr;
-}
-#define AB_FLOATS(source, from, to, zeros)                                                                                                          \
-  {nullptr, float_if<source, zeros, from, to, 1>(), float_if<source, zeros, from, to, 2>(), float_if<source, zeros, from, to, 3>(),                \
-   float_if<source, zeros, from, to, 4>(), float_if<source, zeros, from, to, 5>(), float_if<source, zeros, from, to, 6>(),                         \
-   float_if<source, zeros, from, to, 7>(), float_if<source, zeros, from, to, 8>()}
-const StreamFloat kLookup[2][9] = {AB_FLOATS(Source::Lookup, 1, 4, false), AB_FLOATS(Source::Lookup, 1, 4, true)};
-const StreamFloat kIntegers[2][9] = {AB_FLOATS(Source::Integers, 5, 8, false), AB_FLOATS(Source::Integers, 5, 8, true)};
-const StreamFloat kHalves[9] = AB_FLOATS(Source::Halves, 5, 8, false);
-
-// What streams one row of four tiles; nullptr and why not: it needs a panel. Fills in the tables that it reads.
-static StreamFloat stream_float_of(const Weight &w, FloatStream &s, const char **why) {
+// What streams a group of rows over as many tiles as kTilesFor says; nullptr and why not: it needs panels.
+static StreamFloat stream_float_of(const Weight &w, int64_t rows, const char **why) {
   *why = "stored floats are read as they lie";
   if (w.dense == Dense::Float32) return nullptr;
   *why = "codes share bytes in a way that only a panel undoes";
-  if (w.index || w.trits) return nullptr;
-  if (w.dense != Dense::None) return w.dense == Dense::Float16 ? stream_dense<true> : stream_dense<false>;
+  if (w.index || (w.trits && w.zero)) return nullptr;
   *why = "blocks begin inside half a chunk of 32 k";
   if (w.block % 16 && w.blocks > 1) return nullptr;
-  const bool zeros = w.zero;
-  if (w.bits <= 4) return kLookup[zeros][w.bits];
-  const int count = 1 << w.bits, top = count / 2;
-  bool integers = true, halves = !zeros;
-  const bool negative = w.table[count - 1] < 0;
-  for (int c = 0; c < count; c++) {
-    const uint32_t u = float_bits(w.table[c]);
-    integers = integers && w.table[c] == (float)(negative && c >= top ? c - count : c);
-    halves = halves && !(u & 0xffff);
-    s.low[c] = (uint8_t)(u >> 16), s.high[c] = (uint8_t)(u >> 24);
-  }
-  if (integers && (negative || w.bits < 8)) return kIntegers[zeros][w.bits];
-  if (integers && w.bits == 8) return zeros ? stream_floats<8, Source::Unsigned, true> : stream_floats<8, Source::Unsigned, false>;
-  *why = kByteTables ? "its table is of floats with more than 16 bits" : "this set has no permutes of 64 bytes";
-  for (int c = count; c < 64; c++) s.low[c] = s.low[c % count], s.high[c] = s.high[c % count];
-  return halves ? kHalves[w.bits] : nullptr;
+  *why = "this set has no permutes of 64 bytes";
+  return rows == 1 ? stream_floats_of<1>(w) : rows == 2 ? stream_floats_of<2>(w) : rows == 4 ? stream_floats_of<4>(w) : stream_floats_of<8>(w);
+}
+
+// The same rows and tiles by a panel.
+static void few_by_panel(int64_t rows, const Weight &w, const Input &in, const FloatSpan &a) {
+  if (rows == 1) fma_rows<1, kTilesFor<1>>(w, in, a);
+  else if (rows == 2) fma_rows<2, kTilesFor<2>>(w, in, a);
+  else if (rows == 4) fma_rows<4, kTilesFor<4>>(w, in, a);
+  else fma_rows<8, kTilesFor<8>>(w, in, a);
 }

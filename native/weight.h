@@ -19,6 +19,9 @@ enum class Kind : int { Unsigned8, Signed8, Wide16, Float };  // how integer dot
 enum class Dense : int { None, Float32, Float16, BFloat16 };
 enum class ScaleKind : int { One, Float32, Float16, BFloat16, Exponent, Mini, Integer, Table };
 
+// Where the values of the float path come from (float_codes.h).
+enum class Source : int { Lookup, Integers, Mirrored, Halves, Words };
+
 struct Scale {
   ScaleKind kind = ScaleKind::One;
   const uint8_t *data = nullptr;
@@ -64,6 +67,9 @@ struct Weight {
   bool sized = false;   // mirrored, and the codes without their top bit mean t >= 0: these hold the bytes of |t|, repeated to 128 codes
   alignas(64) uint8_t size_low[128] = {}, size_high[128] = {};
   alignas(64) float table[256] = {};                  // float path: integer t as float, or the exact values (step 1)
+  Source source = Source::Lookup;                     // what the table is like
+  int turn = 0;                                       // Integers: the sign bit of two's complement, 0 for unsigned
+  alignas(64) uint8_t plane[4][256] = {};             // the table's bytes, least significant first; fewer than 64 codes repeat
   alignas(64) float values[256] = {};                 // exact values, for dequantization
   const Segment *segments = nullptr;
   const Panel *panels = nullptr;
@@ -98,10 +104,11 @@ struct Input {  // m rows prepared for weights of one geometry
   const uint8_t *wide = nullptr;  // patterns: [m, panels of kPatternPanel], 1 where sums of patterns may leave the range
   const float *x = nullptr;  // float path: [m, stride]
   int64_t stride = 0;
-  const float *sums = nullptr;  // float path with offsets: [m, blocks]
+  const float *sums = nullptr;  // float path with offsets: [m, blocks], m filled up to whole groups
   bool integer = false;
   // Rows stand in groups of `group`, side by side; the last group is filled up with zeros. One row a group: plain rows.
   int64_t group = 1;
+  const float *lanes = nullptr;    // float path: [groups][k][group]; one row a group: x
   const int8_t *q = nullptr;       // [groups][codes_length / 4][group][4]
   const int16_t *q16 = nullptr;    // [m, codes_length]: the same codes, for Wide16 where dots are not wide
   const float *scale = nullptr;    // [groups][segments][group]
@@ -121,7 +128,7 @@ constexpr int64_t kPatternPanel = 128;  // k of a panel of patterns: a multiple 
 // The functions that linear.cc gives for one ISA.
 struct LinearKernels {
   const char *isa;
-  int64_t (*group)(int64_t m);  // how many rows of an input of m stand side by side
+  int64_t (*group)(int64_t m, bool integer);  // how many rows of an input of m stand side by side
   bool wide_dot;  // any u8 x s8 product sum is exact (dpbusd); otherwise the unsigned side must stay <= 129
   bool signed_dot;  // the weight's bytes are signed (sdot)
   // Codes (|q| <= most_code) of rows [m0, m1) into the input's arrays. Returns the first row with a non-finite value, or -1.

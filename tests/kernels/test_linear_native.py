@@ -137,12 +137,14 @@ STREAMED = (
     "codebook_-1_-0.5_0_0.5_1@32", "int5@32", "uint5@64", "int6@16", "int7@channel", "uint7@32", "int8@32", "uint8@128",
     "uint4@32:fp16+zp", "int8@64+zp", "uint8@64+zp", "uint4@16:fp16+off", "fp6_e3m2@32", "fp5_e2m2@64", "fp7_e3m3@32",
     "fp8_e4m3fn@64", "fp8_e5m2@128x128:fp32", "posit8@32", "dyn8@64", "int4@48", "bf16", "fp16", "fp32",
-    "ternary@256:fp16+pack=base3", "ternary@48+pack=base3",
+    "ternary@256:fp16+pack=base3", "ternary@48+pack=base3", "uint3@16+zp", "int5@64+zp", "uint6@48+zp", "fp8_e3m4@32", "fp8_e4m3fnuz@16",
+    "pot7@32", "posit7_es1@32", "log5_f1@32", "log6_f2@16", "log7_f3@64", "log8_f3@32",
 )
 HOW = (
-    ("int4@128", "in registers, more by panels", "one row in registers"),
+    ("int4@128", "in registers, more by panels", "in registers, more by panels"),
     ("int4@33", "by panels: blocks begin inside a chunk", "by panels: blocks begin inside half"),
-    ("ternary@18+pack=base3", "by panels: blocks begin inside a group", "by panels: codes share bytes"),
+    ("ternary@18+pack=base3", "by panels: blocks begin inside a group", "by panels: blocks begin inside half"),
+    ("bf16+pack=escape", "", "by panels: codes share bytes"),
     ("fp32", "", "by panels: stored floats"),
 )
 # fmt: on
@@ -150,8 +152,8 @@ HOW = (
 
 @pytest.mark.parametrize("expression", STREAMED)
 def test_few_rows_of_many_tiles(expression: str) -> None:
-    """Stored bits go to products in registers: one row with float activations over four tiles at a time, up to eight rows of integers."""
-    for m, n, k in ((1, 64, 64), (1, 130, 48), (1, 65, 291), (3, 33, 291), (8, 17, 336)):
+    """Stored bits go to products in registers: one and two rows with float activations over four tiles at a time, up to eight rows over one."""
+    for m, n, k in ((1, 64, 64), (1, 130, 48), (1, 65, 291), (2, 98, 291), (3, 33, 291), (5, 20, 80), (8, 17, 336)):
         check(Case(expression, m, n, k, "normal", biased=bool(n % 2)))
 
 

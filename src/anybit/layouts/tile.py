@@ -89,6 +89,18 @@ def unpack_codes(stored: np.ndarray, bits: int, shape: tuple[int, int]) -> np.nd
     return np.asarray(native.unpack_tiles(np.ascontiguousarray(stored).reshape(-1), bits, *shape))
 
 
+def pack_blocks(
+    fmt: Format, data: np.ndarray, size: int, weights: int, planes: np.ndarray, flip: int, order: np.ndarray | None
+) -> np.ndarray:
+    """Codes uint8[n/16, k/32, 64 * bits] from blocks of `size` bytes, data uint8[rows, blocks * size] (`anybit.io.coded.Blocks`)."""
+    return np.asarray(native.block_tiles(data, size, weights, planes, flip, fmt.element.bits, order))
+
+
+def pack_numbers(data: np.ndarray, size: int, terms: np.ndarray, flip: int, item: int, two: bool, order: np.ndarray | None) -> np.ndarray:
+    """Numbers [n/16, columns, 16] of such blocks, or two a byte."""
+    return np.asarray(native.block_numbers(data, size, terms, flip, item, two, order))
+
+
 def tile_rows(grid: np.ndarray, two: bool = False) -> np.ndarray:
     """[n, blocks] to [n/16, blocks, 16], padding rows zero; `two` blocks a byte: uint8[n/16, ceil(blocks / 2), 16]."""
     n, blocks = grid.shape

@@ -5,6 +5,7 @@
 
 #include <optional>
 #include <stdexcept>
+#include <vector>
 
 #include <memory>
 
@@ -38,7 +39,7 @@ template <class T> nb::object array(size_t dimensions, const size_t *shape, T **
 // A weight together with the arrays whose memory it reads.
 struct PyWeight {
   OwnedWeight weight;
-  std::optional<Bytes> keep_codes, keep_scale, keep_offset, keep_zero;
+  std::vector<Bytes> keep;
   std::optional<Array<uint8_t, 2>> keep_index;
 };
 

@@ -1,4 +1,5 @@
 // Bindings of packing and of lossless codes. All checks are here.
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 
 #include <algorithm>
@@ -96,6 +97,99 @@ nb::object unpack_tiles(Bytes stored, int bits, int64_t n, int64_t k) {
     else kernels.unpack_trits(from + t * pieces * piece, rows, k, out + 16 * t * k, k);
   });
   return result;
+}
+
+// ------------------------------------------------------------------------------------------------ blocks of other containers
+using Longs = Array<int64_t, 1>;
+using Planes = Array<int64_t, 2>;
+using Terms = Array<int64_t, 3>;
+constexpr int64_t kBlockCodes = 256;  // codes of a row that are taken out at once
+
+// Rows of blocks: where row i of the result begins, which is row order[i] of the file.
+struct BlockRows {
+  const uint8_t *from;
+  int64_t rows, width, bytes, blocks;
+  const int64_t *order;
+  BlockRows(const Codes &data, int64_t bytes, const std::optional<Longs> &order) : from(data.data()), rows(static_cast<int64_t>(data.shape(0))),
+        width(static_cast<int64_t>(data.shape(1))), bytes(bytes), blocks(bytes > 0 ? width / bytes : 0), order(order ? order->data() : nullptr) {
+    require(bytes > 0 && width > 0 && width % bytes == 0, "a row is no whole number of blocks");
+    if (!order) return;
+    const int64_t count = static_cast<int64_t>(order->shape(0));
+    for (int64_t i = 0; i < count; i++) require(order->data()[i] >= 0 && order->data()[i] < rows, "a row that does not exist");
+    rows = count;
+  }
+  const uint8_t *row(int64_t i) const { return from + (order ? order[i] : i) * width; }
+};
+
+nb::object block_tiles(Codes data, int64_t bytes, int64_t weights, Planes fields, int flip, int bits, std::optional<Longs> order) {
+  const BlockRows rows(data, bytes, order);
+  require(bits >= 1 && bits <= 8 && flip >= 0 && flip < 1 << bits, "codes have 1 to 8 bits");
+  require(weights >= 32 && weights <= kBlockCodes && weights % 32 == 0, "a block has 32 to 256 weights, a multiple of 32");
+  require(fields.shape(0) >= 1 && fields.shape(1) == 4, "a plane is offset, width, group, up");
+  std::vector<FieldPlane> planes;
+  for (size_t i = 0; i < fields.shape(0); i++) {
+    const int64_t *p = fields.data() + 4 * i;
+    require(p[1] == 1 || p[1] == 2 || p[1] == 4 || p[1] == 8, "fields of a plane have 1, 2, 4 or 8 bits");
+    require(p[3] >= 0 && p[3] + p[1] <= bits && p[2] >= 1 && p[2] <= weights && weights % (p[2] * (8 / p[1])) == 0, "a plane does not fill its codes");
+    require(p[0] >= 0 && p[0] <= bytes && p[0] + weights * p[1] / 8 <= bytes, "a plane ends beyond its block");
+    planes.push_back({p[0], static_cast<int>(p[1]), static_cast<int>(p[2]), static_cast<int>(p[3])});
+  }
+  const int64_t tiles = (rows.rows + 15) / 16, k = rows.blocks * weights, run = kBlockCodes / weights;
+  const size_t shape[3] = {static_cast<size_t>(tiles), static_cast<size_t>(k / 32), static_cast<size_t>(64 * bits)};
+  uint8_t *out;
+  nb::object result = array(3, shape, &out);
+  const PackKernels &kernels = pack_kernels();
+  by_rows(tiles, 16 * k, [&](int64_t t) {
+    uint8_t codes[16 * kBlockCodes];
+    const int64_t count = std::min<int64_t>(16, rows.rows - 16 * t);
+    for (int64_t b = 0; b < rows.blocks; b += run) {
+      const int64_t some = std::min(run, rows.blocks - b);
+      for (int64_t o = 0; o < count; o++)
+        kernels.block_codes(planes.data(), static_cast<int>(planes.size()), flip, rows.row(16 * t + o) + b * bytes, bytes, some, weights, codes + o * kBlockCodes);
+      kernels.pack_tile(bits, codes, kBlockCodes, count, some * weights, out + (t * k + b * weights) / 32 * 64 * bits);
+    }
+  });
+  return result;
+}
+
+// Numbers of a block, each the xor of its terms (byte, shift, bits, up) and `flip`: [n/16][blocks * numbers][16], or two a byte.
+template <class T> nb::object number_tiles(const BlockRows &rows, const int64_t *terms, int64_t numbers, int64_t each, int64_t flip, bool paired) {
+  const int64_t tiles = (rows.rows + 15) / 16, columns = rows.blocks * numbers, stored = paired ? (columns + 1) / 2 : columns;
+  const size_t shape[3] = {static_cast<size_t>(tiles), static_cast<size_t>(stored), 16};
+  T *out;
+  nb::object result = array(3, shape, &out);
+  by_rows(tiles, 16 * columns, [&](int64_t t) {
+    T *const tile = out + t * stored * 16;
+    const int64_t count = std::min<int64_t>(16, rows.rows - 16 * t);
+    if (paired || count < 16) std::fill_n(tile, stored * 16, T{0});
+    for (int64_t o = 0; o < count; o++) {
+      const uint8_t *block = rows.row(16 * t + o);
+      for (int64_t b = 0, column = 0; b < rows.blocks; b++, block += rows.bytes)
+        for (int64_t v = 0; v < numbers; v++, column++) {
+          uint32_t value = static_cast<uint32_t>(flip);
+          for (const int64_t *p = terms + 4 * each * v, *end = p + 4 * each; p < end; p += 4)
+            value ^= static_cast<uint32_t>(block[p[0]] >> p[1] & ((1 << p[2]) - 1)) << p[3];
+          if (paired) tile[column / 2 * 16 + o] = static_cast<T>(tile[column / 2 * 16 + o] | value << 4 * (column & 1));
+          else tile[column * 16 + o] = static_cast<T>(value);
+        }
+    }
+  });
+  return result;
+}
+
+nb::object block_numbers(Codes data, int64_t bytes, Terms terms, int64_t flip, int item, bool paired, std::optional<Longs> order) {
+  const BlockRows rows(data, bytes, order);
+  require(item == 1 || item == 2, "numbers are 1 or 2 bytes each");
+  require(terms.shape(0) >= 1 && terms.shape(1) >= 1 && terms.shape(2) == 4, "a term is byte, shift, bits, up");
+  const int64_t width = paired ? 4 : 8 * item;
+  require((!paired || item == 1) && flip >= 0 && flip < int64_t{1} << width, "numbers of at most their width");
+  for (size_t i = 0; i < terms.shape(0) * terms.shape(1); i++) {
+    const int64_t *p = terms.data() + 4 * i;
+    require(p[0] >= 0 && p[0] < bytes && p[1] >= 0 && p[2] >= 0 && p[1] + p[2] <= 8 && p[3] >= 0 && p[3] + p[2] <= width, "a term lies beyond its block or its number");
+  }
+  const int64_t numbers = static_cast<int64_t>(terms.shape(0)), each = static_cast<int64_t>(terms.shape(1));
+  return item == 1 ? number_tiles<uint8_t>(rows, terms.data(), numbers, each, flip, paired)
+                   : number_tiles<uint16_t>(rows, terms.data(), numbers, each, flip, paired);
 }
 
 // Codes of up to 32 bits through a 64-bit window: for widths beyond 8, which no kernel reads.
@@ -224,6 +318,8 @@ void bind_pack(nb::module_ &m) {
   m.def("pack_rows", &pack_rows<uint16_t>, "codes"_a, "bits"_a);
   m.def("pack_rows", &pack_rows<uint32_t>, "codes"_a, "bits"_a);
   m.def("unpack_rows", &unpack_rows, "stored"_a, "bits"_a, "k"_a);
+  m.def("block_tiles", &block_tiles, "data"_a, "bytes"_a, "weights"_a, "fields"_a, "flip"_a, "bits"_a, "order"_a.none() = nb::none());
+  m.def("block_numbers", &block_numbers, "data"_a, "bytes"_a, "terms"_a, "flip"_a, "item"_a, "paired"_a, "order"_a.none() = nb::none());
   m.def("escape_encode", &encode, "codes"_a, "item"_a, "run"_a);
   m.def("escape_check", &check, "codes"_a, "index"_a, "item"_a, "count"_a, "run"_a);
   m.def("escape_decode", &decode, "codes"_a, "index"_a, "item"_a, "count"_a, "run"_a);

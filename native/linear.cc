@@ -24,7 +24,7 @@ constexpr int64_t kFloatTiles = 4;    // tiles side by side when few rows would 
 // ------------------------------------------------------------------------------------------------ scales
 AB_INLINE int scale_width(ScaleKind kind) { return kind == ScaleKind::Float32 ? 4 : kind == ScaleKind::Float16 || kind == ScaleKind::BFloat16 ? 2 : 1; }
 
-AB_INLINE float scale_one(const Scale &s, int64_t at) {
+AB_INLINE float scale_one(const Grid &s, int64_t at) {
   switch (s.kind) {
     case ScaleKind::One: return 1.0f;
     case ScaleKind::Float32: { float f; memcpy(&f, s.data + 4 * at, 4); return f; }
@@ -34,45 +34,109 @@ AB_INLINE float scale_one(const Scale &s, int64_t at) {
   }
 }
 
-template <class Read> AB_INLINE void scale_run(const Scale &s, int64_t tile, int64_t b0, int64_t b1, float factor, float *out, Read read) {
-  const uint8_t *p = s.data + (tile * s.columns + b0) * 16 * scale_width(s.kind);
-  const int64_t step = 16 * scale_width(s.kind);
-  const F second = f_set(s.second), last = f_set(factor);  // products with 1 are exact: no case of its own
-  for (int64_t b = b0; b < b1; b++, p += step, out += 16) f_store(out, f_mul(f_mul(read(p), second), last));
+// A number times its factors, one rounding each.
+template <int factors> AB_INLINE F times(F v, const F *by) {
+  for (int i = 0; i < factors; i++) v = f_mul(v, by[i]);
+  return v;
 }
 
-// Scales of tile row `tile` in blocks [b0, b1), second level and `factor` multiplied in: out[b1 - b0][16].
-static void scale_rows(const Scale &s, int64_t tile, int64_t b0, int64_t b1, int64_t n, float factor, float *out) {
-  if (s.rows != 1) {
-    const int64_t last = n - 1 - tile * 16;
-    float t[16];
-    for (int64_t b = b0; b < b1; b++, out += 16) {
-      for (int64_t o = 0; o < 16; o++) t[o] = scale_one(s, s.rows ? (tile * 16 + (o < last ? o : last)) / s.rows * s.columns + b : b);
-      f_store(out, f_mul(f_mul(f_load(t), f_set(s.second)), f_set(factor)));
-    }
+template <int factors, class Read> AB_INLINE void wide_run(const Grid &s, int64_t tile, int64_t b0, int64_t b1, const F *by, float *out, Read read) {
+  const int64_t step = 16 * scale_width(s.kind);
+  const uint8_t *p = s.data + (tile * s.columns + b0) * step;
+  for (int64_t b = b0; b < b1; b++, p += step, out += 16) f_store(out, times<factors>(read(p), by));
+}
+
+// Of codes in bytes, or in halves of bytes: decode(code) gives the numbers of sixteen outputs.
+template <int factors, class Decode> AB_INLINE void code_run(const Grid &s, int64_t tile, int64_t b0, int64_t b1, const F *by, float *out, Decode decode) {
+  if (!s.paired) {
+    const uint8_t *p = s.data + (tile * s.columns + b0) * 16;
+    for (int64_t b = b0; b < b1; b++, p += 16, out += 16) f_store(out, times<factors>(decode(i_load_u8(p)), by));
     return;
   }
+  const uint8_t *p = s.data + (tile * ((s.columns + 1) / 2) + b0 / 2) * 16;
+  const I low = i_set(15);
+  int64_t b = b0;
+  if (b & 1) f_store(out, times<factors>(decode(i_shr(i_load_u8(p), 4)), by)), b++, p += 16, out += 16;
+  for (; b + 2 <= b1; b += 2, p += 16, out += 32) {
+    const I both = i_load_u8(p);
+    f_store(out, times<factors>(decode(i_and(both, low)), by));
+    f_store(out + 16, times<factors>(decode(i_shr(both, 4)), by));
+  }
+  if (b < b1) f_store(out, times<factors>(decode(i_and(i_load_u8(p), low)), by));
+}
+
+// Tiled numbers of tile row `tile` in blocks [b0, b1), times their factors: out[b1 - b0][16].
+template <int factors> static void grid_run(const Grid &s, int64_t tile, int64_t b0, int64_t b1, const F *by, float *out) {
   switch (s.kind) {
-    case ScaleKind::One: return scale_run(s, tile, b0, b1, factor, out, [](const uint8_t *) AB_LAMBDA { return f_set(1.0f); });
-    case ScaleKind::Float32: return scale_run(s, tile, b0, b1, factor, out, [](const uint8_t *p) AB_LAMBDA { return f_load((const float *)p); });
-    case ScaleKind::Float16: return scale_run(s, tile, b0, b1, factor, out, [](const uint8_t *p) AB_LAMBDA { return f_load_half(p); });
-    case ScaleKind::BFloat16: return scale_run(s, tile, b0, b1, factor, out, [](const uint8_t *p) AB_LAMBDA { return f_load_bf16(p); });
+    case ScaleKind::One: return wide_run<factors>(s, tile, b0, b1, by, out, [](const uint8_t *) AB_LAMBDA { return f_set(1.0f); });
+    case ScaleKind::Float32: return wide_run<factors>(s, tile, b0, b1, by, out, [](const uint8_t *p) AB_LAMBDA { return f_load((const float *)p); });
+    case ScaleKind::Float16: return wide_run<factors>(s, tile, b0, b1, by, out, [](const uint8_t *p) AB_LAMBDA { return f_load_half(p); });
+    case ScaleKind::BFloat16: return wide_run<factors>(s, tile, b0, b1, by, out, [](const uint8_t *p) AB_LAMBDA { return f_load_bf16(p); });
     case ScaleKind::Exponent:  // code 0 is 2^-127
-      return scale_run(s, tile, b0, b1, factor, out, [](const uint8_t *p) AB_LAMBDA { return i_float(i_max(i_shl(i_load_u8(p), 23), i_set(0x00400000))); });
+      return code_run<factors>(s, tile, b0, b1, by, out, [](I x) AB_LAMBDA { return i_float(i_max(i_shl(x, 23), i_set(0x00400000))); });
     case ScaleKind::Mini: {  // exponent and mantissa bits moved to float32's place, bias corrected by an exact product: subnormals too
       const I size = i_set((1 << (s.bits - s.has_sign)) - 1);
       const F shift = f_set(s.factor);
       const int up = 23 - s.mantissa, top = s.has_sign ? s.bits - 1 : 31;
-      return scale_run(s, tile, b0, b1, factor, out, [=](const uint8_t *p) AB_LAMBDA {
-        const I x = i_load_u8(p);
+      return code_run<factors>(s, tile, b0, b1, by, out, [=](I x) AB_LAMBDA {
         return i_float(i_or(f_bits(f_mul(i_float(i_shl(i_and(x, size), up)), shift)), i_shl(i_shr(x, top), 31)));
       });
     }
     case ScaleKind::Integer: {
-      const I flip = i_set(s.has_sign ? 1 << (s.bits - 1) : 0);
-      return scale_run(s, tile, b0, b1, factor, out, [=](const uint8_t *p) AB_LAMBDA { return i_to_f(i_sub(i_xor(i_load_u8(p), flip), flip)); });
+      if (!s.has_sign) return code_run<factors>(s, tile, b0, b1, by, out, [](I x) AB_LAMBDA { return i_to_f(x); });
+      const I flip = i_set(1 << (s.bits - 1));
+      return code_run<factors>(s, tile, b0, b1, by, out, [=](I x) AB_LAMBDA { return i_to_f(i_sub(i_xor(x, flip), flip)); });
     }
-    default: return scale_run(s, tile, b0, b1, factor, out, [&](const uint8_t *p) AB_LAMBDA { return f_gather(s.table, i_load_u8(p)); });
+    default:
+      if (s.paired) return code_run<factors>(s, tile, b0, b1, by, out, [&](I x) AB_LAMBDA { return f_lookup16(s.table, x); });
+      return code_run<factors>(s, tile, b0, b1, by, out, [&](I x) AB_LAMBDA { return f_gather(s.table, x); });
+  }
+}
+
+static void grid_times(const Grid &s, int64_t tile, int64_t b0, int64_t b1, int factors, const F *by, float *out) {
+  switch (factors) {
+    case 0: return grid_run<0>(s, tile, b0, b1, by, out);
+    case 1: return grid_run<1>(s, tile, b0, b1, by, out);
+    case 2: return grid_run<2>(s, tile, b0, b1, by, out);
+    default: return grid_run<3>(s, tile, b0, b1, by, out);
+  }
+}
+
+// Numbers of block b for the sixteen outputs of a tile row, however many rows share one.
+static F grid_row(const Grid &s, int64_t tile, int64_t b, int64_t n) {
+  if (s.rows == 0) return f_set(scale_one(s, b));
+  if (s.rows == 1 && s.kind == ScaleKind::Float16) return f_load_half(s.data + (tile * s.columns + b) * 32);
+  float t[16];
+  if (s.rows == 1) {
+    grid_run<0>(s, tile, b, b + 1, nullptr, t);
+  } else {
+    const int64_t last = n - 1 - tile * 16;
+    for (int64_t o = 0; o < 16; o++) t[o] = scale_one(s, (tile * 16 + (o < last ? o : last)) / s.rows * s.columns + b);
+  }
+  return f_load(t);
+}
+
+// Scales of tile row `tile` in blocks [b0, b1), the other levels and `factor` multiplied in: out[b1 - b0][16].
+static void scale_rows(const Scale &s, int64_t tile, int64_t b0, int64_t b1, int64_t n, float factor, float *out) {
+  F by[3];
+  int factors = s.each > 0;  // products with 1 are exact: left out
+  if (s.whole != 1.0f) by[factors++] = f_set(s.whole);
+  if (factor != 1.0f) by[factors++] = f_set(factor);
+  for (int64_t b = b0, end = b1; b < b1; b = end) {
+    if (s.each) {
+      const int64_t owner = b / s.each;
+      by[0] = grid_row(s.second, tile, owner, n);
+      end = (owner + 1) * s.each < b1 ? (owner + 1) * s.each : b1;
+    }
+    if (s.rows == 1) {
+      grid_times(s, tile, b, end, factors, by, out + 16 * (b - b0));
+      continue;
+    }
+    for (int64_t i = b; i < end; i++) {
+      F v = grid_row(s, tile, i, n);
+      for (int j = 0; j < factors; j++) v = f_mul(v, by[j]);
+      f_store(out + 16 * (i - b0), v);
+    }
   }
 }
 
@@ -84,7 +148,7 @@ struct Side {
 };
 
 AB_INLINE I zero_row(const Weight &w, int64_t tile, int64_t b) {
-  I flip = i_set(w.zero_flip);
+  const I flip = i_set(w.zero_flip);
   return i_sub(i_xor(i_load_u8(w.zero + (tile * w.blocks + b) * 16), flip), flip);
 }
 

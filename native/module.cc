@@ -22,7 +22,7 @@ using Rows = Array<int64_t, 1>;
 
 struct PyScale {
   Scale scale;
-  Bytes data;
+  std::vector<Bytes> data;  // of the scales, and of the second level if there is one
 };
 
 int64_t width_of(ScaleKind kind) {
@@ -31,38 +31,51 @@ int64_t width_of(ScaleKind kind) {
 }
 
 // Whether a small float holds codes beyond its largest finite value (NaN, infinity), which arithmetic would read as numbers: the table does not.
-bool has_special(const Scale &s, const Bytes &data) {
+bool has_special(const Grid &s, const Bytes &data) {
   const uint8_t size = static_cast<uint8_t>((1 << (s.bits - s.has_sign)) - 1);
   int finite = size;
   while (finite > 0 && !std::isfinite(s.table[finite])) finite--;
   if (finite == size) return false;
+  if (s.paired) return true;
   uint8_t top = 0;
   const uint8_t *p = data.data(), *end = p + data.shape(0);
   for (; p < end; p++) top = std::max(top, static_cast<uint8_t>(*p & size));
   return top > finite;
 }
 
-PyScale make_scale(int kind, Bytes data, int64_t rows, int64_t columns, float second, int bits, int mantissa, float factor, bool has_sign, Vector table) {
+PyScale make_scale(int kind, Bytes data, int64_t rows, int64_t columns, float whole, int bits, int mantissa, float factor, bool has_sign, Vector table, bool paired,
+                   const PyScale *second, int64_t each) {
   PyScale s;
   require(kind >= 1 && kind <= static_cast<int>(ScaleKind::Table), "scale kind");
   require(rows >= 0 && columns >= 1 && bits >= 0 && bits <= 8 && mantissa >= 0 && mantissa <= 8, "scale fields");
   require(bits >= 1 || kind < static_cast<int>(ScaleKind::Exponent), "scale bits");
   require(kind < static_cast<int>(ScaleKind::Exponent) || table.shape(0) == 256, "scales of at most 8 bits need their table");
   require(table.shape(0) == 0 || table.shape(0) == 256, "scale table needs 256 entries");
+  require(!paired || (rows == 1 && bits >= 1 && bits <= 4), "two scales a byte are tiled and have at most 4 bits");
+  require(second ? each >= 1 && second->scale.each == 0 : each == 0, "scales of scales have one level");
   s.scale.kind = static_cast<ScaleKind>(kind);
   s.scale.data = data.data();
-  s.scale.rows = rows, s.scale.columns = columns, s.scale.second = second;
+  s.scale.rows = rows, s.scale.columns = columns, s.scale.whole = whole, s.scale.paired = paired;
   s.scale.bits = bits, s.scale.mantissa = mantissa, s.scale.factor = factor, s.scale.has_sign = has_sign;
   for (size_t i = 0; i < table.shape(0); i++) s.scale.table[i] = table.data()[i];
   if (s.scale.kind == ScaleKind::Mini && has_special(s.scale, data)) s.scale.kind = ScaleKind::Table;
-  s.data = data;
+  s.data.push_back(data);
+  if (second) {
+    s.scale.second = second->scale, s.scale.each = each;
+    s.data.push_back(second->data[0]);
+  }
   return s;
 }
 
+void check_grid(const OwnedWeight &w, const Grid &s, const Bytes &data, int64_t columns) {
+  require(s.columns == columns, "scale columns differ from the blocks along k");
+  const int64_t grid = s.rows == 1 ? w.tiles * 16 : s.rows == 0 ? 1 : (w.n + s.rows - 1) / s.rows, stored = s.paired ? (columns + 1) / 2 : columns;
+  require(static_cast<int64_t>(data.shape(0)) == grid * stored * width_of(s.kind), "scale bytes differ from the grid");
+}
+
 void check_scale(const OwnedWeight &w, const PyScale &s) {
-  require(s.scale.columns == w.blocks, "scale columns differ from the blocks along k");
-  const int64_t rows = s.scale.rows, grid = rows == 1 ? w.tiles * 16 : rows == 0 ? 1 : (w.n + rows - 1) / rows;
-  require(static_cast<int64_t>(s.data.shape(0)) == grid * w.blocks * width_of(s.scale.kind), "scale bytes differ from the grid");
+  check_grid(w, s.scale, s.data[0], w.blocks);
+  if (s.scale.each) check_grid(w, s.scale.second, s.data[1], (w.blocks + s.scale.each - 1) / s.scale.each);
 }
 
 }  // namespace
@@ -109,19 +122,19 @@ std::unique_ptr<PyWeight> make_weight(int64_t n, int64_t k, int bits, int dense,
   if (!dense) {
     check_scale(w, *scale);
     w.scale = scale->scale;
-    out->keep_scale = scale->data;
+    out->keep = scale->data;
     if (offset) {
       check_scale(w, *offset);
       w.offset = offset->scale, w.has_offset = true;
-      out->keep_offset = offset->data;
+      out->keep.insert(out->keep.end(), offset->data.begin(), offset->data.end());
     }
     if (zero) {
       require(static_cast<int64_t>(zero->shape(0)) == w.tiles * w.blocks * 16, "zero: byte count differs from the grid");
       w.zero = zero->data(), w.zero_flip = zero_flip;
-      out->keep_zero = *zero;
+      out->keep.push_back(*zero);
     }
   }
-  out->keep_codes = codes;
+  out->keep.push_back(codes);
   return out;
 }
 
@@ -191,7 +204,8 @@ NB_MODULE(_native, m) {
   m.doc() = "Native kernels of anybit; anybit.native is the only importer.";
   bind_products(m);
   nb::class_<PyScale>(m, "Scale")
-      .def_static("make", &make_scale, "kind"_a, "data"_a, "rows"_a, "columns"_a, "second"_a, "bits"_a, "mantissa"_a, "factor"_a, "has_sign"_a, "table"_a);
+      .def_static("make", &make_scale, "kind"_a, "data"_a, "rows"_a, "columns"_a, "whole"_a, "bits"_a, "mantissa"_a, "factor"_a, "has_sign"_a, "table"_a,
+                  "paired"_a = false, "second"_a.none() = nb::none(), "each"_a = 0);
   nb::class_<PyWeight>(m, "Weight")
       .def_static("make", &make_weight, "n"_a, "k"_a, "bits"_a, "dense"_a, "codes"_a, "block"_a, "scale"_a.none(), "offset"_a.none(), "zero"_a.none(),
                   "zero_flip"_a, "integers"_a.none(), "step"_a, "table"_a, "float_step"_a, "values"_a, "trits"_a = false, "index"_a.none() = nb::none())

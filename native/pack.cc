@@ -142,6 +142,61 @@ const PackRow kUnpackRow[9] = AB_WIDTHS(unpack_row_of);
 static void pack_row(int bits, const uint8_t *codes, int64_t k, uint8_t *out) { kPackRow[bits](codes, k, out); }
 static void unpack_row(int bits, const uint8_t *stored, int64_t k, uint8_t *codes) { kUnpackRow[bits](stored, k, codes); }
 
+// ------------------------------------------------------------------------------------------------ blocks of other containers
+// Eight codes at a time: shifts of 64-bit words, which compilers put side by side. group 0: any.
+template <int width, int group> static void add_plane(const FieldPlane &p, uint64_t start, bool first, const uint8_t *from, int64_t bytes, int64_t blocks, int64_t weights,
+                                                      uint8_t *__restrict codes) {
+  constexpr uint64_t mask = 0x0101010101010101u * ((1u << width) - 1);
+  const int64_t side = group ? group : p.group;
+  for (int64_t b = 0; b < blocks; b++, from += bytes) {
+    const uint8_t *q = from + p.offset;
+    for (int64_t i = 0; i < weights; i += side * (8 / width), q += side)
+      for (int f = 0; f < 8 / width; f++, codes += side) {
+        if constexpr (group >= 8) {
+          for (int j = 0; j < group; j += 8) store64(codes + j, (first ? start : load64(codes + j)) ^ (load64(q + j) >> f * width & mask) << p.up);
+        } else {
+          for (int64_t j = 0; j < side; j++) codes[j] = (uint8_t)((first ? (uint8_t)start : codes[j]) ^ (q[j] >> f * width & ((1 << width) - 1)) << p.up);
+        }
+      }
+  }
+}
+
+template <int width> static void add_stream(const FieldPlane &p, uint64_t start, bool first, const uint8_t *from, int64_t bytes, int64_t blocks, int64_t weights,
+                                            uint8_t *codes) {
+  for (int64_t b = 0; b < blocks; b++, from += bytes) {
+    const uint8_t *q = from + p.offset;
+    for (int64_t i = 0; i < weights; i += 8, q += width, codes += 8) {
+      uint64_t x = 0;
+      memcpy(&x, q, width);
+      store64(codes, (first ? start : load64(codes)) ^ spread<width>(x) << p.up);
+    }
+  }
+}
+
+template <int width> static void add_fields(const FieldPlane &p, uint64_t start, bool first, const uint8_t *from, int64_t bytes, int64_t blocks, int64_t weights, uint8_t *codes) {
+  switch (p.group) {
+    case 1: return add_stream<width>(p, start, first, from, bytes, blocks, weights, codes);
+    case 8: return add_plane<width, 8>(p, start, first, from, bytes, blocks, weights, codes);
+    case 16: return add_plane<width, 16>(p, start, first, from, bytes, blocks, weights, codes);
+    case 32: return add_plane<width, 32>(p, start, first, from, bytes, blocks, weights, codes);
+    case 64: return add_plane<width, 64>(p, start, first, from, bytes, blocks, weights, codes);
+    default: return add_plane<width, 0>(p, start, first, from, bytes, blocks, weights, codes);
+  }
+}
+
+static void block_codes(const FieldPlane *planes, int count, int flip, const uint8_t *from, int64_t bytes, int64_t blocks, int64_t weights, uint8_t *codes) {
+  const uint64_t start = 0x0101010101010101u * (uint64_t)flip;
+  for (int i = 0; i < count; i++) {
+    const FieldPlane &p = planes[i];
+    switch (p.width) {
+      case 1: add_fields<1>(p, start, i == 0, from, bytes, blocks, weights, codes); break;
+      case 2: add_fields<2>(p, start, i == 0, from, bytes, blocks, weights, codes); break;
+      case 4: add_fields<4>(p, start, i == 0, from, bytes, blocks, weights, codes); break;
+      default: add_plane<8, 8>(p, start, i == 0, from, bytes, blocks, weights, codes); break;
+    }
+  }
+}
+
 // ------------------------------------------------------------------------------------------------ lossless blocks
 // Symbols and low bits of whole chunks; codes past `size` are not read.
 static void split(const uint8_t *codes, int64_t size, int item, uint8_t *symbols, uint8_t *low) {
@@ -266,7 +321,7 @@ static int64_t escapes(const uint8_t *stored, const uint8_t *entry, int64_t size
 }  // namespace
 
 extern const PackKernels pack_kernels;
-const PackKernels pack_kernels = {pack_tile, unpack_tile, pack_trits, unpack_trits, pack_row, unpack_row, encode, decode, escapes};
+const PackKernels pack_kernels = {pack_tile, unpack_tile, pack_trits, unpack_trits, pack_row, unpack_row, block_codes, encode, decode, escapes};
 
 }  // namespace ANYBIT_ISA
 }  // namespace anybit

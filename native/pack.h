@@ -5,6 +5,13 @@
 
 namespace anybit {
 
+// Fields of `width` bits of a block's codes: `group` bytes hold their lowest fields' codes one after the other, then those of the fields above, then
+// come the next bytes. They are bits [up, up + width) of a code.
+struct FieldPlane {
+  int64_t offset;  // bytes into the block
+  int width, group, up;
+};
+
 struct PackKernels {
   // One row of tiles (`rows` of 16 outputs exist, `stride` bytes apart) to its chunks of 64 * bits bytes (weight.h), and back. bits 1 .. 8.
   void (*pack_tile)(int bits, const uint8_t *codes, int64_t stride, int64_t rows, int64_t k, uint8_t *out);
@@ -15,6 +22,8 @@ struct PackKernels {
   // One row as a little-endian stream of bits. bits 1 .. 8.
   void (*pack_row)(int bits, const uint8_t *codes, int64_t k, uint8_t *out);
   void (*unpack_row)(int bits, const uint8_t *stored, int64_t k, uint8_t *codes);
+  // `blocks` blocks of `bytes` bytes, each of `weights` codes (a multiple of 8) that are their planes put together, xor `flip`.
+  void (*block_codes)(const FieldPlane *planes, int count, int flip, const uint8_t *from, int64_t bytes, int64_t blocks, int64_t weights, uint8_t *codes);
   // One block of lossless codes (escape.h). encode fills the entry but for its offset, and returns the bytes written (at most size * item).
   int64_t (*encode)(const uint8_t *codes, int64_t size, int item, uint8_t *out, uint8_t *entry);
   void (*decode)(const uint8_t *stored, const uint8_t *entry, int64_t size, int item, uint8_t *codes);

@@ -6,6 +6,8 @@
 //          [f*w, f*w + w), output o at k = 32*chunk + v*(32/w) + 4*f + j.
 //   scale  one a row:       [n/16][k/block][16] in the stored width, padding rows zero
 //          one for R rows:  [n/R][k/block];     one in all: [1]
+//          of up to 4 bits: [n/16][ceil(k/block / 2)][16] bytes, the codes of blocks 2 p in their low halves, of 2 p + 1 in their high ones
+//   second, the scales of scales: one a row [n/16][columns][16] in the stored width, others as above
 //   zero   [n/16][k/block][16] raw codes, one byte each
 // Ternary codes may lie five a byte ("base3"): [n/16][k/20][64]; byte 4*o + j of vector v holds output o at k = 20*v + 4*f + j, f = 0 .. 4 (planes.h).
 // Dense weights lie as [n/16][k][16] ("tile16x1"), bfloat16 also lossless ("escape"): blocks of 256 k of a row of tiles (escape.h).
@@ -22,16 +24,22 @@ enum class ScaleKind : int { One, Float32, Float16, BFloat16, Exponent, Mini, In
 // Where the values of the float path come from (float_codes.h).
 enum class Source : int { Lookup, Integers, Mirrored, Halves, Words };
 
-struct Scale {
+struct Grid {  // codes of numbers on a grid of blocks
   ScaleKind kind = ScaleKind::One;
   const uint8_t *data = nullptr;
-  int64_t rows = 1;               // rows that share a scale: 1 = tiled by 16; 0 = one scale in all
+  int64_t rows = 1;               // rows that share one: 1 = tiled by 16; 0 = one in all
   int64_t columns = 0;            // blocks along k
+  bool paired = false;            // tiled, two blocks a byte
   int bits = 0, mantissa = 0;     // Mini, Integer: width, mantissa bits
   float factor = 1.0f;            // Mini: 2^(127 - bias)
   bool has_sign = false;          // Mini, Integer: the top bit is a sign
-  float second = 1.0f;            // second level: one for the whole tensor
   float table[256] = {};          // Table: decoded values; kept too for every kind of at most 8 bits
+};
+
+struct Scale : Grid {
+  Grid second;           // scales of these scales, if `each` > 0
+  int64_t each = 0;      // blocks along k that share one of `second`
+  float whole = 1.0f;    // the last level: one for the whole tensor
 };
 
 struct Segment {  // one activation block: k in [k0, k1), four-k groups [g0, g1), its codes at q + at

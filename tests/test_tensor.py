@@ -272,10 +272,13 @@ def make(**changes: Any) -> Any:
     assert table.ints is not None
     values = table.values
     scale: dict[str, Any] = {
-        "kind": 3, "data": np.zeros(2 * 3 * 16 * 2, np.uint8), "rows": 1, "columns": 3, "second": 1.0, "bits": 0, "mantissa": 0,
+        "kind": 3, "data": np.zeros(2 * 3 * 16 * 2, np.uint8), "rows": 1, "columns": 3, "whole": 1.0, "bits": 0, "mantissa": 0,
         "factor": 1.0, "has_sign": False, "table": np.empty(0, np.float32),
     }  # fmt: skip
-    scale |= changes.pop("scale", {})
+    scale |= changes.get("scale", {})
+    if isinstance(scale.get("second"), dict):
+        scale["second"] = native.Scale.make(**scale["second"])
+    changes.pop("scale", None)
     fields: dict[str, Any] = {
         "n": 20, "k": 70, "bits": 4, "dense": 0, "codes": np.zeros(2 * 3 * 256, np.uint8), "block": 32, "offset": None, "zero": None,
         "zero_flip": 0, "integers": table.ints, "step": 1.0, "table": values, "float_step": 1.0, "values": values,
@@ -284,6 +287,12 @@ def make(**changes: Any) -> Any:
 
 
 BYTES = {"kind": 5, "bits": 8, "table": np.zeros(256, np.float32), "data": np.zeros(96, np.uint8)}
+PAIRS = {**BYTES, "bits": 4, "paired": True, "data": np.zeros(64, np.uint8)}
+SECOND = {
+    "kind": 2, "data": np.zeros(2 * 2 * 16 * 2, np.uint8), "rows": 1, "columns": 2, "whole": 1.0, "bits": 0, "mantissa": 0, "factor": 1.0,
+    "has_sign": False, "table": np.empty(0, np.float32),
+}  # fmt: skip
+TWO = {**BYTES, "second": SECOND, "each": 2}
 
 
 @pytest.mark.parametrize(
@@ -301,11 +310,16 @@ BYTES = {"kind": 5, "bits": 8, "table": np.zeros(256, np.float32), "data": np.ze
         {"scale": {"data": np.zeros(191, np.uint8)}}, {"scale": {"data": np.zeros(0, np.uint8)}}, {"scale": {**BYTES, "bits": 0}},
         {"scale": {**BYTES, "bits": 9}}, {"scale": {**BYTES, "mantissa": -1}}, {"scale": {**BYTES, "mantissa": 24}},
         {"scale": {**BYTES, "table": np.zeros(255, np.float32)}}, {"scale": {**BYTES, "table": np.zeros(0, np.float32)}},
+        {"scale": {**PAIRS, "bits": 5}}, {"scale": {**PAIRS, "data": np.zeros(48, np.uint8)}},
+        {"scale": {**PAIRS, "data": np.zeros(96, np.uint8)}}, {"scale": {**PAIRS, "rows": 4}},
+        {"scale": {**TWO, "each": 0}}, {"scale": {**TWO, "each": 1}}, {"scale": {**TWO, "each": 3}},
+        {"scale": {**TWO, "each": -1}}, {"scale": {**TWO, "second": None}}, {"scale": {**TWO, "second": {**SECOND, "columns": 3}}},
+        {"scale": {**TWO, "second": {**SECOND, "rows": 0}}}, {"scale": {**TWO, "second": {**SECOND, "data": np.zeros(127, np.uint8)}}},
     ],
     ids=str,
 )  # fmt: skip
 def test_native_weights_of_wrong_sizes_are_refused(changes: dict[str, Any]) -> None:
-    make(), make(scale=BYTES)
+    make(), make(scale=BYTES), make(scale=PAIRS), make(scale=TWO)
     with pytest.raises(ValueError, match=r".{4}"):
         make(**changes)
 
@@ -313,6 +327,7 @@ def test_native_weights_of_wrong_sizes_are_refused(changes: dict[str, Any]) -> N
 ANY_BYTES = [
     "int4@32", "uint4@32+zp", "int4@32+off", "nvfp4", "mxfp8", "fp8_e5m2@32:fp8_e4m3fn", "int4@32:fp8_e4m3fnuz", "int4@32:fp8_e5m2",
     "int8@16x16", "int4@16x16:fp8_e4m3fn", "ternary@256", "nf4@64:fp32", "int4@32:fp8_e4m3fn@128",
+    "uint2@16:uint4@64:fp16+off", "int4@16:fp4_e2m1@32:fp8_e5m2",
 ]  # fmt: skip
 
 

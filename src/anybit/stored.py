@@ -19,6 +19,7 @@ from anybit.io.hf import Source
 from anybit.io.quantization import PartInfo, Quantization, StoredLayer, Table
 from anybit.io.strict_json import shown
 from anybit.layouts import LAYOUTS, default_layout
+from anybit.layouts.tile import TILED, check_codes, paired, stored_element
 from anybit.linear import ActSpec, Linear
 from anybit.methods import METHODS, SCALES
 from anybit.products import Product, attention_product, names_a_file, parse_product
@@ -209,17 +210,10 @@ def _own_bias(parts: dict[str, np.ndarray], shape: tuple[int, ...]) -> tuple[np.
 
 def _check_codes(weight: QTensor) -> None:
     """ShapeError: a scale, offset or zero point that has more bits than its element. Only elements narrower than their bytes are read."""
-    fmt = weight.format
+    tiles = weight.layout in TILED and len(weight.shape) == 2
     for name, part in weight.parts.items():
-        kind, _, level = name.partition(".")
-        if kind in ("codes", "index", "table"):
-            continue
-        element: Element | None = fmt.levels[int(level)].element if kind == "scale" else fmt.zero if kind == "zero" else None
-        if kind == "offset":
-            element = fmt.offset_element(int(level))
-        assert element is not None
-        if element.bits < 8 * part.dtype.itemsize and part.size and int(part.max()) >> element.bits:
-            raise ShapeError(f"part {name} holds the code {int(part.max())}, but {element} has only {1 << element.bits}")
+        if name not in ("codes", "index", "table"):
+            check_codes(name, part, stored_element(weight.format, name), tiles and paired(weight.format, weight.shape, name))
 
 
 def brought_elements(quantization: Quantization, where: object) -> dict[str, Element]:

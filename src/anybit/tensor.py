@@ -17,8 +17,8 @@ from anybit.arrays import is_jax, is_torch, jax_like, on_cpu, on_gpu, torch_from
 from anybit.errors import FormatError, ShapeError, UsageError
 from anybit.formats import Format, Spec, bound
 from anybit.formats.element import as_real
-from anybit.layouts import ANY, LAYOUTS, default_layout, geometry
-from anybit.layouts.tile import Tile16x1
+from anybit.layouts import ANY, LAYOUTS, default_layout
+from anybit.layouts.tile import Tile16x1, untile_part
 
 
 def _read_only(parts: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
@@ -37,13 +37,10 @@ class _Grids(Mapping[str, np.ndarray]):
     """
 
     def __init__(self, tensor: QTensor) -> None:
-        rows = tensor.shape[0]
-        self._parts, self._rows = tensor.parts, rows
-        self._per_row = geometry(tensor.format, (rows, tensor.shape[1])).rows == 1
+        self._format, self._shape, self._parts = tensor.format, tensor.shape, tensor.parts
 
     def __getitem__(self, name: str) -> np.ndarray:
-        part = self._parts[name]
-        return part.transpose(0, 2, 1).reshape(-1, part.shape[1])[: self._rows] if self._per_row and part.ndim == 3 else part
+        return untile_part(self._format, self._shape, name, self._parts[name])
 
     def __iter__(self) -> Iterator[str]:
         return (name for name in self._parts if name != "codes")
@@ -79,13 +76,17 @@ class QTensor:
 
     @classmethod
     def from_stored(cls, fmt: Format, shape: tuple[int, ...], layout: str, parts: Mapping[str, np.ndarray]) -> QTensor:
-        """Over stored parts, in place. ShapeError: a part is missing, extra, or of another shape or dtype than the layout needs."""
+        """Over stored parts, in place (those of an older version are brought up to date).
+
+        ShapeError: a part is missing, extra, or of another shape or dtype than the layout needs.
+        """
         reason = LAYOUTS[layout].accepts(fmt, shape)
         if reason is not None or not shape or min(shape) < 1:
             raise ShapeError(f"layout {layout} cannot hold {fmt} of shape {list(shape)}: {reason or 'every axis needs at least one value'}")
         expected = LAYOUTS[layout].parts(fmt, shape)
         if expected.keys() != parts.keys():
             raise ShapeError(f"{fmt} in layout {layout} has the parts {', '.join(expected)}, not {', '.join(parts)}")
+        parts = LAYOUTS[layout].renew(fmt, shape, parts)
         for name, (dtype, size) in expected.items():
             found = parts[name]
             same = len(found.shape) == len(size) and all(want in (ANY, got) for want, got in zip(size, found.shape, strict=True))

@@ -6,7 +6,9 @@ Q1_0 and Q2_0, which gguf-py does not decode, are held to loops over their defin
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,10 +16,11 @@ from gguf_file import File, Tensor
 
 from anybit.formats import Format
 from anybit.io import gguf
-from anybit.io.coded import Coded
+from anybit.io.coded import Blocks, Coded
 from anybit.io.gguf import lattice
 from anybit.io.gguf.kind import KINDS, Kind
 from anybit.io.packed import packed
+from anybit.native import native
 from anybit.tensor import QTensor
 
 BLOCKS = 1000
@@ -86,6 +89,77 @@ def test_values(tmp_path: Path, name: str) -> None:
     assert (got[differ] == 0).all() and (want[differ] == 0).all() and (not differ.any() or name in ("MXFP4", "NVFP4"))
     if name.startswith(("Q", "IQ", "TQ1")):
         assert np.isnan(want).any(), "scales that are no numbers were among them"
+
+
+@pytest.mark.parametrize("isa", native.supported_isas())
+@pytest.mark.parametrize("name", [name for name in KINDS if KINDS[name].fields])
+def test_native_tiling_is_the_conversion(name: str, isa: str) -> None:
+    """Codes and numbers that native code moves by their places are those of the conversion, in any order of rows."""
+    kind, before = KINDS[name], native.isa()
+    assert kind.fields is not None
+    blocks = random_blocks(kind, 2)
+    logical = kind.convert(blocks)
+    fmt, shape = Format(kind.format_of(blocks)), (ROWS, blocks.shape[1] * kind.weights)
+    data = blocks.view(np.uint8).reshape(ROWS, -1)
+    planes, numbers = kind.fields.plane_table(kind.dtype), kind.fields.numbers(kind.dtype)
+    whole = Blocks(data, kind.dtype.itemsize, kind.weights, planes, kind.fields.flip, numbers, kind.fields.finish)
+    orders = (None, np.arange(ROWS)[::-1].copy(), np.array([7]), np.random.default_rng(0).integers(0, ROWS, 21))
+    grids = {part: array if array.shape == (1, 1) else array.reshape(ROWS, -1) for part, array in logical.items()}
+    try:
+        native.set_isa(isa)
+        for order in orders:
+            count = ROWS if order is None else len(order)
+            taken = {part: array if order is None or len(array) == 1 else array[order] for part, array in grids.items()}
+            want = QTensor.pack(fmt, (count, shape[1]), taken)
+            coded = Coded(str(fmt), (count, shape[1]), lambda *_: pytest.fail("rows were asked for"), replace(whole, order=order))
+            got = packed(coded)
+            assert got.layout == want.layout == "tile16x4" and got.parts.keys() == want.parts.keys()
+            assert all(np.array_equal(got.parts[part], want.parts[part]) for part in want.parts), order
+    finally:
+        native.set_isa(before)
+
+
+def test_types_that_files_are_full_of_are_tiled_natively() -> None:
+    slow = {name for name in KINDS if not KINDS[name].fields} - PLAIN.keys()
+    assert slow == {"TQ1_0", "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"}
+
+
+PLANES = np.array([[2, 4, 16, 0]])
+TERMS = np.array([[[0, 0, 8, 0], [1, 0, 8, 8]]])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"bytes": 0}, {"bytes": 17}, {"weights": 16}, {"weights": 48}, {"weights": 512}, {"bits": 3}, {"bits": 9}, {"flip": 16}, {"flip": -1},
+        {"fields": PLANES + [1, 0, 0, 0]}, {"fields": PLANES - [3, 0, 0, 0]}, {"fields": PLANES + [0, 4, 0, 0]},
+        {"fields": PLANES + [0, -1, 0, 0]}, {"fields": PLANES + [0, 0, 16, 0]}, {"fields": PLANES - [0, 0, 16, 0]},
+        {"fields": PLANES + [0, 0, 0, 1]}, {"fields": PLANES[:, :3].copy()}, {"fields": PLANES[:0]}, {"order": np.array([-1])},
+        {"order": np.array([3])},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_blocks_of_wrong_sizes_are_refused(wrong: dict[str, Any]) -> None:
+    fields = {"data": np.zeros((3, 36), np.uint8), "bytes": 18, "weights": 32, "fields": PLANES, "flip": 8, "bits": 4}
+    native.block_tiles(**fields)
+    with pytest.raises(ValueError, match=r".{4}"):
+        native.block_tiles(**fields | wrong)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"bytes": 0}, {"bytes": 7}, {"item": 3}, {"item": 1}, {"paired": True}, {"flip": 1 << 16}, {"flip": -1}, {"order": np.array([5])},
+        {"terms": TERMS + [18, 0, 0, 0]}, {"terms": TERMS - [1, 0, 0, 0]}, {"terms": TERMS + [0, 1, 0, 0]}, {"terms": TERMS + [0, 0, 1, 0]},
+        {"terms": TERMS + [0, 0, 0, 1]}, {"terms": TERMS - [0, 0, 0, 1]}, {"terms": TERMS[..., :3].copy()}, {"terms": TERMS[:0]},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_numbers_of_wrong_sizes_are_refused(wrong: dict[str, Any]) -> None:
+    fields = {"data": np.zeros((3, 36), np.uint8), "bytes": 18, "terms": TERMS, "flip": 0, "item": 2, "paired": False}
+    native.block_numbers(**fields)
+    with pytest.raises(ValueError, match=r".{4}"):
+        native.block_numbers(**fields | wrong)
 
 
 @pytest.mark.parametrize("name", list(KINDS))

@@ -31,6 +31,9 @@ CODED = (
     "int8@128+nest=4.2+open=4", "int8@channel+nest=2+open=2", "uint8@64+nest=6.3+open=6", "uint8@32+zp+nest=4+open=4",
     "uint8@64:fp16+zp=fp16+nest=2+open=2", "int8@16x32+zp+nest=1+open=1", "fp8_e4m3fn@64+pack=escape", "fp8_e5m2@channel+pack=escape",
     "int4@16:fp8_e4m3fn@tensor", "int4@16:fp8_e4m3fn@channel", "int4@16:uint8@128:bf16@tensor:fp32", "nf4@64:int8@4x128:fp32",
+    "uint2@16:uint4@256:fp16+off", "int3@16:int6@256:fp16", "uint4@8:uint4@24:bf16+off", "nf4@33:uint3@66:fp32",
+    "iq4nl@32:fp4_e2m1@96:e8m0", "int4@4x16:uint4@8x32:fp16", "int4@16:fp8_e4m3fn@64:fp8_e5m2@128:fp16",
+    "ternary@20:uint4@80:fp16+pack=base3", "int2@7:nf4@14:fp16@tensor:fp32", "uint3@5:fp16+zp", "int4@16:int3@channel:fp16",
 )
 # fmt: on
 DENSE = ("bf16", "fp16", "fp32", "bf16+pack=escape")

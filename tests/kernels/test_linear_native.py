@@ -131,6 +131,31 @@ def test_long(case: Case) -> None:
     check(case)
 
 
+# Scales of scales: each block of 256 in itself, a last one that is short, more rows than a group.
+TWO_LEVELS = (
+    "uint4@32:uint6@256:fp16+off", "uint2@16:uint4@256:fp16+off", "int3@16:int6@256:fp16", "int6@16:int8@256:fp16",
+    "nf4@64:fp4_e2m1@256:bf16",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("expression", TWO_LEVELS)
+def test_scales_of_scales(expression: str) -> None:
+    for m, n, k in ((1, 37, 768), (4, 37, 768), (128, 21, 768), (1, 70, 1040), (3, 33, 272)):
+        check(Case(expression, m, n, k, "normal"))
+
+
+@pytest.mark.parametrize("element", ["fp32", "fp16", "bf16", "e8m0", "fp8_e4m3fn", "fp8_e5m2", "int8", "uint6", "nf4", "fp16@channel:fp16"])
+def test_every_second_level_is_read_in_place(element: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In its own width, with a third for the whole tensor or without; more levels are collapsed, which `_collapsed` would show."""
+    more = "@" in element
+    if not more:
+        monkeypatch.setattr(cpu, "_collapsed", lambda *_: pytest.fail("scales were expanded"))
+    for block in ("16",) if more else ("16", "4x16"):
+        for whole in ("", "@tensor:fp32"):
+            outer = element if more and not whole else element.split("@")[0] + whole
+            check(Case(f"uint4@{block}:int5@{'4x' * (block != '16')}48:{outer}", 2, 19, 200))
+
+
 # fmt: off
 STREAMED = (
     "binary@64", "bipolar2@32", "bipolar3@64", "bipolar4@128", "int2@16", "int3@32", "int4@128", "nvfp4", "nf4@64",

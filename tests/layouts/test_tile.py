@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 
+from anybit.errors import ShapeError
 from anybit.formats import Format
 from anybit.layouts import LAYOUTS, default_layout, geometry
 from anybit.layouts.rows import pack_rows, unpack_rows
 from anybit.layouts.tile import pack_codes, unpack_codes
 from anybit.reference.packing import PLANES
+from anybit.tensor import QTensor
 
 SIZES = [(1, 1), (2, 7), (15, 31), (16, 32), (17, 33), (31, 64), (33, 127), (300, 5)]
 
@@ -59,6 +61,7 @@ def test_rows_are_a_stream_of_bits(bits: int) -> None:
 FORMATS = [
     "int4@32", "int8@channel", "nvfp4", "int5@7+zp", "uint4@32:fp16+off", "fp8_e4m3fn@128x128:fp32", "int2@32x1:fp16+off",
     "int8_sym@tensor", "bf16", "fp32",
+    "uint2@16:uint4@256:fp16+off", "uint4@32:uint6@64:fp16+off", "uint4@7:fp16+zp=uint3", "int4@4x16:uint4@4x32:fp16",
 ]  # fmt: skip
 
 
@@ -86,3 +89,48 @@ def test_what_a_layout_cannot_hold_is_said() -> None:
     assert "matrices" in str(LAYOUTS["tile16x4"].accepts(Format("int4@64"), (2, 16, 64)))
     assert default_layout(Format("int12@64"), (16, 64)) == "rows"
     assert geometry(Format("int8_sym@tensor"), (5, 7)).rows == 0
+
+
+@pytest.mark.parametrize("k", [16, 32, 100, 257])
+def test_scales_of_four_bits_lie_two_a_byte(k: int) -> None:
+    fmt, shape = Format("uint2@16:uint4@64:fp16+off"), (19, k)
+    rng, blocks, outer = np.random.default_rng(k), -(-k // 16), -(-k // 64)
+    logical = {"codes": rng.integers(0, 4, shape).astype(np.uint8)}
+    for name in ("scale", "offset"):
+        logical[f"{name}.0"] = rng.integers(0, 16, (19, blocks)).astype(np.uint8)
+        logical[f"{name}.1"] = rng.integers(0, 1 << 16, (19, outer)).astype(np.uint16)
+    stored = LAYOUTS["tile16x4"].pack(fmt, shape, logical)
+    assert stored["scale.0"].shape == stored["offset.0"].shape == (2, -(-blocks // 2), 16)
+    assert stored["scale.1"].shape == stored["offset.1"].shape == (2, outer, 16)
+    for name in ("scale", "offset"):
+        for o in range(19):
+            halves = [int(stored[f"{name}.0"][o // 16, b // 2, o % 16]) >> (4 * (b % 2)) & 15 for b in range(blocks)]
+            assert halves == logical[f"{name}.0"][o].tolist()
+            assert stored[f"{name}.1"][o // 16, :, o % 16].tolist() == logical[f"{name}.1"][o].tolist()
+        assert not stored[f"{name}.0"][1, :, 3:].any() and (blocks % 2 == 0 or not (stored[f"{name}.0"][:, -1] >> 4).any())
+
+
+@pytest.mark.parametrize("layout", ["tile16x4", "base3"])
+def test_parts_of_older_versions_are_brought_up_to_date(layout: str) -> None:
+    """Narrow scales were a byte each, scales of scales lay row by row."""
+    expression = "ternary@20:uint4@80:fp16+off" + "+pack=base3" * (layout == "base3")
+    fmt, shape = Format(expression), (21, 210)
+    rng = np.random.default_rng(0)
+    logical = {"codes": rng.integers(0, 3, shape).astype(np.uint8)}
+    for name in ("scale", "offset"):
+        logical[f"{name}.0"] = rng.integers(0, 16, (21, 11)).astype(np.uint8)
+        logical[f"{name}.1"] = rng.integers(0, 1 << 15, (21, 3)).astype(np.uint16)
+    want = QTensor.pack(fmt, shape, logical)
+    older = dict(want.parts)
+    for name in ("scale", "offset"):
+        padded = np.zeros((32, 11), np.uint8)
+        padded[:21] = logical[f"{name}.0"]
+        older[f"{name}.0"] = np.ascontiguousarray(padded.reshape(2, 16, 11).transpose(0, 2, 1))
+        older[f"{name}.1"] = logical[f"{name}.1"]
+    got = QTensor.from_stored(fmt, shape, layout, older)
+    assert {name: part.tobytes() for name, part in got.parts.items()} == {name: part.tobytes() for name, part in want.parts.items()}
+    older["offset.0"][1, 2, 3] = 16
+    with pytest.raises(ShapeError, match=r"part offset\.0 holds the code 16, but uint4 has only 16"):
+        QTensor.from_stored(fmt, shape, layout, older)
+    with pytest.raises(ShapeError, match=r"part scale\.1 must be uint16\[2, 3, 16\]"):
+        QTensor.from_stored(fmt, shape, layout, {**want.parts, "scale.1": want.parts["scale.1"][:, :2]})

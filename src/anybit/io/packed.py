@@ -8,9 +8,9 @@ from math import prod
 import numpy as np
 
 from anybit.formats import Format
-from anybit.io.coded import Coded
+from anybit.io.coded import Blocks, Coded
 from anybit.layouts import LAYOUTS, default_layout
-from anybit.layouts.tile import scale_parts
+from anybit.layouts.tile import pack_blocks, pack_numbers, paired, scale_parts
 from anybit.tensor import QTensor
 
 SLAB = 1 << 20  # weights that are converted at once
@@ -25,10 +25,13 @@ def _format(expression: str) -> Format:
 def packed(coded: Coded, layout: str | None = None) -> QTensor:
     """The tensor with the same codes and scales. ShapeError: `layout` cannot hold it.
 
-    Cost: the result, and the parts of a million weights at a time (of all of them where blocks reach over rows or there are no rows).
+    Cost: the result alone where the tensor is a matrix of `Blocks`; else the result and the parts of a million weights at a time (of all of them where
+    blocks reach over rows or there are no rows).
     """
     fmt, shape = _format(coded.format), coded.shape
     name = layout or default_layout(fmt, shape)
+    if name == "tile16x4" and coded.blocks is not None:
+        return QTensor.from_stored(fmt, shape, name, _tiled(coded.blocks, fmt, shape))
     per_row = all(block is None or block.per_row or block.kind == "tensor" for block in (fmt.block, *(level.block for level in fmt.levels)))
     step = max(1, SLAB // max(1, prod(shape[1:]) * _UNIT)) * _UNIT
     if not per_row or len(shape) < 2 or step >= shape[0]:
@@ -45,6 +48,17 @@ def packed(coded: Coded, layout: str | None = None) -> QTensor:
             each = shape[0] if target.shape[0] == 1 else kept.tile[0] if target.shape[0] == tiles else 1
             target[start // each : start // each + made.shape[0]] = made
     return QTensor.from_stored(fmt, shape, name, stored)
+
+
+def _tiled(blocks: Blocks, fmt: Format, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
+    """Stored parts straight from another container's blocks."""
+    data, size, order = blocks.data, blocks.bytes, blocks.order
+    parts = {
+        name: pack_numbers(data, size, numbers.terms, numbers.flip, numbers.item, paired(fmt, shape, name), order)
+        for name, numbers in blocks.numbers.items()
+    }
+    parts = blocks.finish(parts)
+    return {"codes": pack_blocks(fmt, data, size, blocks.weights, blocks.planes, blocks.flip, order), **parts}
 
 
 def logical(coded: Coded, start: int, stop: int) -> dict[str, np.ndarray]:

@@ -16,6 +16,7 @@ from anybit.errors import NoKernelError, ShapeError, UsageError
 from anybit.formats import Element, Format
 from anybit.kernels import KERNELS, Kernel, OpSpec
 from anybit.layouts import Geometry, Parts, geometry
+from anybit.layouts.tile import paired, tile_rows
 from anybit.native import native
 
 ACTS = {None: 0, "int8": 1, "int4": 2}
@@ -192,24 +193,17 @@ def _whole_zero(fmt: Format, stored: Parts, logical: Parts, where: Geometry, n: 
         return np.ascontiguousarray(stored["zero"]).reshape(-1), 1 << (element.bits - 1) if element.signed else 0
     grid = element.decode(logical["zero"]).astype(np.int16).astype(np.uint8)
     rows = np.arange(n) // where.rows if where.rows else np.zeros(n, np.int64)
-    return _tile(grid[rows]).reshape(-1), 128 if element.min < 0 else 0
-
-
-def _tile(values: np.ndarray) -> np.ndarray:
-    n, blocks = values.shape
-    padded = np.zeros((-(-n // 16) * 16, blocks), values.dtype)
-    padded[:n] = values
-    return np.ascontiguousarray(padded.reshape(-1, 16, blocks).transpose(0, 2, 1))
+    return tile_rows(grid[rows]).reshape(-1), 128 if element.min < 0 else 0
 
 
 _FLOAT32 = {"kind": 1, "bits": 0, "mantissa": 0, "factor": 1.0, "has_sign": False, "table": _NO_TABLE}
 
 
-def _scale(values: np.ndarray, element: Element | None, where: Geometry, second: float) -> Any:
+def _scale(values: np.ndarray, element: Element | None, where: Geometry, **more: Any) -> Any:
     kind = scale_kind(element) if element is not None else _FLOAT32
     assert kind is not None
     flat = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
-    return native.Scale.make(data=flat, rows=where.rows, columns=where.grid_columns, second=second, **kind)
+    return native.Scale.make(data=flat, rows=where.rows, columns=where.grid_columns, **{"whole": 1.0, **more}, **kind)
 
 
 def _element(fmt: Format, name: str, level: int) -> Element:
@@ -217,18 +211,25 @@ def _element(fmt: Format, name: str, level: int) -> Element:
     return fmt.offset if name == "offset" and level == 0 and fmt.offset is not None else fmt.levels[level].element
 
 
-def _level_zero(fmt: Format, stored: Parts, logical: Parts | None, name: str, where: Geometry, shape: tuple[int, int]) -> Any:
-    """The native scale (or offset), read in place where the kernel can, otherwise collapsed to float32."""
-    element = _element(fmt, name, 0)
-    in_place = scale_kind(element) is not None and (len(fmt.levels) == 1 or (len(fmt.levels) == 2 and _whole(fmt)))
-    if in_place:
-        second = 1.0
-        if len(fmt.levels) == 2:
-            second = float(np.float32(fmt.levels[1].element.decode(stored[f"{name}.1"]).reshape(-1)[0]))
-        return _scale(stored[f"{name}.0"], element, where, second)
-    assert logical is not None
-    values = _collapsed(fmt, logical, name, shape)
-    return _scale(_tile(values) if where.rows == 1 else values, None, where, 1.0)
+def _levels(fmt: Format, stored: Parts, logical: Parts, name: str, shape: tuple[int, int]) -> Any:
+    """The native scale (or offset) of all levels: read in place where the kernels can, otherwise collapsed to float32.
+
+    They can read two levels on grids of blocks, and above them one number for the whole tensor.
+    """
+    where, blocks = geometry(fmt, shape), fmt.blocks
+    whole = len(blocks) > 1 and blocks[-1].kind == "tensor"
+    grids = len(blocks) - whole
+    elements = [_element(fmt, name, i) for i in range(len(blocks))]
+    if grids > 2 or any(scale_kind(element) is None for element in elements[:grids]):
+        values = _collapsed(fmt, logical, name, shape)
+        return _scale(tile_rows(values) if where.rows == 1 else values, None, where)
+    more: dict[str, Any] = {"paired": paired(fmt, shape, f"{name}.0")}
+    if whole:
+        more["whole"] = float(np.float32(elements[-1].decode(stored[f"{name}.{grids}"]).reshape(-1)[0]))
+    if grids == 2:
+        outer = geometry(fmt, shape, 1)
+        more |= {"second": _scale(stored[f"{name}.1"], elements[1], outer), "each": -(-outer.columns // where.columns)}
+    return _scale(stored[f"{name}.0"], elements[0], where, **more)
 
 
 def coded_weight(fmt: Format, shape: tuple[int, int], stored: Parts, logical_scales: Parts, trits: bool = False) -> Any:
@@ -240,14 +241,14 @@ def coded_weight(fmt: Format, shape: tuple[int, int], stored: Parts, logical_sca
     element, table = fmt.element, fmt.element.table
     integer = table.ints is not None
     exact = table.kind in ("i8", "i16")
-    scale = _level_zero(fmt, stored, logical_scales, "scale", where, shape)
-    offset = _level_zero(fmt, stored, logical_scales, "offset", where, shape) if fmt.offset is not None else None
+    scale = _levels(fmt, stored, logical_scales, "scale", shape)
+    offset = _levels(fmt, stored, logical_scales, "offset", shape) if fmt.offset is not None else None
     whole = _whole_zero(fmt, stored, logical_scales, where, shape[0])
     zero, flip = whole or (None, 0)
     if fmt.zero is not None and whole is None:  # runs as an offset of -z * s
         values = _collapsed(fmt, logical_scales, "scale", shape)
         off = -(fmt.zero.decode(logical_scales["zero"]).astype(np.float32) * values).astype(np.float32)
-        offset = _scale(_tile(off) if where.rows == 1 else off, None, where, 1.0)
+        offset = _scale(tile_rows(off) if where.rows == 1 else off, None, where)
     table_float = table.ints.astype(np.float32) if exact and table.ints is not None else table.values
     return native.Weight.make(
         n=shape[0], k=shape[1], bits=element.bits, dense=0, codes=stored["codes"].reshape(-1).view(np.uint8), block=where.columns,

@@ -41,6 +41,9 @@ class Layout(Protocol):
     def unpack(self, fmt: Format, shape: tuple[int, ...], stored: Parts) -> dict[str, np.ndarray]:
         """Logical parts of stored parts."""
 
+    def renew(self, fmt: Format, shape: tuple[int, ...], stored: Parts) -> Parts:
+        """Stored parts of a tensor as today's anybit stores them, from those of any version. ShapeError: codes beyond their element's."""
+
     def check(self, fmt: Format, shape: tuple[int, ...], stored: Parts) -> None:
         """ShapeError: parts of any size that do not fit the others."""
 
@@ -50,6 +53,10 @@ class Layout(Protocol):
 
 class FixedSizes:
     """For layouts whose sizes follow from format and shape: nothing is left to check, and all parts are cut alike."""
+
+    def renew(self, fmt: Format, shape: tuple[int, ...], stored: Parts) -> Parts:
+        """As they are."""
+        return stored
 
     def check(self, fmt: Format, shape: tuple[int, ...], stored: Parts) -> None:
         """Sizes have been compared already."""
@@ -72,19 +79,19 @@ class Geometry:
     grid_columns: int
 
 
-def geometry(fmt: Format, shape: tuple[int, ...]) -> Geometry:
-    """The block geometry of a matrix [n, k] in a coded format.
+def geometry(fmt: Format, shape: tuple[int, ...], level: int = 0) -> Geometry:
+    """The block geometry of a matrix [n, k] in a coded format, of one level of its scales.
 
     >>> geometry(Format("int4@128"), (4096, 1000))
     Geometry(rows=1, columns=128, grid_rows=4096, grid_columns=8)
     """
     n, k = shape
-    assert fmt.block is not None
+    block = fmt.blocks[level]
     sizes: tuple[int | None, int | None] = (1, None)  # channel, token: a row
-    if fmt.block.kind == "tensor":
+    if block.kind == "tensor":
         sizes = (None, None)
-    elif fmt.block.kind == "sized":
-        tail = fmt.block.sizes[-2:]
+    elif block.kind == "sized":
+        tail = block.sizes[-2:]
         sizes = (tail[0] if len(tail) == 2 else 1, tail[-1])
     rows = n if sizes[0] is None else min(sizes[0], n)
     columns = k if sizes[1] is None else min(sizes[1], k)

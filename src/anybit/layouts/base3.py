@@ -16,12 +16,12 @@ from __future__ import annotations
 import numpy as np
 
 from anybit.formats import Format
-from anybit.layouts import LAYOUTS, FixedSizes, Parts, Sizes
-from anybit.layouts.tile import scale_parts, tile_scales, tiled_sizes, untile_scales
+from anybit.layouts import LAYOUTS, Parts, Sizes
+from anybit.layouts.tile import TiledScales, scale_parts, tile_scales, tiled_sizes, untile_scales
 from anybit.native import native
 
 
-class Base3(FixedSizes):
+class Base3(TiledScales):
     """Ternary codes of any shape."""
 
     name = "base3"

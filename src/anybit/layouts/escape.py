@@ -76,6 +76,10 @@ class Escape:
             codes = np.ascontiguousarray(codes.reshape(-1, shape[1])[: shape[0]])
         return {"codes": codes.reshape(shape)} | {name: stored[name] for name in scale_parts(fmt, shape)}
 
+    def renew(self, fmt: Format, shape: tuple[int, ...], stored: Parts) -> Parts:
+        """As they are."""
+        return stored
+
     def check(self, fmt: Format, shape: tuple[int, ...], stored: Parts) -> None:
         try:  # reads the index and the ranks, about a quarter of the bytes
             native.escape_check(*_arrays(stored), fmt.element.bits // 8, *_runs(shape))

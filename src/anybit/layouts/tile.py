@@ -5,8 +5,11 @@ lowest bits first (1 -> 1, 2 -> 2, 3 -> 2+1, 4 -> 4, 5 -> 4+1, 6 -> 4+2, 7 -> 4+
 byte 4*o + j of vector v holds, in bits [f*w, f*w + w), output o at k = 32*chunk + v*(32/w) + 4*f + j.
 
     codes    uint8 [n/16, k/32, 64 * bits]
-    scale.i  level 0, one a row: unsigned [n/16, blocks, 16]; shared by rows, and every other level: [grid rows, grid columns]
-    zero     uint8, like level 0's scale     offset.i  like scale.i     table  float32, the values of a learned element
+    scale.i  levels 0 and 1, one a row: unsigned [n/16, blocks, 16]; shared by rows, and every other level: [grid rows, grid columns].
+             Level 0, one a row, of up to 4 bits: uint8 [n/16, ceil(blocks / 2), 16], block 2 p in the low halves, 2 p + 1 in the high ones
+    zero     one a row: [n/16, blocks, 16], a byte each     offset.i  like scale.i     table  float32, the values of a learned element
+
+Checkpoints of before had level 1 as [n, blocks] and level 0 a byte each whatever its width; `renew` brings them up to date.
 
 `tile16x1` holds dense weights (float32, float16, bfloat16): codes [n/16, k, 16].
 """
@@ -15,11 +18,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from anybit.formats import Format
+from anybit.errors import ShapeError
+from anybit.formats import Element, Format
 from anybit.layouts import LAYOUTS, FixedSizes, Parts, Sizes, geometry
 from anybit.native import native
 
 DENSE = ("fp32", "fp16", "bf16")
+TILED = ("tile16x4", "base3")
+"""Layouts of matrices whose scales lie as this file says."""
 
 
 def scale_parts(fmt: Format, shape: tuple[int, ...]) -> Sizes:
@@ -36,8 +42,41 @@ def scale_parts(fmt: Format, shape: tuple[int, ...]) -> Sizes:
     return parts
 
 
-def _tiled(name: str) -> bool:
-    return name in ("scale.0", "offset.0", "zero")
+PAIRED_BITS = 4
+"""First-level scales and offsets of up to so many bits lie two a byte; zero points, of which there is one a scale, do not."""
+
+
+def stored_element(fmt: Format, name: str) -> Element:
+    """What a part of scales, offsets or zero points is stored in."""
+    kind, _, level = name.partition(".")
+    if kind == "zero":
+        assert fmt.zero is not None
+        return fmt.zero
+    return fmt.levels[int(level)].element if kind == "scale" else fmt.offset_element(int(level))
+
+
+def tiled(fmt: Format, shape: tuple[int, ...], name: str) -> bool:
+    """Whether a tiled matrix stores this part 16 rows side by side."""
+    kind, _, level = name.partition(".")
+    if kind in ("codes", "table", "index") or int(level or 0) > 1:
+        return False
+    return all(geometry(fmt, shape, i).rows == 1 for i in range(int(level or 0) + 1))
+
+
+def paired(fmt: Format, shape: tuple[int, ...], name: str) -> bool:
+    """Whether a tiled matrix stores this part two codes a byte."""
+    return name in ("scale.0", "offset.0") and tiled(fmt, shape, name) and stored_element(fmt, name).bits <= PAIRED_BITS
+
+
+def check_codes(name: str, part: np.ndarray, element: Element, two: bool = False) -> None:
+    """ShapeError: codes, or two of them a byte, that have more bits than their element."""
+    ones = (1 << element.bits) - 1
+    mask = ones | ones << 4 if two else ones
+    if mask < (1 << 8 * part.dtype.itemsize) - 1 and part.size:
+        most = int(np.bitwise_or.reduce(part, axis=None))
+        if most & ~mask:
+            found = int(max((part & 15).max(), (part >> 4).max())) if two else int(part.max())
+            raise ShapeError(f"part {name} holds the code {found}, but {element} has only {1 << element.bits}")
 
 
 def pack_codes(codes: np.ndarray, bits: int) -> np.ndarray:
@@ -50,41 +89,91 @@ def unpack_codes(stored: np.ndarray, bits: int, shape: tuple[int, int]) -> np.nd
     return np.asarray(native.unpack_tiles(np.ascontiguousarray(stored).reshape(-1), bits, *shape))
 
 
-def _tile_rows(grid: np.ndarray) -> np.ndarray:
-    """[n, blocks] to [n/16, blocks, 16], padding rows zero."""
+def pack_blocks(
+    fmt: Format, data: np.ndarray, size: int, weights: int, planes: np.ndarray, flip: int, order: np.ndarray | None
+) -> np.ndarray:
+    """Codes uint8[n/16, k/32, 64 * bits] from blocks of `size` bytes, data uint8[rows, blocks * size] (`anybit.io.coded.Blocks`)."""
+    return np.asarray(native.block_tiles(data, size, weights, planes, flip, fmt.element.bits, order))
+
+
+def pack_numbers(data: np.ndarray, size: int, terms: np.ndarray, flip: int, item: int, two: bool, order: np.ndarray | None) -> np.ndarray:
+    """Numbers [n/16, columns, 16] of such blocks, or two a byte."""
+    return np.asarray(native.block_numbers(data, size, terms, flip, item, two, order))
+
+
+def tile_rows(grid: np.ndarray, two: bool = False) -> np.ndarray:
+    """[n, blocks] to [n/16, blocks, 16], padding rows zero; `two` blocks a byte: uint8[n/16, ceil(blocks / 2), 16]."""
     n, blocks = grid.shape
     tiles = -(-n // 16)
-    padded = np.zeros((tiles * 16, blocks), grid.dtype)
-    padded[:n] = grid
-    return np.ascontiguousarray(padded.reshape(tiles, 16, blocks).transpose(0, 2, 1))
+    padded = np.zeros((tiles * 16, blocks + (blocks % 2 if two else 0)), grid.dtype)
+    padded[:n, :blocks] = grid
+    if two:
+        padded = padded[:, 0::2] | padded[:, 1::2] << np.uint8(4)
+    return np.ascontiguousarray(padded.reshape(tiles, 16, -1).transpose(0, 2, 1))
+
+
+def untile_rows(stored: np.ndarray, n: int, blocks: int, two: bool = False) -> np.ndarray:
+    """The inverse of `tile_rows`; a view where there is one code a byte."""
+    rows = stored.transpose(0, 2, 1)
+    if two:
+        rows = np.stack([rows & np.uint8(15), rows >> np.uint8(4)], axis=-1).reshape(len(stored), 16, -1)[..., :blocks]
+    return rows.reshape(-1, blocks)[:n]
 
 
 def tiled_sizes(fmt: Format, shape: tuple[int, ...]) -> Sizes:
     """Names, dtypes and stored shapes of everything but the codes of a tiled matrix."""
-    tiles, per_row = -(-shape[0] // 16), geometry(fmt, (shape[0], shape[1])).rows == 1
-    grids = scale_parts(fmt, shape).items()
-    return {name: (dtype, (tiles, grid[1], 16) if per_row and _tiled(name) else grid) for name, (dtype, grid) in grids}
+    tiles, sizes = -(-shape[0] // 16), scale_parts(fmt, shape)
+    for name, (dtype, grid) in sizes.items():
+        if tiled(fmt, shape, name):
+            sizes[name] = (dtype, (tiles, -(-grid[1] // 2) if paired(fmt, shape, name) else grid[1], 16))
+    return sizes
 
 
 def tile_scales(fmt: Format, shape: tuple[int, ...], logical: Parts) -> dict[str, np.ndarray]:
     """Everything but the codes, from block grids to how a tiled matrix stores it."""
-    per_row = geometry(fmt, (shape[0], shape[1])).rows == 1
-    names = scale_parts(fmt, shape)
-    return {name: _tile_rows(logical[name]) if per_row and _tiled(name) else np.ascontiguousarray(logical[name]) for name in names}
+    return {
+        name: tile_rows(logical[name], paired(fmt, shape, name)) if tiled(fmt, shape, name) else np.ascontiguousarray(logical[name])
+        for name in scale_parts(fmt, shape)
+    }
+
+
+def untile_part(fmt: Format, shape: tuple[int, ...], name: str, part: np.ndarray) -> np.ndarray:
+    """One part of a tiled matrix on its block grid, as a view where it can be one."""
+    if not tiled(fmt, shape, name):
+        return part
+    blocks = scale_parts(fmt, shape)[name][1][1]
+    return untile_rows(part, shape[0], blocks, paired(fmt, shape, name))
 
 
 def untile_scales(fmt: Format, shape: tuple[int, ...], stored: Parts) -> dict[str, np.ndarray]:
     """The inverse of `tile_scales`."""
-    per_row = geometry(fmt, (shape[0], shape[1])).rows == 1
-    logical = {}
-    for name, (_, grid) in scale_parts(fmt, shape).items():
+    return {name: np.ascontiguousarray(untile_part(fmt, shape, name, stored[name])) for name in scale_parts(fmt, shape)}
+
+
+def renew_scales(fmt: Format, shape: tuple[int, ...], stored: Parts) -> Parts:
+    """Parts of a tiled matrix with those of an older version as this one stores them."""
+    renewed, tiles = dict(stored), -(-shape[0] // 16)
+    for name, (dtype, grid) in scale_parts(fmt, shape).items():
         part = stored[name]
-        tiled = per_row and _tiled(name)
-        logical[name] = np.ascontiguousarray(part.transpose(0, 2, 1).reshape(-1, grid[1])[: shape[0]]) if tiled else part
-    return logical
+        if part.dtype != dtype or not tiled(fmt, shape, name):
+            continue
+        if paired(fmt, shape, name) and grid[1] > 1 and part.shape == (tiles, grid[1], 16):
+            check_codes(name, part, stored_element(fmt, name))
+            renewed[name] = tile_rows(untile_rows(part, shape[0], grid[1]), True)
+        elif part.shape == grid:
+            renewed[name] = tile_rows(part)
+    return renewed
 
 
-class Tile16x4(FixedSizes):
+class TiledScales(FixedSizes):
+    """Layouts that keep scales beside their tile rows."""
+
+    def renew(self, fmt: Format, shape: tuple[int, ...], stored: Parts) -> Parts:
+        """`renew_scales` for matrices with scales."""
+        return renew_scales(fmt, shape, stored) if len(shape) == 2 and fmt.block is not None else stored
+
+
+class Tile16x4(TiledScales):
     """Codes of 1 to 8 bits of a matrix."""
 
     name = "tile16x4"

@@ -44,21 +44,30 @@ template <class T> struct Values {
   const T *data() const { return present ? list.data() : nullptr; }
 };
 
+struct StoredGrid {
+  Values<float> table;
+  Values<uint8_t> bytes;
+  void read(Grid &grid) {
+    grid.kind = static_cast<ScaleKind>(number());
+    grid.rows = number(), grid.columns = number();
+    grid.bits = static_cast<int>(number()), grid.mantissa = static_cast<int>(number()), grid.has_sign = number() != 0, grid.paired = number() != 0;
+    grid.factor = one<float>();
+    table.read(), bytes.read();
+    for (size_t i = 0; i < table.list.size() && i < 256; i++) grid.table[i] = table.list[i];
+    grid.data = bytes.data();
+  }
+};
+
 struct StoredScale {
   bool present = false;
   Scale scale;
-  Values<float> table;
-  Values<uint8_t> bytes;
+  StoredGrid grid, second;
   void read() {
     present = number() != 0;
     if (!present) return;
-    scale.kind = static_cast<ScaleKind>(number());
-    scale.rows = number(), scale.columns = number();
-    scale.bits = static_cast<int>(number()), scale.mantissa = static_cast<int>(number()), scale.has_sign = number() != 0;
-    scale.second = one<float>(), scale.factor = one<float>();
-    table.read(), bytes.read();
-    for (size_t i = 0; i < table.list.size() && i < 256; i++) scale.table[i] = table.list[i];
-    scale.data = bytes.data();
+    grid.read(scale);
+    scale.whole = one<float>(), scale.each = number();
+    if (scale.each) second.read(scale.second);
   }
 };
 

@@ -59,13 +59,21 @@ def array(out: BinaryIO, values: np.ndarray | None, dtype: type) -> None:
     out.write(flat.tobytes())
 
 
+def grid(out: BinaryIO, fields: dict[str, Any]) -> None:
+    numbers(out, *(int(fields.get(name, 0)) for name in ("kind", "rows", "columns", "bits", "mantissa", "has_sign", "paired")))
+    out.write(struct.pack("<f", fields["factor"]))
+    array(out, fields["table"], np.float32)
+    array(out, fields["data"], np.uint8)
+
+
 def scale(out: BinaryIO, fields: dict[str, Any] | None) -> None:
     numbers(out, 0 if fields is None else 1)
     if fields is not None:
-        numbers(out, *(int(fields[name]) for name in ("kind", "rows", "columns", "bits", "mantissa", "has_sign")))
-        out.write(struct.pack("<2f", fields["second"], fields["factor"]))
-        array(out, fields["table"], np.float32)
-        array(out, fields["data"], np.uint8)
+        grid(out, fields)
+        out.write(struct.pack("<f", fields["whole"]))
+        numbers(out, fields.get("each", 0))
+        if fields.get("each"):
+            grid(out, fields["second"])
 
 
 def write(out: BinaryIO, case: Case, act: str | None) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from anybit.io.gguf.fields import Fields, Plane, Values, planar, word
 from anybit.io.gguf.kind import (
     Parts,
     bit_planes,
@@ -30,13 +31,30 @@ from anybit.io.gguf.kind import (
 )
 
 _SIGN = np.uint16(0x8000)
+_SUPER = {"scale.1": word("d")}
+_SUPERS = _SUPER | {"offset.1": word("dmin", 0x8000)}
+
+
+def _six(first: int) -> Values:
+    """Eight 6-bit numbers of Q4_K's and Q5_K's 12 bytes: four whole ones from byte `first` on, then four cut into nibbles and top bits."""
+    low = "scales"
+    whole = [((low, first + i, 0, 6, 0),) for i in range(4)]
+    cut = [((low, 8 + i, first, 4, 0), (low, first + i, 6, 2, 4)) for i in range(4)]
+    nothing = (low, 0, 0, 0, 0)
+    return Values(tuple([(*terms, nothing) for terms in whole] + cut))
+
+
+_SIX = {"scale.0": _six(0), "offset.0": _six(4)}
+_NIBBLES = (Plane("scales", 4, 16),)
+_Q3_SCALES = (Plane("scales", 4, 8), Plane("scales", 2, 4, 4, skip=8))
 
 
 def _minus(field: np.ndarray) -> np.ndarray:
     return bits16(field) ^ _SIGN
 
 
-@register("Q2_K", 10, 256, {"scales": "16u1", "qs": "64u1", "d": "<u2", "dmin": "<u2"}, "uint2@16:uint4@256:fp16+off")
+@register("Q2_K", 10, 256, {"scales": "16u1", "qs": "64u1", "d": "<u2", "dmin": "<u2"}, "uint2@16:uint4@256:fp16+off",
+          at=Fields((Plane("qs", 2, 32),), {"scale.0": planar(_NIBBLES, 0, 16), "offset.0": planar(_NIBBLES, 16, 32), **_SUPERS}))  # fmt: skip
 def _q2_k(blocks: np.ndarray) -> Parts:
     scales = blocks["scales"]
     return {
@@ -46,7 +64,8 @@ def _q2_k(blocks: np.ndarray) -> Parts:
     }  # fmt: skip
 
 
-@register("Q3_K", 11, 256, {"hmask": "32u1", "qs": "64u1", "scales": "12u1", "d": "<u2"}, "int3@16:int6@256:fp16")
+@register("Q3_K", 11, 256, {"hmask": "32u1", "qs": "64u1", "scales": "12u1", "d": "<u2"}, "int3@16:int6@256:fp16",
+          at=Fields((Plane("qs", 2, 32), Plane("hmask", 1, 32, 2)), {"scale.0": planar(_Q3_SCALES, 0, 16, 32), **_SUPER}, 4))  # fmt: skip
 def _q3_k(blocks: np.ndarray) -> Parts:
     codes = quarters(blocks["qs"].reshape(*blocks.shape, 2, 32)).reshape(*blocks.shape, 8, 32)
     # a set bit adds nothing, a clear one takes 4 off: in two's complement of 3 bits it is bit 2
@@ -70,19 +89,22 @@ def _with_minima(blocks: np.ndarray, codes: np.ndarray) -> Parts:
     }  # fmt: skip
 
 
-@register("Q4_K", 12, 256, {"d": "<u2", "dmin": "<u2", "scales": "12u1", "qs": "128u1"}, "uint4@32:uint6@256:fp16+off")
+@register("Q4_K", 12, 256, {"d": "<u2", "dmin": "<u2", "scales": "12u1", "qs": "128u1"}, "uint4@32:uint6@256:fp16+off",
+          at=Fields((Plane("qs", 4, 32),), {**_SIX, **_SUPERS}))  # fmt: skip
 def _q4_k(blocks: np.ndarray) -> Parts:
     return _with_minima(blocks, halves(blocks["qs"].reshape(*blocks.shape, 4, 32)))
 
 
-@register("Q5_K", 13, 256, {"d": "<u2", "dmin": "<u2", "scales": "12u1", "qh": "32u1", "qs": "128u1"}, "uint5@32:uint6@256:fp16+off")
+@register("Q5_K", 13, 256, {"d": "<u2", "dmin": "<u2", "scales": "12u1", "qh": "32u1", "qs": "128u1"}, "uint5@32:uint6@256:fp16+off",
+          at=Fields((Plane("qs", 4, 32), Plane("qh", 1, 32, 4)), {**_SIX, **_SUPERS}))  # fmt: skip
 def _q5_k(blocks: np.ndarray) -> Parts:
     codes = halves(blocks["qs"].reshape(*blocks.shape, 4, 32)).reshape(*blocks.shape, 8, 32)
     codes |= bit_planes(blocks["qh"]) << np.uint8(4)
     return _with_minima(blocks, codes)
 
 
-@register("Q6_K", 14, 256, {"ql": "128u1", "qh": "64u1", "scales": "16u1", "d": "<u2"}, "int6@16:int8@256:fp16")
+@register("Q6_K", 14, 256, {"ql": "128u1", "qh": "64u1", "scales": "16u1", "d": "<u2"}, "int6@16:int8@256:fp16",
+          at=Fields((Plane("ql", 4, 64), Plane("qh", 2, 32, 4)), {"scale.0": planar((Plane("scales", 8, 16),), 0, 16), **_SUPER}, 32))  # fmt: skip
 def _q6_k(blocks: np.ndarray) -> Parts:
     codes = halves(blocks["ql"].reshape(*blocks.shape, 2, 64))
     codes |= quarters(blocks["qh"].reshape(*blocks.shape, 2, 32)) << np.uint8(4)

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from anybit.io.gguf.fields import Fields
 from anybit.registry import Registry
 
 Parts = dict[str, np.ndarray]
@@ -27,7 +28,7 @@ class Kind:
 
     `convert` takes blocks, structured[rows, blocks] in either byte order, and gives the logical parts of these rows: "codes" in the order
     of the weights and one entry a block of each level of `format`, in any shape that has the rows first. ValueError: a block that `format`
-    cannot express, with the reason. `refine` may give a wider format for what a tensor really holds.
+    cannot express, with the reason. `refine` may give a wider format for what a tensor really holds. `fields` say what `convert` does as data.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Kind:
     format: str
     convert: Convert
     refine: Callable[[np.ndarray], str | None] | None = None
+    fields: Fields | None = None
 
     def format_of(self, blocks: np.ndarray) -> str:
         """The expression for a tensor."""
@@ -73,12 +75,15 @@ REFUSED = {9: "Q8_1", 15: "Q8_K"}
 
 
 def register(
-    name: str, code: int, weights: int, fields: Mapping[str, str], format: str, refine: Callable[[np.ndarray], str | None] | None = None
+    name: str, code: int, weights: int, fields: Mapping[str, str], format: str,
+    refine: Callable[[np.ndarray], str | None] | None = None, at: Fields | None = None,
 ) -> Callable[[Convert], Convert]:
-    """Declares a tensor type: decorates its conversion. `fields`: names and dtypes of a block, in order and without gaps."""
+    """Declares a tensor type: decorates its conversion. `fields`: names and dtypes of a block, in order and without gaps; `at`: where the
+    parts lie in them.
+    """
 
     def add(convert: Convert) -> Convert:
-        KINDS.add(name, Kind(name, code, weights, np.dtype(list(fields.items())), format, convert, refine))
+        KINDS.add(name, Kind(name, code, weights, np.dtype(list(fields.items())), format, convert, refine, at))
         return convert
 
     return add

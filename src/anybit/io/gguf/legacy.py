@@ -13,17 +13,23 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from anybit.io.gguf.fields import Fields, Plane, word
 from anybit.io.gguf.kind import Parts, bits16, halves, per_block, register, unhalves, writes
 
+_NIBBLES = (Plane("qs", 4, 16),)
+_FIVE = (*_NIBBLES, Plane("qh", 1, 1, 4))
+_SCALE = {"scale.0": word("d")}
+_BOTH = _SCALE | {"offset.0": word("m")}
 
-@register("Q4_0", 2, 32, {"d": "<u2", "qs": "16u1"}, "int4@32:fp16")
+
+@register("Q4_0", 2, 32, {"d": "<u2", "qs": "16u1"}, "int4@32:fp16", at=Fields(_NIBBLES, _SCALE, 8))
 def _q4_0(blocks: np.ndarray) -> Parts:
     codes = halves(blocks["qs"])
     codes ^= np.uint8(8)  # two's complement of q - 8
     return {"codes": codes, "scale.0": bits16(blocks["d"])}
 
 
-@register("Q4_1", 3, 32, {"d": "<u2", "m": "<u2", "qs": "16u1"}, "uint4@32:fp16+off")
+@register("Q4_1", 3, 32, {"d": "<u2", "m": "<u2", "qs": "16u1"}, "uint4@32:fp16+off", at=Fields(_NIBBLES, _BOTH))
 def _q4_1(blocks: np.ndarray) -> Parts:
     return {"codes": halves(blocks["qs"]), "scale.0": bits16(blocks["d"]), "offset.0": bits16(blocks["m"])}
 
@@ -35,19 +41,19 @@ def _five(blocks: np.ndarray) -> np.ndarray:
     return codes
 
 
-@register("Q5_0", 6, 32, {"d": "<u2", "qh": "4u1", "qs": "16u1"}, "int5@32:fp16")
+@register("Q5_0", 6, 32, {"d": "<u2", "qh": "4u1", "qs": "16u1"}, "int5@32:fp16", at=Fields(_FIVE, _SCALE, 16))
 def _q5_0(blocks: np.ndarray) -> Parts:
     codes = _five(blocks)
     codes ^= np.uint8(16)
     return {"codes": codes, "scale.0": bits16(blocks["d"])}
 
 
-@register("Q5_1", 7, 32, {"d": "<u2", "m": "<u2", "qh": "4u1", "qs": "16u1"}, "uint5@32:fp16+off")
+@register("Q5_1", 7, 32, {"d": "<u2", "m": "<u2", "qh": "4u1", "qs": "16u1"}, "uint5@32:fp16+off", at=Fields(_FIVE, _BOTH))
 def _q5_1(blocks: np.ndarray) -> Parts:
     return {"codes": _five(blocks), "scale.0": bits16(blocks["d"]), "offset.0": bits16(blocks["m"])}
 
 
-@register("Q8_0", 8, 32, {"d": "<u2", "qs": "32u1"}, "int8@32:fp16")
+@register("Q8_0", 8, 32, {"d": "<u2", "qs": "32u1"}, "int8@32:fp16", at=Fields((Plane("qs", 8, 32),), _SCALE))
 def _q8_0(blocks: np.ndarray) -> Parts:
     return {"codes": np.ascontiguousarray(blocks["qs"]), "scale.0": bits16(blocks["d"])}
 

@@ -14,27 +14,40 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from anybit.io.gguf.fields import Fields, Plane, planar
 from anybit.io.gguf.kind import Parts, halves, per_block, register, unhalves, writes
 
 ONE = np.float32(1).view(np.uint32)
 
 
-@register("MXFP4", 39, 32, {"e": "|u1", "qs": "16u1"}, "fp4_e2m1@32:e8m0")
-def _mxfp4(blocks: np.ndarray) -> Parts:
-    scales = blocks["e"].copy()
+def _exponents(parts: Parts) -> Parts:
+    scales = parts["scale.0"]
     if scales.size and scales.max() == 255:
         raise ValueError("a scale byte is 255, which OCP MX calls NaN and ggml 2^128")
-    return {"codes": halves(blocks["qs"]), "scale.0": scales}
+    return parts
 
 
-@register("NVFP4", 40, 64, {"d": "4u1", "qs": "32u1"}, "fp4_e2m1@16:fp8_e4m3fn@tensor:fp32")
-def _nvfp4(blocks: np.ndarray) -> Parts:
-    scales = np.ascontiguousarray(blocks["d"])
+def _minifloats(parts: Parts) -> Parts:
+    scales = parts["scale.0"]
     if scales.size and scales.max() > 127:
         raise ValueError(f"a scale byte is {scales.max()}, but UE4M3 scales have no sign bit")
-    scales = np.where(scales == 0x7F, np.uint8(0), scales)
-    codes = halves(blocks["qs"].reshape(*blocks.shape, 4, 8))
-    return {"codes": codes, "scale.0": scales, "scale.1": np.full((1, 1), ONE)}
+    return parts | {"scale.0": np.where(scales == 0x7F, np.uint8(0), scales), "scale.1": np.full((1, 1), ONE)}
+
+
+_E = {"scale.0": planar((Plane("e", 8, 1),), 0, 1)}
+_D = {"scale.0": planar((Plane("d", 8, 4),), 0, 4)}
+
+
+@register("MXFP4", 39, 32, {"e": "|u1", "qs": "16u1"}, "fp4_e2m1@32:e8m0", at=Fields((Plane("qs", 4, 16),), _E, 0, _exponents))
+def _mxfp4(blocks: np.ndarray) -> Parts:
+    return _exponents({"codes": halves(blocks["qs"]), "scale.0": blocks["e"].copy()})
+
+
+@register(
+    "NVFP4", 40, 64, {"d": "4u1", "qs": "32u1"}, "fp4_e2m1@16:fp8_e4m3fn@tensor:fp32", at=Fields((Plane("qs", 4, 8),), _D, 0, _minifloats)
+)
+def _nvfp4(blocks: np.ndarray) -> Parts:
+    return _minifloats({"codes": halves(blocks["qs"].reshape(*blocks.shape, 4, 8)), "scale.0": np.ascontiguousarray(blocks["d"])})
 
 
 @writes("MXFP4")

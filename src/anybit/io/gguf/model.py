@@ -180,7 +180,10 @@ def _with_factor(file: Container, name: str) -> Coded:
     if made.format.count("@tensor") != 1 or factor.size != 1:
         raise FileFormatError(f"{file.path}: tensor '{beside}' is a factor that {file.info(name).kind.name} has no place for")
     stored = factor.reshape(1, 1).view(np.uint32)
-    return replace(made, rows=lambda start, stop: {**made.rows(start, stop), "scale.1": stored})
+    blocks = made.blocks
+    if blocks is not None:
+        blocks = replace(blocks, finish=lambda parts: made.blocks.finish(parts) | {"scale.1": stored})  # type: ignore[union-attr]
+    return replace(made, rows=lambda start, stop: {**made.rows(start, stop), "scale.1": stored}, blocks=blocks)
 
 
 def _tensors(file: Container, config: Mapping[str, Any], architecture: Architecture) -> dict[str, Stored]:

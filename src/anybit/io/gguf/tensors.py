@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from anybit.errors import FileFormatError
-from anybit.io.coded import Coded
+from anybit.io.coded import Blocks, Coded
 from anybit.io.gguf.container import Container
 from anybit.io.strict_json import refuse, shown
 
@@ -36,4 +38,16 @@ def coded(file: Container, name: str) -> Coded:
         }
         return grids | {"codes": made["codes"].reshape(local)}
 
-    return Coded(info.kind.format_of(rows_of), shape, rows)
+    def finish(parts: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        try:
+            return fields.finish(parts) if fields else parts
+        except ValueError as error:
+            raise fail(error) from None
+
+    fields, size = info.kind.fields, info.kind.dtype.itemsize
+    made = Coded(info.kind.format_of(rows_of), shape, rows)
+    if fields is None or len(shape) != 2 or file.order != "<":
+        return made
+    data = rows_of.view(np.uint8).reshape(shape[0], -1)
+    numbers = fields.numbers(info.kind.dtype)
+    return replace(made, blocks=Blocks(data, size, info.kind.weights, fields.plane_table(info.kind.dtype), fields.flip, numbers, finish))

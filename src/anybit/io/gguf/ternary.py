@@ -13,9 +13,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from anybit.io.gguf.fields import Fields, Plane, word
 from anybit.io.gguf.kind import Parts, bits16, per_block, quarters, register, unquarters, writes
 
 _WIDE = "codebook_-1_0_1_2"
+_D = {"scale.0": word("d")}
+_SLAB = 1 << 20  # bytes that are looked at at once
 
 
 def _trits(packed: np.ndarray, count: int) -> np.ndarray:
@@ -34,25 +37,26 @@ def _tq1_0(blocks: np.ndarray) -> Parts:
 
 def _has_three(blocks: np.ndarray) -> str | None:
     """The format of four values where a tensor uses the fourth."""
-    for row in blocks.reshape(-1, blocks.shape[-1]):
-        packed = row["qs"]
+    flat = blocks.reshape(-1)
+    for start in range(0, len(flat), _SLAB // 64):
+        packed = flat[start : start + _SLAB // 64]["qs"]
         if (packed & packed >> np.uint8(1) & np.uint8(0x55)).any():
             return f"{_WIDE}@256:fp16"
     return None
 
 
-@register("TQ2_0", 35, 256, {"qs": "64u1", "d": "<u2"}, "ternary@256:fp16", refine=_has_three)
+@register("TQ2_0", 35, 256, {"qs": "64u1", "d": "<u2"}, "ternary@256:fp16", refine=_has_three, at=Fields((Plane("qs", 2, 32),), _D))
 def _tq2_0(blocks: np.ndarray) -> Parts:
     return {"codes": quarters(blocks["qs"].reshape(*blocks.shape, 2, 32)), "scale.0": bits16(blocks["d"])}
 
 
-@register("Q1_0", 41, 128, {"d": "<u2", "qs": "16u1"}, "binary@128:fp16")
+@register("Q1_0", 41, 128, {"d": "<u2", "qs": "16u1"}, "binary@128:fp16", at=Fields((Plane("qs", 1, 1),), _D))
 def _q1_0(blocks: np.ndarray) -> Parts:
     codes = np.unpackbits(np.ascontiguousarray(blocks["qs"]), axis=-1, bitorder="little")
     return {"codes": codes, "scale.0": bits16(blocks["d"])}
 
 
-@register("Q2_0", 42, 64, {"d": "<u2", "qs": "16u1"}, f"{_WIDE}@64:fp16")
+@register("Q2_0", 42, 64, {"d": "<u2", "qs": "16u1"}, f"{_WIDE}@64:fp16", at=Fields((Plane("qs", 2, 1),), _D))
 def _q2_0(blocks: np.ndarray) -> Parts:
     fields = quarters(blocks["qs"][..., None])  # of one byte: [..., 16, 4], in the order of the weights
     return {"codes": fields, "scale.0": bits16(blocks["d"])}

@@ -59,7 +59,7 @@ def own_jobs(x: np.ndarray, out: np.ndarray) -> dict[str, Job]:
     jobs: dict[str, Job] = {
         "numpy.copyto": timed(lambda: np.copyto(out, x)), "numpy.copyto, 5/8": timed(lambda: np.copyto(part, x.reshape(-1)[:few])),
         "numpy.copy": timed(lambda: np.array(x)),
-        "words alone": timed(lambda: [cpu.native.random_words(1, start, words) for start in range(0, x.size, words.size)]),
+        "words alone": timed(lambda: [cpu.native.random_words(1, start, 24, words) for start in range(0, x.size, words.size)]),
     }  # fmt: skip
     for name, element in ELEMENTS.items():
         e = anybit.Format(element).element

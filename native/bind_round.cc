@@ -47,6 +47,35 @@ template <class T, class U> void pair(const nb::dict &d, const char *name, U *ou
 }
 template <class T> T one(const nb::dict &d, const char *name) { return nb::cast<T>(d[name]); }
 
+// The longest run of binades around 1 that drop at most their fraction. A binade's first number and the next one's are values then.
+void smooth_part(RoundPlan *p) {
+  const auto smooth = [&](int e) { return e << 23 >= p->smallest && (e + 1) << 23 <= p->biggest && p->drops[e % 64] <= 23 && p->drops[e % 64] >= 1; };
+  int from = 127, to = 127;
+  while (p->entries <= 64 && from > 1 && smooth(from - 1)) from--;
+  while (p->entries <= 64 && to < 254 && smooth(to)) to++;
+  if (from < to) p->smooth_from = static_cast<uint32_t>(from) << 24, p->smooth_span = (static_cast<uint32_t>(to - from) << 24) - 1;
+}
+
+void search_by_parts(RoundPlan *p) {
+  int count = 0;
+  for (int i = 0; i < 16; i++) {
+    const int last_one = i == 15 ? 4 : __builtin_ctz(static_cast<unsigned>(i + 1));  // the level, from below, that has the i-th
+    p->ordered[i] = i == 15 ? HUGE_VALF : p->tree[3 - last_one][i >> (last_one + 1)];
+    if (std::isfinite(p->ordered[i])) count = i + 1, p->reach = std::max(p->reach, std::fabs(p->ordered[i]));
+  }
+  if (count == 0 || p->reach < 0x1p-60f || p->reach > 0x1p60f) return;
+  p->part_scale = 31 / p->reach;
+  uint32_t part[16];
+  for (int i = 0; i < count; i++) {
+    const float at = std::fma(p->ordered[i], p->part_scale, kPartMiddle);
+    memcpy(&part[i], &at, 4);
+    part[i] &= 63;
+    if (i > 0 && part[i] <= part[i - 1]) return;
+  }
+  for (uint32_t at = 0; at < 64; at++) p->parts[at] = static_cast<uint8_t>(std::lower_bound(part, part + count, at) - part);
+  p->parted = true;
+}
+
 void make_round(PyRound *self, nb::dict d) {
   new (self) PyRound();
   PyRound &r = *self;
@@ -84,7 +113,12 @@ void make_round(PyRound *self, nb::dict d) {
       const auto taper = listed<int32_t>(d, "taper");
       require(taper.size() == 128, "taper");
       for (int i = 0; i < 128; i++) p.taper[i] = taper[static_cast<size_t>(i % p.entries)];
-      for (int i = 0; i < 64; i++) p.drops[i] = static_cast<uint8_t>(p.taper[i] & 31);
+      for (int i = 0; i < 64; i++) {
+        p.drops[i] = static_cast<uint8_t>(p.taper[i] & 31), p.lifts[i] = static_cast<uint8_t>(32 - p.drops[i]);
+        p.offsets[i] = static_cast<uint8_t>(p.taper[i] >> 5);
+      }
+      p.bytes = r.width == 1 && p.entries <= 64 && one<bool>(d, "clips");
+      smooth_part(&p);
     } else {
       p.mantissa = one<int>(d, "mantissa"), p.least = one<int>(d, "least");
       require(p.mantissa >= 0 && p.mantissa <= 22 && p.least >= 1 && p.least <= 254, "mantissa and first binade");
@@ -97,18 +131,26 @@ void make_round(PyRound *self, nb::dict d) {
     p.symmetric = one<bool>(d, "symmetric"), p.clips = one<bool>(d, "clips"), p.two_complement = one<bool>(d, "two_complement");
     p.sign_bit = one<int>(d, "sign_bit"), p.code_mask = static_cast<int32_t>(r.code_mask);
     require(p.sign_bit >= -1 && p.sign_bit < 16, "sign bit");
+    if (p.kind == RoundKind::Steps && p.clips) {
+      if (p.symmetric) p.cap = p.largest[0];
+      p.even = std::max(p.largest[0], p.largest[1]) < std::ldexp(1.0f, p.least - 126);
+    }
   } else if (p.kind == RoundKind::Search) {
     const auto tree = listed<float>(d, "tree");
     const auto values = listed<float>(d, "values");
     const auto codes = listed<int32_t>(d, "search_codes");
     require(tree.size() == 64 && values.size() == 16 && codes.size() == 16, "search tables");
     memcpy(p.tree, tree.data(), sizeof p.tree);
+    for (int level = 0; level < 4; level++)
+      for (int i = 0; i < 16; i++) p.spread[level][i] = p.tree[level][i >> (4 - level)];
+    search_by_parts(&p);
     memcpy(p.values16, values.data(), sizeof p.values16);
     memcpy(p.codes16, codes.data(), sizeof p.codes16);
     if (p.mode == RoundMode::Stochastic) {
       const auto near = listed<float>(d, "near"), gaps = listed<float>(d, "gaps");
       r.chain = listed<double>(d, "chain");
-      p.chain = r.chain.data(), p.unsure = one<float>(d, "unsure"), p.last = static_cast<int>(r.chain.size()) - 2;
+      p.chain = r.chain.data(), p.unsure = one<float>(d, "unsure"), p.sided = one<bool>(d, "sided"), p.last = static_cast<int>(r.chain.size()) - 2;
+      require(!p.sided || p.random_bits <= 24, "sided");
       require(near.size() == 16 && gaps.size() == 16 && p.last >= 0 && p.last < 16, "stochastic search tables");
       memcpy(p.near16, near.data(), sizeof p.near16);
       memcpy(p.gap16, gaps.data(), sizeof p.gap16);
@@ -230,10 +272,11 @@ nb::tuple round_values(const PyRound &r, Floats x, FloatsOut out, uint64_t seed,
   const bool stream = n * 4 >= kStreamBytes && address % 4 == 0;
   const int64_t head = stream ? static_cast<int64_t>((64 - address % 64) % 64 / 4) : 0;
   return in_tasks(n, head, [&](int64_t from, int64_t to, Found *bad, Found *outside) {
+    KeptWords kept;
     run_blocks(
         r, k, source, from, to, bad, outside,
         [&](int64_t at, const float *s, int64_t count) {
-          const Draw draw = {seed, static_cast<uint64_t>(start + at)};
+          const Draw draw = {seed, static_cast<uint64_t>(start + at), &kept};
           k.values(r.plan, s, drawn(r, draw), count, y + at, stream && at >= head);
         },
         [&](int64_t at, int which, float value) { y[at] = which < 0 ? value : r.special_values[which]; });  // what is refused stays
@@ -252,10 +295,11 @@ nb::tuple round_codes(const PyRound &r, Floats x, AnyOut out, uint64_t seed, int
   const bool stream = n * r.width >= kStreamBytes && address % static_cast<size_t>(r.width) == 0;
   const int64_t head = stream ? static_cast<int64_t>((64 - address % 64) % 64) / r.width : 0;
   return in_tasks(n, head, [&](int64_t from, int64_t to, Found *bad, Found *outside) {
+    KeptWords kept;
     run_blocks(
         r, k, source, from, to, bad, outside,
         [&](int64_t at, const float *s, int64_t count) {
-          const Draw draw = {seed, static_cast<uint64_t>(start + at)};
+          const Draw draw = {seed, static_cast<uint64_t>(start + at), &kept};
           k.codes(r.plan, s, drawn(r, draw), count, r.width, y + at * r.width, stream && at >= head);
         },
         [&](int64_t at, int which, float) {
@@ -334,9 +378,10 @@ bool round_blocks(const PyRound &r, nb::dict d, Matrix x, nb::ndarray<float, nb:
     nb::gil_scoped_release release;
     parallel_for(tasks, [&](int64_t t) {
       Staged staged;
+      KeptWords kept;
       for (int64_t piece = t * each; piece < std::min(total, (t + 1) * each); piece++) {
         const int64_t from = piece % pieces * step, at = piece / pieces * k + from, count = std::min(step, k - from);
-        const Draw draw = {seed, static_cast<uint64_t>(at)};
+        const Draw draw = {seed, static_cast<uint64_t>(at), &kept};
         const bool aside = stream && !lines && step <= kRoundBlock;
         float *out_here = aside ? staged.piece() : y + at;
         if (!kernels.blocks(r.plan, b, source + at, drawn(r, draw), count, out_here, stream && lines)) good[static_cast<size_t>(t)] = 0;
@@ -434,14 +479,14 @@ uint32_t largest_magnitude(Floats x) {
   return tasks == 0 ? 0 : *std::max_element(most.begin(), most.end());
 }
 
-// The random words of places from `start` on.
-void random_words(uint64_t seed, int64_t start, nb::ndarray<uint32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu> out) {
-  require(start >= 0, "start");
+// The random words of places from `start` on, for stochastic rounding by `bits`: up to 24 are a word's upper 24, the rest may be anything.
+void random_words(uint64_t seed, int64_t start, int bits, nb::ndarray<uint32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu> out) {
+  require(start >= 0 && bits >= 1 && bits <= 32, "start and bits");
   const RoundKernels &k = round_kernels_now();
   const int64_t n = static_cast<int64_t>(out.shape(0)), tasks = (n + kTask - 1) / kTask;
   uint32_t *y = out.data();
   nb::gil_scoped_release release;
-  parallel_for(tasks, [&](int64_t t) { k.words(seed, static_cast<uint64_t>(start + t * kTask), std::min(kTask, n - t * kTask), y + t * kTask); });
+  parallel_for(tasks, [&](int64_t t) { k.words(seed, static_cast<uint64_t>(start + t * kTask), bits <= 24, std::min(kTask, n - t * kTask), y + t * kTask); });
 }
 
 }  // namespace
@@ -459,7 +504,7 @@ void bind_round(nb::module_ &m) {
         return cache_format(nb::borrow(self), fields, bits, scale, scale_table);
       }, "fields"_a.none(), "bits"_a, "scale"_a, "scale_table"_a)
       .def("decode", &decode_codes, "codes"_a, "out"_a);
-  m.def("random_words", &random_words, "seed"_a, "start"_a, "out"_a);
+  m.def("random_words", &random_words, "seed"_a, "start"_a, "bits"_a, "out"_a);
   m.def("largest_magnitude", &largest_magnitude, "x"_a);
 }
 

@@ -1,7 +1,7 @@
 // Rounding float32 to an element's values or codes, compiled once per ISA. All inputs here are finite (the caller replaces what is not); results are
 // those of formats/rounding.py's switch points, or of formats/stochastic.py, to the last bit.
 //
-// Sixteen numbers at a time by round_kinds.h; random words are made in registers beside them, 64 at a time. Buckets: one load of a threshold and one of the
+// Sixteen numbers at a time by round_kinds.h; random words are made just before them, 160 at a time (80 without AVX-512). Buckets: one load of a threshold and one of the
 // result, number by number.
 #include "round.h"
 
@@ -22,74 +22,117 @@ AB_INLINE F load_part(const float *p, int64_t count) {  // fewer than 16: the re
 // ------------------------------------------------------------------------------------------------ loops
 constexpr int64_t kAhead = kRoundBlock;  // numbers: how far ahead of those that are rounded the next ones are fetched
 
-struct NoWords {
-  __attribute__((always_inline)) I at(int64_t) const { return i_zero(); }
-  NoWords from(int64_t) const { return {}; }
-};
-struct Words {  // made before, up to 64 more than there are numbers
-  const int32_t *w;
-  __attribute__((always_inline)) I at(int64_t i) const { return i_load(w + i); }
-  Words from(int64_t i) const { return {w + i}; }
-};
-
 AB_INLINE void put(float *out, F y, bool stream) {
   if (stream) f_stream(out, y);
   else f_store(out, y);
 }
 
-template <class Kind, class Source>
-static __attribute__((noinline)) void values_lanes(const RoundPlan &plan, const float *x, Source words, int64_t n, float *out, bool stream) {
+template <class Kind> static __attribute__((noinline)) void values_lanes(const RoundPlan &plan, const float *x, int64_t n, float *out, bool stream) {
   const RoundPlan p = plan;  // what no store can change stays in registers
   int64_t i = 0;
   for (; i + 16 <= n; i += 16) {
     __builtin_prefetch(x + i + kAhead);
-    put(out + i, Kind().value(p, f_load(x + i), words.at(i)), stream);
+    put(out + i, Kind().value(p, f_load(x + i), i_zero()), stream);
   }
   if (i == n) return;
-  float rest[16] = {0}, t[16];
-  memcpy(rest, x + i, sizeof(float) * (size_t)(n - i));
-  values_lanes<Kind, Source>(plan, rest, words.from(i), 16, t, false);
+  float t[16];
+  f_store(t, Kind().value(p, load_part(x + i, n - i), i_zero()));
   memcpy(out + i, t, sizeof(float) * (size_t)(n - i));
 }
 
-// Whether all counters from a place on, for n numbers, are whole and have one upper half.
-AB_INLINE bool in_step(const Draw &d, int64_t n) { return d.place % 4 == 0 && d.place >> 34 == (d.place + (uint64_t)n + kWords) >> 34; }
+AB_INLINE bool five(const RoundPlan &p) { return p.random_bits <= 24; }
 
-// Numbers in as many as words are made at a time: how many it did. On sets whose lanes are loops that gains nothing.
-#if (ANYBIT_512 || ANYBIT_256) && !ANYBIT_SIMDE
-constexpr bool kBeside = true;
-#else
-constexpr bool kBeside = false;
-#endif
-template <class Kind>
-static __attribute__((noinline)) int64_t values_in_step(const RoundPlan &plan, const float *x, const Draw &draw, int64_t n, float *out, bool stream) {
-  const RoundPlan p = plan;
-  const Keys k = philox_keys(draw.seed, draw.place / 4);
-  int64_t i = 0;
-  for (; i + kWords <= n; i += kWords) {
-    I w[kWords / 16];
-    philox_sets(k, (draw.place + (uint64_t)i) / 4, w);
-#pragma GCC unroll 8
-    for (int j = 0; j < kWords / 16; j++) {
-      __builtin_prefetch(x + i + 16 * j + kAhead);
-      put(out + i + 16 * j, Kind().value(p, f_load(x + i + 16 * j), w[j]), stream);
-    }
+// The words of numbers that come one after the other: word i - from is that of number i.
+struct WordWindow {
+  static constexpr int64_t kMost = 16 * kMostWords;
+  WordSource source;
+  const Draw &draw;
+  int64_t step, from, to;  // numbers whose words there are
+  alignas(64) uint32_t w[kMost + 64];  // readers may look at 64 more than there are
+
+  __attribute__((always_inline)) WordWindow(const RoundPlan &p, const Draw &d) : source(d.seed, d.place, five(p)), draw(d), step(source.step()) {
+    from = to = -(int64_t)(d.place % (uint64_t)step);
+    if (!d.kept || d.kept->first != d.place + (uint64_t)from) return;
+    to += d.kept->count;
+    memcpy(w, d.kept->words, sizeof(uint32_t) * (size_t)d.kept->count);
   }
-  return i;
+  __attribute__((always_inline)) const int32_t *at(int64_t i) const { return (const int32_t *)w + (i - from); }
+  __attribute__((always_inline)) uint32_t *place_for_more(int64_t i) {  // where those of numbers [to, to + step) go; what is before i may be given up
+    if (__builtin_expect(to - from + step > kMost, 0)) {
+      const int64_t first = to - (to - i + step - 1) / step * step;
+      memmove(w, w + (first - from), sizeof(uint32_t) * (size_t)(to - first));
+      from = first;
+    }
+    return w + (to - from);
+  }
+  __attribute__((always_inline)) void make(int64_t i) {
+    uint32_t *more = place_for_more(i);
+    source.make(draw.place + (uint64_t)to, more);
+    to += step;
+  }
+  __attribute__((always_inline)) void keep(int64_t n) {  // for the numbers after the n that are done
+    if (!draw.kept || to < n) return;
+    const int64_t first = to - (to - n + step - 1) / step * step;
+    if (to - first > kKeptWords) return;
+    draw.kept->first = draw.place + (uint64_t)first, draw.kept->count = to - first;
+    memcpy(draw.kept->words, w + (first - from), sizeof(uint32_t) * (size_t)(to - first));
+  }
+};
+
+// `body(from, to, w)` for numbers [from, to), whole units of them but for the last ones, by the words w.
+template <int64_t unit, class Body> AB_INLINE void in_steps(const RoundPlan &p, const Draw &draw, int64_t n, Body body) {
+  WordWindow words(p, draw);
+  for (int64_t i = 0; i < n;) {
+    while (words.to < n && words.to - i < unit) words.make(i);
+    const int64_t end = words.to >= n ? n : i + (words.to - i) / unit * unit;
+    body(i, end, words.at(i));
+    i = end;
+  }
+  words.keep(n);
+}
+
+// How many times sixteen numbers go side by side: a search's operations would wait for each other.
+template <class Kind> constexpr int kSide = 1;
+#if ANYBIT_512 && !ANYBIT_SIMDE
+template <class Way> constexpr int kSide<Searched<Way>> = 5;
+#endif
+
+template <int count, class Kind> AB_INLINE void values_of(Kind kind, const RoundPlan &p, const F *x, const I *w, F *y) {
+  if constexpr (count == 1) y[0] = kind.value(p, x[0], w[0]);
+  else kind.template values<count>(p, x, w, y);
+}
+
+template <class Kind, int count>
+AB_INLINE void values_at(const RoundPlan &p, const float *x, const int32_t *w, float *out, bool stream) {  // count times sixteen numbers
+  F v[count], y[count];
+  I words[count];
+#pragma GCC unroll 5
+  for (int j = 0; j < count; j++) {
+    __builtin_prefetch(x + 16 * j + kAhead);
+    v[j] = f_load(x + 16 * j), words[j] = w ? i_load(w + 16 * j) : i_zero();
+  }
+  values_of<count>(Kind(), p, v, words, y);
+#pragma GCC unroll 5
+  for (int j = 0; j < count; j++) put(out + 16 * j, y[j], stream);
+}
+
+template <class Kind>
+static __attribute__((noinline)) void values_by_words(const RoundPlan &plan, const float *x, const Draw &draw, int64_t n, float *out, bool stream) {
+  const RoundPlan p = plan;
+  in_steps<16>(p, draw, n, [&](int64_t i, int64_t end, const int32_t *w) __attribute__((always_inline)) {
+    if constexpr (kSide<Kind> > 1)
+      for (; i + 16 * kSide<Kind> <= end; i += 16 * kSide<Kind>, w += 16 * kSide<Kind>) values_at<Kind, kSide<Kind>>(p, x + i, w, out + i, stream);
+    for (; i + 16 <= end; i += 16, w += 16) values_at<Kind, 1>(p, x + i, w, out + i, stream);
+    if (i == end) return;
+    float t[16];
+    f_store(t, Kind().value(p, load_part(x + i, end - i), i_load(w)));
+    memcpy(out + i, t, sizeof(float) * (size_t)(end - i));
+  });
 }
 
 template <class Kind> static void values_drawn(const RoundPlan &plan, const float *x, const Draw &draw, int64_t n, float *out, bool stream) {
   [[maybe_unused]] const Mode<Kind> mode = {};
-  int64_t i = 0;
-  if constexpr (kBeside)
-    if (in_step(draw, n)) i = values_in_step<Kind>(plan, x, draw, n, out, stream);
-  alignas(64) uint32_t words[512 + 64];
-  for (int64_t count; i < n; i += count) {
-    count = n - i < 512 ? n - i : 512;
-    philox_words(draw.seed, draw.place + (uint64_t)i, count, words);
-    memset(words + count, 0, sizeof(uint32_t) * 64);
-    values_lanes<Kind>(plan, x + i, Words{(const int32_t *)words}, count, out + i, stream);
-  }
+  values_by_words<Kind>(plan, x, draw, n, out, stream);
 }
 
 // Codes of 64 numbers in bytes, or in two each.
@@ -107,8 +150,13 @@ AB_INLINE void put_codes(uint8_t *out, const I *c, int width, bool stream) {
   }
 }
 
-template <class Kind, class Source>
-static __attribute__((noinline)) void codes_lanes(const RoundPlan &plan, const float *x, Source words, int64_t n, int width, uint8_t *out, bool stream) {
+AB_INLINE void load_rest(const float *x, int64_t count, float *rest) {  // fewer than 64: the others are +0
+  memset(rest, 0, 64 * sizeof(float));
+  memcpy(rest, x, sizeof(float) * (size_t)count);
+}
+
+template <class Kind>
+static __attribute__((noinline)) void codes_lanes(const RoundPlan &plan, const float *x, int64_t n, int width, uint8_t *out, bool stream) {
   const RoundPlan p = plan;
   int64_t i = 0;
   for (; i + 64 <= n; i += 64) {
@@ -116,48 +164,43 @@ static __attribute__((noinline)) void codes_lanes(const RoundPlan &plan, const f
 #pragma GCC unroll 1
     for (int j = 0; j < 4; j++) {
       __builtin_prefetch(x + i + 16 * j + kAhead);
-      c[j] = Kind().code(p, f_load(x + i + 16 * j), words.at(i + 16 * j));
+      c[j] = Kind().code(p, f_load(x + i + 16 * j), i_zero());
     }
     put_codes(out + width * i, c, width, stream);
   }
   if (i == n) return;
-  float rest[64] = {0};
+  float rest[64];
   uint8_t t[128];
-  memcpy(rest, x + i, sizeof(float) * (size_t)(n - i));
-  codes_lanes<Kind, Source>(plan, rest, words.from(i), 64, width, t, false);
+  load_rest(x + i, n - i, rest);
+  codes_lanes<Kind>(plan, rest, 64, width, t, false);
   memcpy(out + width * i, t, (size_t)(width * (n - i)));
 }
 
 template <class Kind>
-static __attribute__((noinline)) int64_t codes_in_step(const RoundPlan &plan, const float *x, const Draw &draw, int64_t n, int width, uint8_t *out, bool stream) {
+static __attribute__((noinline)) void codes_by_words(const RoundPlan &plan, const float *x, const Draw &draw, int64_t n, int width, uint8_t *out, bool stream) {
   const RoundPlan p = plan;
-  const Keys k = philox_keys(draw.seed, draw.place / 4);
-  int64_t i = 0;
-  for (; i + kWords <= n; i += kWords) {
-    I w[kWords / 16];
-    philox_sets(k, (draw.place + (uint64_t)i) / 4, w);
-#pragma GCC unroll 8
-    for (int j = 0; j < kWords / 16; j++) {
-      __builtin_prefetch(x + i + 16 * j + kAhead);
-      w[j] = Kind().code(p, f_load(x + i + 16 * j), w[j]);
+  in_steps<64>(p, draw, n, [&](int64_t i, int64_t end, const int32_t *w) {
+    for (; i < end; i += 64, w += 64) {
+      float rest[64];
+      uint8_t t[128];
+      const bool whole = i + 64 <= end;
+      const float *from = x + i;
+      if (!whole) load_rest(x + i, end - i, rest), from = rest;
+      I c[4];
+#pragma GCC unroll 1
+      for (int j = 0; j < 4; j++) {
+        __builtin_prefetch(x + i + 16 * j + kAhead);
+        c[j] = Kind().code(p, f_load(from + 16 * j), i_load(w + 16 * j));
+      }
+      put_codes(whole ? out + width * i : t, c, width, whole && stream);
+      if (!whole) memcpy(out + width * i, t, (size_t)(width * (end - i)));
     }
-    for (int j = 0; j < kWords / 16; j += 4) put_codes(out + width * (i + 16 * j), w + j, width, stream);
-  }
-  return i;
+  });
 }
 
 template <class Kind> static void codes_drawn(const RoundPlan &plan, const float *x, const Draw &draw, int64_t n, int width, uint8_t *out, bool stream) {
   [[maybe_unused]] const Mode<Kind> mode = {};
-  int64_t i = 0;
-  if constexpr (kBeside)
-    if (in_step(draw, n)) i = codes_in_step<Kind>(plan, x, draw, n, width, out, stream);
-  alignas(64) uint32_t words[512 + 64];
-  for (int64_t count; i < n; i += count) {
-    count = n - i < 512 ? n - i : 512;
-    philox_words(draw.seed, draw.place + (uint64_t)i, count, words);
-    memset(words + count, 0, sizeof(uint32_t) * 64);
-    codes_lanes<Kind>(plan, x + i, Words{(const int32_t *)words}, count, width, out + width * i, stream);
-  }
+  codes_by_words<Kind>(plan, x, draw, n, width, out, stream);
 }
 
 // ------------------------------------------------------------------------------------------------ any values
@@ -216,7 +259,7 @@ template <class T, class Table> static void picked(const RoundPlan &p, const flo
   uint32_t rank[kRoundBlock], words[kRoundBlock];
   for (int64_t at = 0; at < n; at += kRoundBlock) {
     const int64_t count = n - at < kRoundBlock ? n - at : kRoundBlock;
-    if (draw) philox_words(draw->seed, draw->place + (uint64_t)at, count, words);
+    if (draw) philox_words(draw->seed, draw->place + (uint64_t)at, five(p), count, words);
     ranks(p, x + at, words, count, rank);
     for (int64_t i = 0; i < count; i++) out[at + i] = (T)table[rank[i]];
   }
@@ -251,11 +294,19 @@ template <class Call> AB_INLINE void by_entries(const RoundPlan &p, Call call) {
 
 AB_INLINE bool by_lanes(const RoundPlan &p) { return p.kind <= RoundKind::Search; }
 
+template <class Call> AB_INLINE void by_search(const RoundPlan &p, Call call) {
+  kByteTables && p.parted ? call(Searched<SearchOf<kByteTables>>()) : call(Searched<SearchOf<false>>());
+}
+template <class Call> AB_INLINE void by_drawn_search(const RoundPlan &p, Call call) {
+  if (!p.sided) return call(Searched<DrawnSearch<false, false>>());
+  kByteTables && p.parted ? call(Searched<DrawnSearch<kByteTables, true>>()) : call(Searched<DrawnSearch<false, true>>());
+}
+
 template <class Call> AB_INLINE void by_kind(const RoundPlan &p, Call call) {
   if (p.kind == RoundKind::Steps) by_mode<Steps>(p.mode, call);
   else if (p.kind == RoundKind::Prefix) by_mode<Prefix>(p.mode, call);
   else if (p.kind == RoundKind::Tapered) by_entries(p, call);
-  else call(Searched<Search>());
+  else by_search(p, call);
 }
 
 template <bool upwards> AB_INLINE bool float_steps(const RoundPlan &p) {
@@ -263,9 +314,12 @@ template <bool upwards> AB_INLINE bool float_steps(const RoundPlan &p) {
 }
 
 template <class Call> AB_INLINE void by_drawn(const RoundPlan &p, Call call) {
-  if (p.kind == RoundKind::Search) return call(Searched<DrawnSearch>());
+  if (p.kind == RoundKind::Search) return by_drawn_search(p, call);
   if (p.kind == RoundKind::Prefix) return call(Prefix<RoundMode::Stochastic>());
-  if (p.kind == RoundKind::Steps) return float_steps<kUpwards>(p) ? call(DrawnSteps<kUpwards>()) : call(Steps<RoundMode::Stochastic>());
+  if (p.kind == RoundKind::Steps) {
+    if (!float_steps<kUpwards>(p)) return call(Steps<RoundMode::Stochastic>());
+    return kUpwards && p.even ? call(DrawnSteps<kUpwards, kUpwards>()) : call(DrawnSteps<kUpwards>());
+  }
 #if ANYBIT_512 || ANYBIT_256
   return p.entries <= 64 ? call(DrawnTapered<64>()) : call(DrawnTapered<128>());
 #else
@@ -275,12 +329,12 @@ template <class Call> AB_INLINE void by_drawn(const RoundPlan &p, Call call) {
 
 static void values(const RoundPlan &p, const float *x, const Draw *draw, int64_t n, float *out, bool stream) {
   if (by_lanes(p) && draw) return by_drawn(p, [&](auto k) { values_drawn<decltype(k)>(p, x, *draw, n, out, stream); });
-  if (by_lanes(p)) return by_kind(p, [&](auto k) { values_lanes<decltype(k)>(p, x, NoWords(), n, out, stream); });
+  if (by_lanes(p)) return by_kind(p, [&](auto k) { values_lanes<decltype(k)>(p, x, n, out, stream); });
   if (!stream) return picked(p, x, draw, n, out, p.rank_values);
   float block[kRoundBlock];
   for (int64_t at = 0; at < n; at += kRoundBlock) {
     const int64_t count = n - at < kRoundBlock ? n - at : kRoundBlock;
-    const Draw here = {draw ? draw->seed : 0, draw ? draw->place + (uint64_t)at : 0};
+    const Draw here = {draw ? draw->seed : 0, draw ? draw->place + (uint64_t)at : 0, nullptr};
     picked(p, x + at, draw ? &here : nullptr, count, block, p.rank_values);
     int64_t i = 0;
     for (; i + 16 <= count; i += 16) f_stream(out + at + i, f_load(block + i));
@@ -291,7 +345,8 @@ static void values(const RoundPlan &p, const float *x, const Draw *draw, int64_t
 static void codes(const RoundPlan &p, const float *x, const Draw *draw, int64_t n, int width, void *out, bool stream) {
   if (!by_lanes(p)) return width == 1 ? picked(p, x, draw, n, (uint8_t *)out, p.rank_codes) : picked(p, x, draw, n, (uint16_t *)out, p.rank_codes);
   if (draw) return by_drawn(p, [&](auto k) { codes_drawn<decltype(k)>(p, x, *draw, n, width, (uint8_t *)out, stream); });
-  by_kind(p, [&](auto k) { codes_lanes<decltype(k)>(p, x, NoWords(), n, width, (uint8_t *)out, stream); });
+  if (p.kind == RoundKind::Tapered && p.mode == RoundMode::NearestEven && p.bytes) return codes_lanes<TaperedBytes>(p, x, n, width, (uint8_t *)out, stream);
+  by_kind(p, [&](auto k) { codes_lanes<decltype(k)>(p, x, n, width, (uint8_t *)out, stream); });
 }
 
 // ------------------------------------------------------------------------------------------------ around it
@@ -364,8 +419,8 @@ template <class Kind, Quotient way> AB_INLINE F in_block(const RoundPlan &p, F v
 
 // `each`: registers a block, of which all are whole; 0: any number.
 template <class Kind, Quotient way, int each>
-static __attribute__((noinline)) void whole_blocks(const RoundPlan &plan, const float *x, const uint32_t *words, int64_t n, int64_t size, const float *scale,
-                                                   const float *over, float *out, bool stream) {
+static __attribute__((noinline)) void whole_blocks(const RoundPlan &plan, const float *x, int64_t n, int64_t size, const float *scale, const float *over,
+                                                   float *out, bool stream) {
   const RoundPlan p = plan;
   if constexpr (each > 0) {
     for (int64_t block = 0, at = 0; at < n; block++, at += 16 * each) {
@@ -378,14 +433,28 @@ static __attribute__((noinline)) void whole_blocks(const RoundPlan &plan, const 
     }
     return;
   }
-  const int32_t *w = (const int32_t *)words;
   for (int64_t block = 0, at = 0; at < n; block++) {
     const F times = f_set(scale[block]), by = f_set(over[block]);
     for (const int64_t end = n - at < size ? n : at + size; at < end; at += 16) {
       __builtin_prefetch(x + at + kAhead);
-      put(out + at, in_block<Kind, way>(p, f_load(x + at), times, by, w ? i_load(w + at) : i_zero()), stream);
+      put(out + at, in_block<Kind, way>(p, f_load(x + at), times, by, i_zero()), stream);
     }
   }
+}
+
+template <class Kind, Quotient way>
+static __attribute__((noinline)) void drawn_blocks(const RoundPlan &plan, const float *x, const Draw &draw, int64_t n, int64_t size, const float *scale,
+                                                   const float *over, float *out, bool stream) {
+  const RoundPlan p = plan;
+  const int64_t each = size / 16;
+  int64_t block = 0, left = each;
+  in_steps<16>(p, draw, n, [&](int64_t i, int64_t end, const int32_t *w) __attribute__((always_inline)) {
+    for (; i < end; i += 16, w += 16) {
+      __builtin_prefetch(x + i + kAhead);
+      put(out + i, in_block<Kind, way>(p, f_load(x + i), f_set(scale[block]), f_set(over[block]), i_load(w)), stream);
+      if (--left == 0) left = each, block++;
+    }
+  });
 }
 
 struct Scales {  // of a piece's blocks
@@ -416,32 +485,37 @@ static bool settle(const RoundPlan &p, const BlockPlan &b, int64_t count, Scales
 }
 
 template <class Kind, Quotient way>
-AB_INLINE void whole_blocks_of(const RoundPlan &p, const float *x, const uint32_t *w, int64_t n, int64_t size, const Scales &s, float *out, bool stream) {
+AB_INLINE void whole_blocks_of(const RoundPlan &p, const float *x, int64_t n, int64_t size, const Scales &s, float *out, bool stream) {
   if constexpr (__is_same(Kind, Steps<RoundMode::NearestEven>)) {
-    if (size == 16) return whole_blocks<Kind, way, 1>(p, x, w, n, size, s.scale, s.over, out, stream);
-    if (size == 32 && n % 32 == 0) return whole_blocks<Kind, way, 2>(p, x, w, n, size, s.scale, s.over, out, stream);
+    if (size == 16) return whole_blocks<Kind, way, 1>(p, x, n, size, s.scale, s.over, out, stream);
+    if (size == 32 && n % 32 == 0) return whole_blocks<Kind, way, 2>(p, x, n, size, s.scale, s.over, out, stream);
   }
-  whole_blocks<Kind, way, 0>(p, x, w, n, size, s.scale, s.over, out, stream);
+  whole_blocks<Kind, way, 0>(p, x, n, size, s.scale, s.over, out, stream);
+}
+
+template <class Kind> AB_INLINE void whole_blocks_by(const RoundPlan &p, const float *x, int64_t n, int64_t size, const Scales &s, float *out, bool stream) {
+  if (s.way == Quotient::Times) return whole_blocks_of<Kind, Quotient::Times>(p, x, n, size, s, out, stream);
+  if constexpr (__is_same(Kind, Steps<RoundMode::NearestEven>))
+    if (s.way == Quotient::Fused) return whole_blocks_of<Kind, Quotient::Fused>(p, x, n, size, s, out, stream);
+  whole_blocks_of<Kind, Quotient::Divide>(p, x, n, size, s, out, stream);
 }
 
 template <class Kind>
-AB_INLINE void whole_blocks_by(const RoundPlan &p, const float *x, const uint32_t *w, int64_t n, int64_t size, const Scales &s, float *out, bool stream) {
-  if (s.way == Quotient::Times) return whole_blocks_of<Kind, Quotient::Times>(p, x, w, n, size, s, out, stream);
-  if constexpr (__is_same(Kind, Steps<RoundMode::NearestEven>))
-    if (s.way == Quotient::Fused) return whole_blocks_of<Kind, Quotient::Fused>(p, x, w, n, size, s, out, stream);
-  whole_blocks_of<Kind, Quotient::Divide>(p, x, w, n, size, s, out, stream);
+AB_INLINE void drawn_blocks_by(const RoundPlan &p, const float *x, const Draw &draw, int64_t n, int64_t size, const Scales &s, float *out, bool stream) {
+  if (s.way == Quotient::Times) drawn_blocks<Kind, Quotient::Times>(p, x, draw, n, size, s.scale, s.over, out, stream);
+  else drawn_blocks<Kind, Quotient::Divide>(p, x, draw, n, size, s.scale, s.over, out, stream);
 }
 
 // Whether it was done. Modes that blocks seldom use go the other way: each costs as much code as these.
-static bool in_one_go(const RoundPlan &p, const float *x, const uint32_t *w, int64_t n, int64_t size, const Scales &s, float *out, bool stream) {
+static bool in_one_go(const RoundPlan &p, const float *x, const Draw *draw, int64_t n, int64_t size, const Scales &s, float *out, bool stream) {
   if (p.kind == RoundKind::Steps && p.mode == RoundMode::NearestEven) {
-    whole_blocks_by<Steps<RoundMode::NearestEven>>(p, x, w, n, size, s, out, stream);
-  } else if (p.kind == RoundKind::Steps && w && float_steps<kUpwardsAnywhere>(p)) {
-    whole_blocks_by<DrawnSteps<kUpwardsAnywhere>>(p, x, w, n, size, s, out, stream);
-  } else if (p.kind == RoundKind::Search && w) {
-    whole_blocks_by<Searched<DrawnSearch>>(p, x, w, n, size, s, out, stream);
+    whole_blocks_by<Steps<RoundMode::NearestEven>>(p, x, n, size, s, out, stream);
+  } else if (p.kind == RoundKind::Steps && draw && float_steps<kUpwardsAnywhere>(p)) {
+    drawn_blocks_by<DrawnSteps<kUpwardsAnywhere>>(p, x, *draw, n, size, s, out, stream);
+  } else if (p.kind == RoundKind::Search && draw) {
+    by_drawn_search(p, [&](auto k) { drawn_blocks_by<decltype(k)>(p, x, *draw, n, size, s, out, stream); });
   } else if (p.kind == RoundKind::Search) {
-    whole_blocks_by<Searched<Search>>(p, x, w, n, size, s, out, stream);
+    by_search(p, [&](auto k) { whole_blocks_by<decltype(k)>(p, x, n, size, s, out, stream); });
   } else {
     return false;
   }
@@ -493,7 +567,7 @@ static void block_maxima(const float *x, int64_t n, int64_t size, uint32_t *most
 
 static bool blocks(const RoundPlan &p, const BlockPlan &b, const float *x, const Draw *draw, int64_t n, float *out, bool stream) {
   alignas(64) float held[kRoundBlock];
-  alignas(64) uint32_t most[kRoundBlock], words[kRoundBlock];
+  alignas(64) uint32_t most[kRoundBlock];
   Scales s;
   const int64_t count = (n + b.size - 1) / b.size;
   block_maxima(x, n, b.size, most);
@@ -503,10 +577,7 @@ static bool blocks(const RoundPlan &p, const BlockPlan &b, const float *x, const
   scales(b, most, count, s.scale);
   if (!settle(p, b, count, &s)) return false;
   const float *scale = s.scale;
-  if (b.size % 16 == 0 && n % 16 == 0 && n <= kRoundBlock) {
-    if (draw) philox_words(draw->seed, draw->place, n, words);
-    if (in_one_go(p, x, draw ? words : nullptr, n, b.size, s, out, stream)) return true;
-  }
+  if (b.size % 16 == 0 && n % 16 == 0 && n <= kRoundBlock && in_one_go(p, x, draw, n, b.size, s, out, stream)) return true;
   if (n > kRoundBlock) {  // one block, in pieces
     for (int64_t at = 0; at < n; at += kRoundBlock) {
       const int64_t size = n - at < kRoundBlock ? n - at : kRoundBlock;

@@ -16,6 +16,8 @@ enum class RoundKind : int {
 };
 enum class RoundMode : int { NearestEven, NearestAway, NearestZero, Zero, Up, Down, Odd, Stochastic };
 
+constexpr float kPartMiddle = 0x1.8p23f + 32;  // its last place is 1
+
 struct Node {  // of one sign and exponent: entry base + (fraction >> shift)
   uint32_t base, shift;
 };
@@ -24,8 +26,15 @@ struct Bucket {
   uint32_t rank;  // of the values below the threshold; those from it on have the next
 };
 
+constexpr int64_t kKeptWords = 160;
+struct KeptWords {  // words that were made and not needed yet
+  uint64_t first = ~(uint64_t)0;  // the place of the first one
+  int64_t count = 0;
+  alignas(64) uint32_t words[kKeptWords];
+};
 struct Draw {  // of a stochastic rounding: the place of the first number
   uint64_t seed, place;
+  KeptWords *kept;  // of numbers of the same plan and seed, or nullptr
 };
 
 struct RoundPlan {
@@ -38,10 +47,11 @@ struct RoundPlan {
   int mantissa, least;  // bits; float32's exponent field of the first binade whose step is its lowest's
   int32_t top[2];
   float largest[2];     // the value of each top
-  float cap;            // magnitudes from here on are out of range in every mode, and small enough to compute with
+  float cap;            // what magnitudes are held to before they are rounded: the largest, or something out of range in every mode
   float out_value[2];   // what a value out of range becomes
   int32_t out_code[2];
   bool symmetric, clips, minus_zero, two_complement;  // clips: out of range is the largest
+  bool even;            // one step for all numbers in range; it clips
   int sign_bit;         // of the code; -1: none
   int32_t code_mask;
   // Tapered: magnitudes are held in [smallest, biggest], both bits of float32; of bits + origin the lowest `drop` are rounded off, which leaves the
@@ -50,15 +60,29 @@ struct RoundPlan {
   int32_t smallest, biggest, origin;
   int32_t zero_below[2], out_from[2];  // bits of magnitudes: below, the result is 0; from there on, out of range
   alignas(64) int32_t taper[128];
-  alignas(64) uint8_t drops[64];  // of the first 64 entries
+  alignas(64) uint8_t drops[64];    // of the first 64 entries
+  alignas(64) uint8_t lifts[64];    // 32 less that
+  alignas(64) uint8_t offsets[64];  // the offsets, modulo 256
+  bool bytes;                       // codes are these tables' sums, modulo 256: it has at most 64 entries, and clips
+  uint32_t smooth_from, smooth_span;  // twice the bits of magnitudes in whose binades at least the exponent is kept; span 0: there are none
   // Search: thresholds in the order of a binary tree (1, 2, 4, 8 of them, each set padded to 16), values and codes in order.
   alignas(64) float tree[4][16];
+  alignas(64) float spread[4][16];  // the same thresholds, each at the number of those that are known to be below
+  // Where 64 equal parts of [-reach, reach] have at most one threshold each (`parted`): how many lie before the part that the low bits of
+  // x * part_scale + kPartMiddle name, and the thresholds in order.
+  bool parted;
+  float reach, part_scale;
+  alignas(64) uint8_t parts[64];
+  alignas(64) float ordered[16];
   alignas(64) float values16[16];
   alignas(64) int32_t codes16[16];
   // Stochastic search: the lower neighbours (infinity for the last) and the gaps above them, times -2^-24; differences up to `unsure` go by `chain`.
+  // `sided`: no gap has zero inside, and at most 24 bits are drawn; then gaps are times -2^-N, and those below zero are positive and their
+  // neighbours the upper ones.
   alignas(64) float near16[16];
   alignas(64) float gap16[16];
   float unsure;
+  bool sided;
   int last;
   // Buckets and Bisect: by rank; those of negative numbers, which keep the sign of a zero, come `negative_ranks` later.
   const Node *nodes;
@@ -95,7 +119,7 @@ struct RoundKernels {
   // Numbers of whole blocks (the last may be short) to their values times their scales. At most kRoundBlock numbers, or one block without draws.
   // False: some scale is too large, or some number is not finite.
   bool (*blocks)(const RoundPlan &p, const BlockPlan &b, const float *x, const Draw *draw, int64_t n, float *out, bool stream);
-  void (*words)(uint64_t seed, uint64_t place, int64_t n, uint32_t *out);  // of the places from `place` on
+  void (*words)(uint64_t seed, uint64_t place, bool five, int64_t n, uint32_t *out);  // of the places from `place` on; see philox.h
   uint32_t (*decode)(const void *codes, int width, int64_t n, const float *table, float *out);  // returns all codes or-ed together
 };
 

@@ -2,10 +2,11 @@
 //
 // Steps, operations on 16 lanes: 10 for values to nearest even, where adding a power of two whose last place is the step lets the hardware round:
 //   y = (|x| + C) - C,  C = 2^(23 - mantissa) * (binade of |x|, at least the first)        exact: |x| < C and C is an even number of steps
-// 14 at random by up to 24 bits (DrawnSteps); about 25 for every other mode, on the significand as an integer: q = (significand + what the mode adds) >>
+// 11 at random by up to 24 bits (DrawnSteps), 8 where one step is for all; about 25 for every other mode, on the significand as an integer: q = (significand + what the mode adds) >>
 // (bits that the step drops).
-// Tapered: as the other modes of steps, on the whole pattern, and a permute of the exponent's table; at random as search, but exact at once.
-// Search: four comparisons down a tree whose levels are permutes.
+// Tapered: as the other modes of steps, on the whole pattern, and a permute of the exponent's table; at random 11 where the exponent is kept, elsewhere as
+// search, but exact at once.
+// Search: four comparisons down a tree whose levels are permutes, or one after a permute of bytes has said how many values lie before a number's part.
 #pragma once
 #include "round.h"
 #include "round_lanes.h"
@@ -61,10 +62,10 @@ template <RoundMode mode> AB_INLINE I steps_of(const RoundPlan &p, I a, I negati
 }
 
 // Signs, ends and zeros of a value whose magnitude y is rounded.
-AB_INLINE F signed_value(const RoundPlan &p, F y, I bits) {
+template <bool held = false> AB_INLINE F signed_value(const RoundPlan &p, F y, I bits) {
   F r;
   if (p.symmetric && p.clips) {
-    r = i_float(i_signed(f_bits(f_min(y, f_set(p.largest[0]))), bits));
+    r = i_float(i_signed(f_bits(held ? y : f_min(y, f_set(p.largest[0]))), bits));
   } else {
     const Mask negative = i_lt(bits, i_zero());
     const F limit = f_select(negative, f_set(p.largest[1]), f_set(p.largest[0]));
@@ -109,7 +110,7 @@ template <RoundMode mode> struct Steps {
     const I bits = f_bits(x), a = i_and(bits, i_set(0x7fffffff));
     F y;
     if constexpr (mode == RoundMode::NearestEven) {
-      const F size = f_min(i_float(a), f_set(p.cap));
+      const F size = f_size(x, f_set(p.cap));
       const F big = i_float(i_add(i_max(i_and(f_bits(size), i_set(0x7f800000)), i_set(p.least << 23)), i_set((23 - p.mantissa) << 23)));
       y = f_sub(f_add(size, big), big);
     } else if constexpr (mode == RoundMode::Stochastic) {
@@ -121,7 +122,7 @@ template <RoundMode mode> struct Steps {
       const I q = steps_of<mode>(p, a, i_sar(bits, 31), word, &e);
       y = f_mul(i_to_f(q), i_float(i_shl(i_sub(e, i_set(p.mantissa)), 23)));  // exact
     }
-    return signed_value(p, y, bits);
+    return signed_value<true>(p, y, bits);
   }
   AB_INLINE I code(const RoundPlan &p, F x, I word) {
     const I bits = f_bits(x);
@@ -140,48 +141,56 @@ template <RoundMode mode> struct Steps {
 //   y = ceil(|x| / step - r 2^-N) steps      a part of a step p stays below r 2^-N, or is larger; both roundings keep the ceiling
 // by adding 1.5 * 2^23 steps and taking them off again. On others |x| / step (where no step is larger than 1), its whole part, the rest, and the rest
 // times 2^N are exact, and compared with r.
-template <bool upwards> struct DrawnSteps {
+template <bool upwards, bool even = false> struct DrawnSteps {
   AB_INLINE F value(const RoundPlan &p, F x, I word) {
-    const I bits = f_bits(x), binade = binade_of(p, bits);
+    if constexpr (even) return in_even_steps(p, x, word);
+    const I bits = f_bits(x), binade = binade_of(p, x);
     F y;
     if constexpr (upwards) {
       F big;
-      y = f_sub(above(p, bits, binade, word, &big), big);
+      y = f_sub(above(p, x, binade, word, &big), big);
     } else {
-      y = f_mul(steps(p, bits, binade, word), i_float(i_sub(binade, i_set(p.mantissa << 23))));  // exact
+      y = f_mul(steps(p, x, binade, word), i_float(i_sub(binade, i_set(p.mantissa << 23))));  // exact
     }
-    return signed_value(p, y, bits);
+    return signed_value<true>(p, y, bits);
   }
   AB_INLINE I code(const RoundPlan &p, F x, I word) {
-    const I bits = f_bits(x), binade = binade_of(p, bits);
+    const I bits = f_bits(x), binade = binade_of(p, x);
     I q;
     if constexpr (upwards) {
       F big;
-      q = f_bits(above(p, bits, binade, word, &big));
+      q = f_bits(above(p, x, binade, word, &big));
       q = i_sub(q, f_bits(big));
     } else {
-      q = f_to_i(steps(p, bits, binade, word));
+      q = f_to_i(steps(p, x, binade, word));
     }
     return signed_code(p, i_add(q, i_shr(i_sub(binade, i_set(p.least << 23)), 23 - p.mantissa)), bits);
   }
 
  private:
-  AB_INLINE F size(const RoundPlan &p, I bits) { return f_min(i_float(i_and(bits, i_set(0x7fffffff))), f_set(p.cap)); }
-  AB_INLINE I binade_of(const RoundPlan &p, I bits) { return i_max(i_and(f_bits(size(p, bits)), i_set(0x7f800000)), i_set(p.least << 23)); }
-  AB_INLINE F above(const RoundPlan &p, I bits, I binade, I word, F *big) {
+  AB_INLINE F size(const RoundPlan &p, F x) { return f_size(x, f_set(p.cap)); }
+  AB_INLINE I binade_of(const RoundPlan &p, F x) { return i_max(i_and(f_bits(size(p, x)), i_set(0x7f800000)), i_set(p.least << 23)); }
+  AB_INLINE F above(const RoundPlan &p, F x, I binade, I word, F *big) {
     const F part = i_float(i_sub(binade, i_set((p.mantissa + p.random_bits) << 23)));  // a step times 2^-N
     *big = i_float(i_add(binade, i_set(((23 - p.mantissa) << 23) + 0x400000)));
-    return f_add_up(f_less_up(size(p, bits), drawn(p, word), part), *big);
+    return f_add_up(f_less_up(size(p, x), drawn(p, word), part), *big);
   }
-  AB_INLINE F steps(const RoundPlan &p, I bits, I binade, I word) {
-    const F count = f_mul(size(p, bits), i_float(i_sub(i_set((254 + p.mantissa) << 23), binade)));  // exact: sizes are not scaled down
+  AB_INLINE F steps(const RoundPlan &p, F x, I binade, I word) {
+    const F count = f_mul(size(p, x), i_float(i_sub(i_set((254 + p.mantissa) << 23), binade)));  // exact: sizes are not scaled down
     const F whole = f_trunc(count);
     return f_add_where(f_lt(drawn(p, word), f_mul(f_sub(count, whole), f_set(p.whole_words))), whole, f_set(1));
+  }
+  AB_INLINE F in_even_steps(const RoundPlan &p, F x, I word) {  // numbers beyond the ends are held to them first
+    const F part = i_float(i_set((p.least - p.mantissa - p.random_bits) << 23)), big = i_float(i_set(((p.least + 23 - p.mantissa) << 23) + 0x400000));
+    const F in = p.symmetric ? x : f_min(f_max(x, f_set(-p.largest[1])), f_set(p.largest[0]));
+    const F size = f_size(in, f_set(p.cap));
+    const F y = f_sub(f_add_up(f_less_up(size, drawn(p, word), part), big), big), r = i_float(i_signed(f_bits(y), f_bits(x)));
+    return p.minus_zero ? r : f_add(r, f_zero());
   }
 };
 
 template <class Kind> struct Mode {};
-template <> struct Mode<DrawnSteps<true>> : Upwards {};
+template <bool even> struct Mode<DrawnSteps<true, even>> : Upwards {};
 
 template <RoundMode mode> struct Prefix {
   AB_INLINE I magnitude(const RoundPlan &p, I bits, I word) {
@@ -203,6 +212,11 @@ template <int entries, bool only_drop> AB_INLINE I taper_entry(const RoundPlan &
   else return f_bits(f_gather((const float *)p.taper, i_and(exponent, i_set(p.entries - 1))));
 }
 
+template <int entries> AB_INLINE I taper_drop(const RoundPlan &p, I exponent) {
+  const I entry = taper_entry<entries, true>(p, exponent);
+  return entries == 64 ? entry : i_and(entry, i_set(31));
+}
+
 template <int entries> struct TaperedOf {  // 0: any
   template <RoundMode mode> struct Kind {
     AB_INLINE F value(const RoundPlan &p, F x, I) {
@@ -210,7 +224,7 @@ template <int entries> struct TaperedOf {  // 0: any
       I y;
       if constexpr (mode == RoundMode::NearestEven) {  // as below, without shifting down and up
         const I held = i_min(i_max(a, i_set(p.smallest)), i_set(p.biggest));
-        const I drop = i_and(taper_entry<entries, true>(p, i_shr(held, 23)), i_set(31)), kept = i_shlv(i_set(-1), drop), moved = i_add(held, i_set(p.origin));
+        const I drop = taper_drop<entries>(p, i_shr(held, 23)), kept = i_shlv(i_set(-1), drop), moved = i_add(held, i_set(p.origin));
         const I add = i_add(i_shr(i_xor(kept, i_set(-1)), 1), i_and(i_shrv(moved, drop), i_set(1)));
         y = i_sub(i_and(i_add(moved, add), kept), i_set(p.origin));
       } else {
@@ -246,10 +260,40 @@ template <int entries> struct TaperedOf {  // 0: any
   };
 };
 
+// Codes to nearest even where `bytes` says so: what is left of the pattern and the exponent's offset, both modulo 256.
+struct TaperedBytes {
+  AB_INLINE I code(const RoundPlan &p, F x, I) {
+    const I bits = f_bits(x), a = i_and(bits, i_set(0x7fffffff)), held = i_min(i_max(a, i_set(p.smallest)), i_set(p.biggest)), exponent = i_shr(held, 23);
+    const I drop = i_lookup64(p.drops, exponent), half = i_shrv(i_set(0x7fffffff), i_sub(i_set(32), drop)), moved = i_add(held, i_set(p.origin));
+    const I q = i_shrv(i_add(i_add(moved, half), i_and(i_shrv(moved, drop), i_set(1))), drop);
+    const I m = i_select(i_lt(a, i_set(p.zero_below[0])), i_zero(), i_add(q, i_lookup64(p.offsets, exponent))), sign = i_sar(bits, 31);
+    if (p.two_complement) return i_and(i_sub(i_xor(m, sign), sign), i_set(p.code_mask));
+    const I magnitude = i_and(m, i_set(p.sign_bit >= 0 ? (1 << p.sign_bit) - 1 : p.code_mask));
+    if (p.sign_bit < 0) return magnitude;
+    const I c = i_or(magnitude, i_and(sign, i_set(1 << p.sign_bit)));
+    return p.minus_zero ? c : i_select(i_lt(i_zero(), magnitude), c, i_zero());
+  }
+};
+
 // At random by up to 24 bits: r * gap < distance * 2^N. Neighbours, gaps and distances are exact in float32 (tapered.py sees to it), and so is the sign
 // of the one fused operation.
 template <int entries> struct DrawnTapered {
   AB_INLINE F value(const RoundPlan &p, F x, I word) {
+    if constexpr (entries == 64) {
+      // Where only parts of fractions are dropped, gaps are the same within a binade, and adding all ones less the word's upper bits carries as in shifted().
+      const I bits = f_bits(x), twice_bits = i_add(bits, bits);
+      if (__builtin_expect(p.smooth_span && all_within(twice_bits, p.smooth_from, p.smooth_span), 1)) {
+        const I lift = i_lookup64(p.lifts, i_shr(twice_bits, 24)), dropped = i_shrv(i_set(-1), lift);
+        const I most = i_sub(dropped, i_shrv(i_and(word, i_set((int32_t)p.word_mask)), lift));
+        const F y = i_float(i_and(i_add(bits, most), i_xor(dropped, i_set(-1))));
+        return p.minus_zero ? y : f_add(y, f_zero());
+      }
+      return anywhere(p, x, word);
+    }
+    return between(p, x, word);
+  }
+  static __attribute__((noinline, cold)) F anywhere(const RoundPlan &p, F x, I word) { return between(p, x, word); }
+  AB_INLINE F between(const RoundPlan &p, F x, I word) {
     const I bits = f_bits(x);
     const Found f = found<true>(p, bits, word);
     const I y = i_or(f_bits(f_select(f.up, f.far, f.near)), i_and(bits, i_set((int32_t)0x80000000)));
@@ -269,7 +313,7 @@ template <int entries> struct DrawnTapered {
   };
   template <bool only_drop> AB_INLINE Found found(const RoundPlan &p, I bits, I word) {
     const I a = i_and(bits, i_set(0x7fffffff)), held = i_min(i_max(a, i_set(p.smallest)), i_set(p.biggest));
-    const I entry = taper_entry<entries, only_drop>(p, i_shr(held, 23)), drop = i_and(entry, i_set(31));
+    const I entry = only_drop ? taper_drop<entries>(p, i_shr(held, 23)) : taper_entry<entries, false>(p, i_shr(held, 23)), drop = i_and(entry, i_set(31));
     const I q = i_shrv(i_add(held, i_set(p.origin)), drop), low = i_sub(i_shlv(q, drop), i_set(p.origin));
     const Mask below = i_lt(a, i_set(p.smallest));
     const I near = i_select(below, i_zero(), low), far = i_select(below, i_set(p.smallest), i_add(low, i_shlv(i_set(1), drop)));
@@ -283,16 +327,21 @@ template <int entries> struct DrawnTapered {
 };
 
 // ------------------------------------------------------------------------------------------------ at most 16 values
-struct Search {
-  AB_INLINE I rank(const RoundPlan &p, F x, I) {
-    const I second = i_select(f_lt(x, f_set(p.tree[0][0])), i_zero(), i_set(1));
-    return down(p.tree[3], x, down(p.tree[2], x, down(p.tree[1], x, second)));
-  }
-
- private:
-  AB_INLINE I down(const float *level, F x, I at) {  // to the next level: twice the index, one more from the threshold on
-    const I two = i_add(at, at);
-    return i_select(f_lt(x, f_lookup8(level, at)), two, i_add(two, i_set(1)));
+// Ranks of `count` times sixteen numbers, step by step for all of them: a search is a chain of operations that wait for each other.
+template <bool parted> struct SearchOf {
+  template <int count> AB_INLINE void ranks(const RoundPlan &p, const F *x, const I *, I *at) {
+    if constexpr (!parted) {
+#pragma GCC unroll 5
+      for (int j = 0; j < count; j++) at[j] = i_rank(p.tree, p.spread, x[j]);
+    } else {
+      const F reach = f_set(p.reach), scale = f_set(p.part_scale), middle = f_set(kPartMiddle);
+#pragma GCC unroll 5
+      for (int j = 0; j < count; j++) at[j] = f_bits(f_fma(f_held(x[j], reach), scale, middle));
+#pragma GCC unroll 5
+      for (int j = 0; j < count; j++) at[j] = i_lookup64(p.parts, at[j]);
+#pragma GCC unroll 5
+      for (int j = 0; j < count; j++) at[j] = i_add_where(f_from(f_lookup16(p.ordered, at[j]), x[j]), at[j], i_set(1));
+    }
   }
 };
 
@@ -311,32 +360,60 @@ static __attribute__((noinline)) void drawn_exactly(const RoundPlan &p, const fl
 // At random: r * gap < distance * 2^N in float32, rounded, which is wrong only where both are nearly the same; there exactly. Below zero distances count
 // from the upper neighbour: the same as counting from the lower one with 2^N - r. With values, gaps and 1 - r each 2^-24 off, or less, the difference
 // is by 2^-24 (3 of the largest value and 4 of the largest gap): `unsure` is 2^-21 of their sum.
-struct DrawnSearch {
-  AB_INLINE I rank(const RoundPlan &p, F x, I word) {
-    const I at = Search().rank(p, x, word);
-    const I r = i_shr(i_xor(i_and(word, i_set((int32_t)p.word_mask)), i_sar(f_bits(x), 31)), 8);
-    const F h = f_fma(i_to_f(r), f_lookup16(p.gap16, at), f_sub(x, f_lookup16(p.near16, at)));
-    const Mask near_tie = f_lt(i_float(i_and(f_bits(h), i_set(0x7fffffff))), f_set(p.unsure));
-    if (__builtin_expect(i_any(near_tie), 0)) {
-      float numbers[16];
-      int32_t words[16], ranks[16];
-      f_store(numbers, x), i_store(words, word), i_store(ranks, at);
-      drawn_exactly(p, numbers, words, ranks);
-      return i_load(ranks);
+template <bool parted, bool sided> struct DrawnSearch {
+  template <int count> AB_INLINE void ranks(const RoundPlan &p, const F *x, const I *word, I *at) {
+    SearchOf<parted>().template ranks<count>(p, x, word, at);
+    F h[count], least = f_set(p.unsure);
+#pragma GCC unroll 5
+    for (int j = 0; j < count; j++) h[j] = f_sub(x[j], f_lookup16(p.near16, at[j]));
+#pragma GCC unroll 5
+    for (int j = 0; j < count; j++) h[j] = f_fma(part(p, x[j], word[j]), f_lookup16(p.gap16, at[j]), h[j]);
+#pragma GCC unroll 5
+    for (int j = 0; j < count; j++) least = f_size(h[j], least);
+    if (__builtin_expect(i_any(f_lt(least, f_set(p.unsure))), 0)) {
+#pragma GCC unroll 5
+      for (int j = 0; j < count; j++) at[j] = exactly(p, x[j], word[j], at[j]);
+      return;
     }
-    return i_select(f_lt(f_zero(), h), i_add(at, i_set(1)), at);
+#pragma GCC unroll 5
+    for (int j = 0; j < count; j++) at[j] = i_add_where(f_lt(f_zero(), h[j]), at[j], i_set(1));
+  }
+
+ private:
+  AB_INLINE F part(const RoundPlan &p, F x, I word) {
+    if constexpr (sided) return drawn(p, word);
+    return i_to_f(i_shr(i_xor(i_and(word, i_set((int32_t)p.word_mask)), i_sar(f_bits(x), 31)), 8));
+  }
+  static __attribute__((noinline, cold)) I exactly(const RoundPlan &p, F x, I word, I at) {
+    float numbers[16];
+    int32_t words[16], ranks[16];
+    f_store(numbers, x), i_store(words, word), i_store(ranks, at);
+    drawn_exactly(p, numbers, words, ranks);
+    return i_load(ranks);
   }
 };
 
 template <class Way> struct Searched {
+  template <int count> AB_INLINE void values(const RoundPlan &p, const F *x, const I *word, F *y) {
+    I at[count];
+    Way().template ranks<count>(p, x, word, at);
+#pragma GCC unroll 5
+    for (int j = 0; j < count; j++) {
+      y[j] = f_lookup16(p.values16, at[j]);
+      if (!p.minus_zero) continue;
+      const I bits = f_bits(y[j]), sign = i_and(f_bits(x[j]), i_set((int32_t)0x80000000));
+      y[j] = i_float(i_select(i_lt(i_and(bits, i_set(0x7fffffff)), i_set(1)), sign, bits));
+    }
+  }
   AB_INLINE F value(const RoundPlan &p, F x, I word) {
-    const F y = f_lookup16(p.values16, Way().rank(p, x, word));
-    if (!p.minus_zero) return y;
-    const I bits = f_bits(y), sign = i_and(f_bits(x), i_set((int32_t)0x80000000));
-    return i_float(i_select(i_lt(i_and(bits, i_set(0x7fffffff)), i_set(1)), sign, bits));
+    F y;
+    values<1>(p, &x, &word, &y);
+    return y;
   }
   AB_INLINE I code(const RoundPlan &p, F x, I word) {
-    const I c = f_bits(f_lookup16((const float *)p.codes16, Way().rank(p, x, word)));
+    I at;
+    Way().template ranks<1>(p, &x, &word, &at);
+    const I c = f_bits(f_lookup16((const float *)p.codes16, at));
     if (!p.minus_zero) return c;
     const I signed_zero = i_select(i_lt(f_bits(x), i_zero()), i_set(p.minus_zero_code), c);
     return i_select(i_lt(i_xor(c, i_set(p.zero_code)), i_set(1)), signed_zero, c);  // codes are not negative

@@ -25,18 +25,33 @@ AB_INLINE I i_fold16(const I *m) {  // lane i: the largest lane of m[i]
   for (int i = 0; i < 2; i++) v[i] = _mm512_max_epi32(_mm512_shuffle_i32x4(u[2 * i], u[2 * i + 1], 0x44), _mm512_shuffle_i32x4(u[2 * i], u[2 * i + 1], 0xee));
   return {_mm512_max_epi32(_mm512_shuffle_i32x4(v[0], v[1], 0x88), _mm512_shuffle_i32x4(v[0], v[1], 0xdd))};
 }
-AB_INLINE I i_lookup64(const uint8_t *t, I at) {  // of 64 bytes, by the low 6 bits of `at`; the upper three bytes may be anything
+AB_INLINE I i_lookup64(const uint8_t *t, I at) {  // of 64 bytes, by the low 6 bits of `at`
+  constexpr __mmask64 lowest = 0x1111111111111111ull;  // bytes
 #if ANYBIT_VBMI
-  return b_dwords(b_lookup64(t, B{at.v}));
+  return {_mm512_maskz_permutexvar_epi8(lowest, at.v, _mm512_loadu_si512(t))};
 #else
   const __m512i by = _mm512_and_si512(at.v, _mm512_set1_epi32(63));
   const __mmask16 odd = _mm512_test_epi32_mask(at.v, _mm512_set1_epi32(16)), upper = _mm512_test_epi32_mask(at.v, _mm512_set1_epi32(32));
   __m512i part[4];
-  for (int i = 0; i < 4; i++) part[i] = _mm512_shuffle_epi8(b_table(t + 16 * i).v, by);
+  for (int i = 0; i < 4; i++) part[i] = _mm512_maskz_shuffle_epi8(lowest, b_table(t + 16 * i).v, by);
   return {_mm512_mask_blend_epi32(upper, _mm512_mask_blend_epi32(odd, part[0], part[1]), _mm512_mask_blend_epi32(odd, part[2], part[3]))};
 #endif
 }
 AB_INLINE F f_trunc(F a) { return {_mm512_roundscale_ps(a.v, 11)}; }
+AB_INLINE F f_size(F a, F most) { return {_mm512_range_ps(a.v, most.v, 10)}; }  // min(|a|, most)
+AB_INLINE F f_held(F a, F most) { return {_mm512_range_ps(a.v, most.v, 2)}; }  // to [-most, most]
+AB_INLINE I i_add_where(Mask m, I a, I b) { return {_mm512_mask_add_epi32(a.v, m.v, a.v, b.v)}; }
+AB_INLINE bool all_within(I a, uint32_t from, uint32_t span) {  // each unsigned a is 0, or from `from` to from + span
+  const __mmask16 out = _mm512_cmpgt_epu32_mask(_mm512_sub_epi32(a.v, _mm512_set1_epi32((int)from)), _mm512_set1_epi32((int)span));
+  return _mm512_mask_test_epi32_mask(out, a.v, a.v) == 0;
+}
+AB_INLINE Mask f_from(F a, F b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LE_OQ)}; }  // b >= a
+AB_INLINE I i_rank(const float (*)[16], const float (*spread)[16], F x) {  // see RoundPlan's `tree` and `spread`
+  I at = {_mm512_maskz_set1_epi32(f_from(f_set(spread[0][0]), x).v, 8)};
+  at = i_add_where(f_from(f_lookup16(spread[1], at), x), at, i_set(4));
+  at = i_add_where(f_from(f_lookup16(spread[2], at), x), at, i_set(2));
+  return i_add_where(f_from(f_lookup16(spread[3], at), x), at, i_set(1));
+}
 AB_INLINE void b_stream(uint8_t *p, B a) { _mm512_stream_si512((__m512i *)p, a.v); }  // past the caches; p is 64-byte aligned
 AB_INLINE B b_narrow(I a, I b, I c, I d) {  // 64 numbers, 0 to 255, as bytes
   const __m512i bytes = _mm512_packus_epi16(_mm512_packus_epi32(a.v, b.v), _mm512_packus_epi32(c.v, d.v));
@@ -70,15 +85,35 @@ AB_INLINE __m256i fold8(const I *m) {
 }
 AB_INLINE I i_fold16(const I *m) { return {fold8(m), fold8(m + 8)}; }  // lane i: the largest lane of m[i]
 AB_INLINE __m256i lookup64(const B *t, __m256i at) {
-  const __m256i by = _mm256_and_si256(at, _mm256_set1_epi32(63)), odd = _mm256_slli_epi32(at, 3), upper = _mm256_slli_epi32(at, 2);
+  const __m256i by = _mm256_or_si256(_mm256_and_si256(at, _mm256_set1_epi32(63)), _mm256_set1_epi32((int)0x80808000)), odd = _mm256_slli_epi32(at, 3), upper = _mm256_slli_epi32(at, 2);
   const __m256i low = _mm256_blendv_epi8(_mm256_shuffle_epi8(t[0].a, by), _mm256_shuffle_epi8(t[1].a, by), odd);
   return _mm256_blendv_epi8(low, _mm256_blendv_epi8(_mm256_shuffle_epi8(t[2].a, by), _mm256_shuffle_epi8(t[3].a, by), odd), upper);
 }
-AB_INLINE I i_lookup64(const uint8_t *t, I at) {  // of 64 bytes, by the low 6 bits of `at`; the upper three bytes may be anything
+AB_INLINE I i_lookup64(const uint8_t *t, I at) {  // of 64 bytes, by the low 6 bits of `at`
   const B tables[4] = {b_table(t), b_table(t + 16), b_table(t + 32), b_table(t + 48)};
   return {lookup64(tables, at.a), lookup64(tables, at.b)};
 }
 AB_INLINE F f_trunc(F a) { return {_mm256_round_ps(a.a, 11), _mm256_round_ps(a.b, 11)}; }
+AB_INLINE F f_size(F a, F most) { return f_min(i_float(i_and(f_bits(a), i_set(0x7fffffff))), most); }  // min(|a|, most)
+AB_INLINE F f_held(F a, F) { return a; }            // never called, and so the next: see kByteTables
+AB_INLINE Mask f_from(F a, F b) { return f_lt(a, b); }
+AB_INLINE I i_add_where(Mask m, I a, I b) { return i_add(a, i_and({_mm256_castps_si256(m.a), _mm256_castps_si256(m.b)}, b)); }
+AB_INLINE __m256i within(__m256i a, __m256i from, __m256i span) {  // all ones where it is
+  const __m256i in = _mm256_cmpeq_epi32(_mm256_max_epu32(_mm256_sub_epi32(a, from), span), span);
+  return _mm256_or_si256(in, _mm256_cmpeq_epi32(a, _mm256_setzero_si256()));
+}
+AB_INLINE bool all_within(I a, uint32_t from, uint32_t span) {  // each unsigned a is 0, or from `from` to from + span
+  const __m256i f = _mm256_set1_epi32((int)from), s = _mm256_set1_epi32((int)span);
+  return _mm256_movemask_epi8(_mm256_and_si256(within(a.a, f, s), within(a.b, f, s))) == -1;
+}
+AB_INLINE I i_down(const float *level, F x, I at) {  // to the next level: twice the index, one more from the threshold on
+  const I two = i_add(at, at);
+  return i_select(f_lt(x, f_lookup8(level, at)), two, i_add(two, i_set(1)));
+}
+AB_INLINE I i_rank(const float (*tree)[16], const float (*)[16], F x) {  // see RoundPlan's `tree` and `spread`
+  const I second = i_select(f_lt(x, f_set(tree[0][0])), i_zero(), i_set(1));
+  return i_down(tree[3], x, i_down(tree[2], x, i_down(tree[1], x, second)));
+}
 AB_INLINE void b_stream(uint8_t *p, B a) {  // past the caches; p is 32-byte aligned
   _mm256_stream_si256((__m256i *)p, a.a);
   _mm256_stream_si256((__m256i *)(p + 32), a.b);
@@ -109,6 +144,25 @@ AB_INLINE I i_lookup64(const uint8_t *table, I at) {  // of 64 bytes, by the low
   i_store(t, at);
   for (int j = 0; j < 16; j++) t[j] = table[t[j] & 63];
   return i_load(t);
+}
+AB_INLINE F f_size(F a, F most) { return f_min(i_float(i_and(f_bits(a), i_set(0x7fffffff))), most); }  // min(|a|, most)
+AB_INLINE F f_held(F a, F) { return a; }            // never called, and so the next: see kByteTables
+AB_INLINE Mask f_from(F a, F b) { return f_lt(a, b); }
+AB_INLINE I i_add_where(Mask m, I a, I b) { return i_select(m, i_add(a, b), a); }
+AB_INLINE bool all_within(I a, uint32_t from, uint32_t span) {  // each unsigned a is 0, or from `from` to from + span
+  int32_t t[16];
+  i_store(t, a);
+  bool all = true;
+  for (int j = 0; j < 16; j++) all &= t[j] == 0 || (uint32_t)t[j] - from <= span;
+  return all;
+}
+AB_INLINE I i_down(const float *level, F x, I at) {  // to the next level: twice the index, one more from the threshold on
+  const I two = i_add(at, at);
+  return i_select(f_lt(x, f_lookup8(level, at)), two, i_add(two, i_set(1)));
+}
+AB_INLINE I i_rank(const float (*tree)[16], const float (*)[16], F x) {  // see RoundPlan's `tree` and `spread`
+  const I second = i_select(f_lt(x, f_set(tree[0][0])), i_zero(), i_set(1));
+  return i_down(tree[3], x, i_down(tree[2], x, i_down(tree[1], x, second)));
 }
 AB_INLINE F f_trunc(F a) {
   float t[16];

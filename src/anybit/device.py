@@ -45,17 +45,21 @@ def _placed(library: str, element: Element, round: str, over: str, nonfinite: st
     return {name: ops.table(a, place) for name, a in arrays.items()}
 
 
-def _words(ops: Arrays, seed: int, count: int, x: Any) -> Any:
-    """int64[count]: Philox words of places 0 .. count - 1. A product that leaves int64 wraps around, which keeps its 64 bits."""
+def _words(ops: Arrays, seed: int, count: int, bits: int, x: Any) -> Any:
+    """int64[count]: the words of `stochastic.drawn` at places 0 .. count - 1. A product that leaves int64 wraps around: 64 bits stay."""
     low = 0xFFFFFFFF
     k0, k1 = seed & low, seed >> 32
-    at = ops.places((count + 3) // 4, x)
+    pieces = 5 if bits <= 24 else 4
+    at = ops.places(-(-count // (16 * pieces)) * 16, x)
     c0, c1, c2, c3 = at & low, at >> 32, at * 0, at * 0
     for _ in range(10):
         a, b = c0 * 0xD2511F53, c2 * 0xCD9E8D57
         c0, c1, c2, c3 = ((b >> 32) & low) ^ c1 ^ k0, b & low, ((a >> 32) & low) ^ c3 ^ k1, a & low
         k0, k1 = (k0 + 0x9E3779B9) & low, (k1 + 0xBB67AE85) & low
-    return ops.stack([c0, c1, c2, c3]).reshape(-1)[:count]
+    found = [c0, c1, c2, c3]
+    if pieces == 5:
+        found.append(((c0 << 24) ^ (c1 << 16) ^ (c2 << 8)) & low)
+    return ops.stack(found).reshape(-1, 16, pieces).swapaxes(1, 2).reshape(-1)[:count]
 
 
 def first_index(mask: Any) -> tuple[int, ...]:
@@ -115,7 +119,7 @@ def _stochastic_ranks(ops: Arrays, value: Any, chain: Any, bits: int, seed: int)
     near = ops.where(negative, upper, lower)
     far = ops.where(negative, near - 1, near + 1).clip(0, last)
     near = near.clip(0, last)
-    r = ops.cast(_words(ops, seed, int(np.prod(value.shape)), value) >> (32 - bits), "float64").reshape(value.shape)
+    r = ops.cast(_words(ops, seed, int(np.prod(value.shape)), bits, value) >> (32 - bits), "float64").reshape(value.shape)
     away = r * abs(chain[far] - chain[near]) < abs(value - chain[near]) * 2.0**bits
     return ops.where(away, far, near)
 

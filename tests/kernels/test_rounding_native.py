@@ -10,12 +10,11 @@ import pytest
 import anybit
 from anybit.errors import FormatError, NonFiniteError
 from anybit.formats import ROUNDS, Element, Spec, parse_element
-from anybit.formats.stochastic import stochastic_codes, words
+from anybit.formats.stochastic import drawn, stochastic_codes
 from anybit.kernels import cpu
 from anybit.kernels.rounding import rounding
 from anybit.methods.round_trip import round_trip
 from anybit.methods.rtn import dequantize_parts, quantize_parts
-from anybit.reference.philox import philox
 
 IRREGULAR = "codebook_" + "_".join(f"{v:.5f}" for v in np.sort(np.random.default_rng(1).permutation(4000)[:256] / 1024 - 2))
 PATHS = {
@@ -121,18 +120,22 @@ def test_sizes_threads_and_misaligned_memory(name: str, threads: int, isa: str) 
         cpu.set_threads(before)
 
 
-@pytest.mark.parametrize("start", [0, 5, (1 << 34) - 700, (1 << 36) - 4, (1 << 40) + 1])
-def test_random_words(start: int, isa: str) -> None:
-    """Those of the reference, wherever a run begins and ends, and where a counter's lower half overflows."""
-    place = np.arange(start, start + 1500)
-    counter = np.stack([place // 4 & 0xFFFFFFFF, place // 4 >> 32, 0 * place, 0 * place], -1)
-    expected = philox(counter, [5, 9])[np.arange(1500), place % 4]
-    for n in (0, 1, 3, 63, 64, 65, 127, 128, 129, 700, 1500):
-        for skip in (0, 1, 2, 3, 130):
+# Places whose counters' lower half overflows: 5 and 4 words a counter.
+OVERFLOWS = (80 << 28, 64 << 28)
+
+
+@pytest.mark.parametrize("start", [0, 5, OVERFLOWS[0] - 700, OVERFLOWS[1] - 700, (80 << 32) + 1])
+@pytest.mark.parametrize("bits", [24, 32])
+def test_random_words(start: int, bits: int, isa: str) -> None:
+    """Wherever a run begins and ends, and where a counter's lower half overflows."""
+    unused = np.uint32(32 - bits)
+    expected = drawn(5 + (9 << 32), start, 1500, bits) >> unused
+    for n in (0, 1, 3, 63, 64, 65, 79, 80, 81, 159, 160, 161, 700, 1500):
+        for skip in (0, 1, 15, 16, 80, 130):
             count = min(n, 1500 - skip)
             out = np.full(count + 1, 77, np.uint32)
-            cpu.native.random_words(5 + (9 << 32), start + skip, out[:count])
-            assert np.array_equal(out[:count], expected[skip : skip + count]) and out[count] == 77
+            cpu.native.random_words(5 + (9 << 32), start + skip, bits, out[:count])
+            assert np.array_equal(out[:count] >> unused, expected[skip : skip + count]) and out[count] == 77
 
 
 @pytest.mark.parametrize("name", ["fp8_e4m3fn", "fp4_e2m1", "int8", "bf16", "nf4", "posit8", "posit16", "posit8_es0", IRREGULAR])
@@ -143,8 +146,8 @@ def test_draws_next_to_the_word(name: str, bits: int, isa: str) -> None:
     rng = np.random.default_rng(0)
     chain = np.r_[element.beyond[0], element.finite, element.beyond[1]]
     chain = chain[np.abs(chain) < 2.0**100]
-    for start in (0, 3, (1 << 34) - 1000):
-        word = words(7, start, 3000)
+    for start in (0, 3, OVERFLOWS[bits > 24] - 1000):
+        word = drawn(7, start, 3000, bits)
         rank = rng.integers(0, len(chain) - 1, word.size)
         a, b = chain[rank], chain[rank + 1]
         part = (word >> np.uint32(32 - bits)) / 2.0**bits

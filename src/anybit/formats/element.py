@@ -13,7 +13,7 @@ import numpy as np
 
 from anybit.errors import FormatError, NonFiniteError, ShapeError
 from anybit.formats.rounding import NONFINITES, OVERS, Switches, check_choice, stochastic_bits
-from anybit.formats.stochastic import check_round, check_seed, stochastic_codes, words
+from anybit.formats.stochastic import check_round, check_seed, drawn, stochastic_codes
 from anybit.formats.table import Table, derive
 
 
@@ -200,7 +200,7 @@ class Element(ABC):
         self.check_policy(round, over, nonfinite)
         check_seed(seed)
         bits = stochastic_bits(round)
-        word = None if bits is None else words(seed, 0, array.size).reshape(array.shape)
+        word = None if bits is None else drawn(seed, 0, array.size, bits).reshape(array.shape)
         bad = ~np.isfinite(array)
         if not bad.any():
             return self._codes(array, round, over) if word is None else self._stochastic(array, int(bits or 0), over, word)

@@ -1,7 +1,12 @@
 """Stochastic rounding: up or down in proportion to the distance, by random bits that depend on nothing but a seed and a value's place.
 
-Value i of an array (C order, counted from 0) has word i % 4 of Philox4x32-10 with counter (i // 4 low, i // 4 high, 0, 0) and key
-(seed low, seed high). Its upper N bits are r. A value x lies between the neighbours `near`, on zero's side or x itself, and `far`; the
+Sixteen counters of Philox4x32-10, (c low, c high, 0, 0) under the key (seed low, seed high), serve sixteen values by their words 0, the
+next sixteen by their words 1, and so on: value i of an array (C order, counted from 0) has word i % 16P // 16 of counter
+c = 16 (i // 16P) + i % 16. Modes of 25 bits and more have P = 4. Those of up to 24 use the upper 24 bits of each word, and what is left
+over makes a fifth one, P = 5: w4 = w0 << 24 ^ w1 << 16 ^ w2 << 8. The lowest bytes of w0, w1 and w2 are in nothing else, so its upper 24
+bits are as random as the others' whatever those are.
+
+A word's upper N bits are r. A value x lies between the neighbours `near`, on zero's side or x itself, and `far`; the
 element continues by one virtual neighbour beyond each end, and a value that goes there is out of range. It goes to `far` where
 
     fl(r * fl(|far - near|)) < fl(|x - near|) * 2^N          fl: one rounding to float64
@@ -35,13 +40,29 @@ def check_seed(seed: int) -> None:
 
 
 def words(seed: int, start: int, count: int) -> np.ndarray:
-    """uint32[count]: the random words of the values at places start .. start + count - 1.
+    """uint32[count]: word i % 4 of counter i // 4 for i = start .. start + count - 1: signs and other numbers that are drawn one by one.
 
     >>> [hex(word) for word in words(0, 1, 2)]
     ['0xe169c58d', '0xbc57ac4c']
     """
     first, last = start // 4, -(-(start + count) // 4)
     return _philox(seed, np.arange(first, last, dtype=np.uint64)).reshape(-1)[start - 4 * first :][:count]
+
+
+def drawn(seed: int, start: int, count: int, bits: int) -> np.ndarray:
+    """uint32[count]: the words by which values at places start .. start + count - 1 are rounded; their upper `bits` bits count.
+
+    >>> [hex(word) for word in drawn(0, 15, 2, 24)]
+    ['0xa2e87675', '0xe169c58d']
+    """
+    pieces = 5 if bits <= 24 else 4
+    group = 16 * pieces
+    first, last = start // group, -(-(start + count) // group)
+    found = _philox(seed, np.arange(16 * first, 16 * last, dtype=np.uint64))
+    if pieces == 5:
+        fifth = found[:, 0] << np.uint32(24) ^ found[:, 1] << np.uint32(16) ^ found[:, 2] << np.uint32(8)
+        found = np.column_stack([found, fifth])
+    return found.reshape(-1, 16, pieces).swapaxes(1, 2).reshape(-1)[start - group * first :][:count]
 
 
 def _philox(seed: int, counter: np.ndarray) -> np.ndarray:

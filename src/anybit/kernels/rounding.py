@@ -14,7 +14,7 @@ import numpy as np
 
 from anybit.formats import Element
 from anybit.formats.element import switches
-from anybit.formats.rounding import ROUNDS, stochastic_bits, switch_point
+from anybit.formats.rounding import stochastic_bits, switch_point
 from anybit.kernels.cpu import native  # which sets instruction set and threads from the environment
 from anybit.kernels.switch_tables import by_rank, drawn_search, search_tree
 from anybit.kernels.tapered import exact_gaps, sides, taper
@@ -241,8 +241,9 @@ def _search(element: Element, path: str, round: str, over: str) -> dict[str, Any
     """Tables for at most 16 values; the ends clip."""
     if len(element.finite) > 16 or over not in ("saturate", "error"):
         return None
-    if round not in ROUNDS:
-        return drawn_search(element)
+    bits = stochastic_bits(round)
+    if bits is not None:
+        return drawn_search(element, bits)
     return search_tree(element, switches(element, round, "saturate").points32[1:-1])
 
 

@@ -26,9 +26,10 @@ def search_tree(element: Element, points: np.ndarray) -> dict[str, Any]:
     return {"tree": tree.reshape(-1), "values": values, "search_codes": codes}
 
 
-def drawn_search(element: Element) -> dict[str, Any] | None:
+def drawn_search(element: Element, bits: int) -> dict[str, Any] | None:
     """The same for stochastic rounding: a tree of the values, lower neighbours (infinity for the last), gaps, what is too close to tell.
 
+    "sided": where no gap has zero inside, those below zero hold their upper neighbour, from which distances count, and have the other sign.
     None: values so small or large that products of gaps and words leave float32's range.
     """
     values = element.finite
@@ -36,11 +37,15 @@ def drawn_search(element: Element) -> dict[str, Any] | None:
     if not 2.0**-60 < most < 2.0**90:
         return None
     near, gaps = np.full(16, np.inf, np.float32), np.zeros(16, np.float32)
-    near[: len(values) - 1] = values[:-1]
-    gaps[: len(values) - 1] = np.diff(values) * -(2.0**-24)
+    lower, upper, gap = values[:-1], values[1:], np.diff(values)
+    sided = bits <= 24 and bool(np.all(lower * upper >= 0))
+    below = (upper <= 0) & sided
+    near[: len(gap)] = np.where(below, upper, lower)
+    gaps[: len(gap)] = np.where(below, gap, -gap) * 2.0 ** -(bits if sided else 24)
     points = switches(element, "down", "saturate").points32[1:-1]
     return search_tree(element, points) | {
-        "near": near, "gaps": gaps, "chain": np.r_[values, element.beyond[1]], "unsure": most * 2.0**-21
+        "near": near, "gaps": gaps, "chain": np.r_[values, element.beyond[1]], "unsure": most * 2.0**-21,
+        "sided": sided,
     }  # fmt: skip
 
 

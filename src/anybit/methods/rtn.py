@@ -22,7 +22,7 @@ from anybit.errors import FormatError, NonFiniteError, ShapeError
 from anybit.formats import Block, Format, Spec, bound, codes_shape
 from anybit.formats.element import as_real
 from anybit.formats.rounding import OutOfRangeError, stochastic_bits
-from anybit.formats.stochastic import words
+from anybit.formats.stochastic import drawn
 from anybit.methods.chain import Chain, ScaleRangeError, Shape
 from anybit.methods.grids import LIMIT, Chooser, Grids, codes_of
 from anybit.methods.method import METHODS, Parts
@@ -203,8 +203,8 @@ def _encode(
 ) -> None:
     """Codes of a slab; `limits` are the extremes of its finite values where some are not finite, `first` its place in the array."""
     block = spec.format.blocks[0]
-    stochastic = stochastic_bits(spec.policy.round) is not None
-    word = words(spec.policy.seed, first, x.size).reshape(x.shape) if stochastic else None
+    bits = stochastic_bits(spec.policy.round)
+    word = None if bits is None else drawn(spec.policy.seed, first, x.size, bits).reshape(x.shape)
     for box in block.boxes(x.shape, LIMIT):
         part = x[box.take].reshape(box.split)
         values = part if limits is None else tame(part, box, *limits)
@@ -241,10 +241,10 @@ def _extremes(x: np.ndarray, spec: Spec) -> tuple[np.ndarray, np.ndarray, bool]:
 def _encode_plain(x: np.ndarray, spec: Spec, out: np.ndarray) -> None:
     """Codes of a flat array without scales."""
     element, policy = spec.format.element, spec.policy
-    stochastic, dim = stochastic_bits(policy.round) is not None, element.dim
+    bits, dim = stochastic_bits(policy.round), element.dim
     for start in range(0, x.size, LIMIT):
         part, held = x[start : start + LIMIT], out[start // dim : (start + LIMIT) // dim]
-        word = words(policy.seed, start, part.size) if stochastic else None
+        word = None if bits is None else drawn(policy.seed, start, part.size, bits)
         good = np.isfinite(part)
         if good.all():
             held[...] = codes_of(element, part, policy, word)

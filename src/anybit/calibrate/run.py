@@ -110,13 +110,11 @@ def calibrate(
     layers = len(spec.layers)
     for step in plan.model_steps:
         step.prepare(spec)
-    ends = _ends(model, plan)
     cross = any("cross" in plan.needs(names) for layer in spec.layers for names in members(layer).values())
     with tempfile.TemporaryDirectory(prefix="anybit-") as folder:
         held = Work(Path(work) if work is not None else Path(folder), plan.digest, resume)
         shape = (*ids.shape, spec.width)
-        start = held.begin(shape, cross, lambda i: ends[spec.embedding][ids[i]])
-        del ends  # read again at the end: a large vocabulary's float32 matrices would outweigh a block
+        start = held.begin(shape, cross, _embedded(model, plan, ids))
         begun = time.perf_counter()
         for index in range(layers):
             if index < start:
@@ -135,6 +133,13 @@ def calibrate(
         last = _head(model, plan, held, _ends(model, plan), len(ids))
         held.done(last)
         yield last
+
+
+def _embedded(model: FloatModel, plan: Plan, ids: np.ndarray) -> Callable[[int], np.ndarray]:
+    """Hidden states of a sequence before the first block. Its caller drops it soon, and the ends are read again when their turn comes: a
+    large vocabulary's float32 matrices would outweigh a block."""
+    table = _ends(model, plan)[model.spec.embedding]
+    return lambda i: table[ids[i]]
 
 
 def _one(model: FloatModel, plan: Plan, held: Work, index: int, sequences: int, cross: bool) -> Finished:

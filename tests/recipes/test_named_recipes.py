@@ -15,10 +15,10 @@ from anybit.recipes.schema import Recipe, load_recipe, named, parse_recipe
 from anybit.recipes.strict_yaml import read
 
 MODEL = "pycoder-5m"
-PLAIN = {"w8a8", "static-int8", "fp6", "fp8", "lossless", "nf4", "nvfp4", "olive-4"}
+PLAIN = {"w8a8", "static-int8", "fp6", "fp8", "lossless", "nearest-int2", "nf4", "olive-4"}
 """Nearest by the format's own rule, the format being what they are about."""
-BESIDE = {"lorc-int4", "arcquant", "llm-int8", "bias-int3", "static-int8-channel"}
-"""They change what lies beside codes or what comes in, and codes only where channels are scaled or taken out."""
+BESIDE = {"arcquant"}
+"""It leaves codes as they are and adds a branch."""
 
 PAPERS = {
     "SmoothQuant": "2211.10438", "AWQ": "2306.00978", "equalisation": "1906.04721", "QuaRot": "2404.00456", "MR-GPTQ": "2509.23202",
@@ -63,11 +63,12 @@ def test_a_named_recipe_runs_and_its_codes_differ_from_nearest(name: str, tmp_pa
     different = 0
     for tensor, linear in quantized.items():
         rule = recipe.rule_of(tensor)
-        assert rule is not None and rule.spec is not None
+        if rule is None or rule.spec is None:
+            continue
         w = original.linears[tensor].weight.dequantize()
         fmt = linear.weight.format
         plain = Spec(fmt.stored if fmt.opened is not None else fmt)
         nearest = dequantize_parts(quantize_parts(w, plain), plain.format, w.shape)
         different += not np.array_equal(nearest, linear.weight.dequantize())
     print(f"{name}: {different} of {len(quantized)} matrices differ from nearest's")
-    assert different >= len(quantized) / 2 or name in PLAIN | BESIDE
+    assert (different > 0) == (name not in PLAIN | BESIDE)

@@ -2,13 +2,18 @@
 
 Cost "kl": the mean KL divergence of the model with that layer alone quantized, measured on calibration text. Cost "hawq": HAWQ-V3's
 sensitivity (arXiv 2011.10680, eq. 4) with the layer's own X^T X for the Hessian: tr(dW H dW^T) over the tokens, no model is run for it.
-Both add up over layers, which is an approximation; so the uniform formats that fit the budget are measured beside the result, on the same
-text, and the best of all is taken.
+Both add up over layers, which is an approximation; so the uniform formats that fit the budgets are measured beside the result, on the
+same text, and the best of all is taken.
+
+Every candidate is quantized with the recipe's rounding, corrections and steps. Steps change several layers together, so that no layer can be
+exchanged for another candidate's: with steps the cost is "hawq", and what is compared at the end is quantized anew, each as a whole.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -26,8 +31,8 @@ from anybit.methods.step import Correction, Target
 from anybit.model import Model, load
 from anybit.recipes.allocate import Budget, allocate
 from anybit.recipes.build import linears
-from anybit.recipes.plan import make_plan, stored_bytes
-from anybit.recipes.schema import Recipe
+from anybit.recipes.plan import Override, make_plan, stored_bytes
+from anybit.recipes.schema import Allocation, Recipe
 from anybit.recipes.source import FloatSource
 
 TOKENS, WINDOW, AT_ONCE = 4096, 256, 16
@@ -53,20 +58,23 @@ class Mixed:
 
 
 def choose_formats(
-    path: str | Path, recipe: Recipe, ids: np.ndarray, progress: Callable[[str, int, int], Any] | None = None, tokens: int = TOKENS
-) -> Mixed:
+    path: str | Path, recipe: Recipe, ids: np.ndarray, progress: Callable[[str, int, int], Any] | None = None, tokens: int = TOKENS,
+    whole: Callable[[Override], AbstractContextManager[Model]] | None = None,
+) -> Mixed:  # fmt: skip
     """Chooses a format of `recipe.allocation` for every matrix that a rule quantizes.
 
-    Args: ids, int32[sequences, length] calibration tokens; progress(what, done, total); tokens, how many of them KL is measured on.
+    Args: ids, int32[sequences, length] calibration tokens; progress(what, done, total); tokens, how many of them KL is measured on;
+        whole, makes the model with given formats by tensor name (needed where the recipe has steps).
     Raises: UsageError: the recipe has no allocation. DoesNotFitError: not even the smallest formats meet the budget.
     """
     wanted = recipe.allocation
     if wanted is None:
         raise UsageError(f"recipe {recipe.name} has no allocation")
-    if recipe.steps:
+    if recipe.steps and wanted.cost == "kl":
         raise UsageError(
-            f"recipe {recipe.name}: an allocation changes one layer at a time, and its steps change several together; leave the steps out"
+            f"recipe {recipe.name}: cost kl measures one layer at a time, and its steps change several together; take cost: hawq"
         )
+    assert whole is not None or not recipe.steps
     source = FloatSource(path)
     base = make_plan(recipe, source.spec)
     names = [name for name in base.choices if name in {t.name for t in source.spec.tensors}]
@@ -106,15 +114,56 @@ def choose_formats(
         for name, each in cases:
             losses[name][each] = found_kl[f"{name} {each}"]
 
-    result = allocate(losses, Budget("stored bits", sizes, wanted.bits * weights, "bits"))
-    totals = {each: sum(sizes[name][each] for name in names) / weights for each in specs}
-    uniform = [each for each in specs if totals[each] <= wanted.bits]
-    tried = {"mixed": {name: layers[each][name] for name, each in result.choices.items()}} | {each: layers[each] for each in uniform}
-    kl = measured_kl(model, {key: _with(model, each) for key, each in tried.items()}, ids, tokens, None)
+    budgets = _budgets(wanted, sizes, shapes, layers)
+    result = allocate(losses, *budgets)
+    uniform = [each for each in specs if all(sum(b.use[name][each] for name in names) <= b.limit for b in budgets)]
+    tried = {"mixed": result.choices} | {each: dict.fromkeys(names, each) for each in uniform}
+    if whole is not None and recipe.steps:
+        kl = {}
+        for key, choices in tried.items():
+            with whole({name: specs[each] for name, each in choices.items()}) as one:
+                kl |= measured_kl(model, {key: one}, ids, tokens, None)
+    else:
+        made = {key: _with(model, {name: layers[each][name] for name, each in choices.items()}) for key, choices in tried.items()}
+        kl = measured_kl(model, made, ids, tokens, None)
     taken = min(kl, key=lambda key: (kl[key], key != "mixed"))
-    chosen = result.choices if taken == "mixed" else dict.fromkeys(names, taken)
-    bits = {"mixed": result.used["stored bits"] / weights} | {each: totals[each] for each in uniform}
-    return Mixed({name: specs[each] for name, each in chosen.items()}, losses, kl, bits, taken)
+    bits = {key: sum(sizes[name][each] for name, each in choices.items()) / weights for key, choices in tried.items()}
+    return Mixed({name: specs[each] for name, each in tried[taken].items()}, losses, kl, bits, taken)
+
+
+def _budgets(
+    wanted: Allocation, sizes: Mapping[str, Mapping[str, float]], shapes: Mapping[str, tuple[int, ...]],
+    layers: Mapping[str, Mapping[str, Linear]],
+) -> list[Budget[str]]:  # fmt: skip
+    """Those that the recipe names, stored bits first."""
+    names, found = list(sizes), []
+    weights = {name: prod(shapes[name]) for name in names}
+    if wanted.bits is not None:
+        found.append(Budget("stored bits", sizes, wanted.bits * sum(weights.values()), "bits"))
+    if wanted.latency_ms is not None:
+        found.append(Budget("latency", {n: {e: latency_ms(layers[e][n]) for e in layers} for n in names}, wanted.latency_ms, "ms"))
+    if wanted.bit_operations is not None:
+        counts = {n: {e: float(weights[n] * bit_operations(layers[e][n])) for e in layers} for n in names}
+        found.append(Budget("bit operations", counts, wanted.bit_operations * sum(weights.values()), "bit operations a token"))
+    return found
+
+
+def latency_ms(linear: Linear, turns: int = 7) -> float:
+    """Milliseconds of one token's product, transforms and branches included: the least of some turns after a first one."""
+    x = np.random.default_rng(0).standard_normal((1, linear.weight.shape[1]), np.float32)
+    linear(x)
+    found = []
+    for _ in range(turns):
+        begun = time.perf_counter()
+        linear(x)
+        found.append(time.perf_counter() - begun)
+    return 1000 * min(found)
+
+
+def bit_operations(linear: Linear) -> float:
+    """Bits of a weight times those of an activation (32 for float). Source: HAWQ-V3, arXiv 2011.10680, section 3.3."""
+    weight, act = linear.weight.format.element, linear.act
+    return weight.bits / weight.dim * (32 if act is None else act.format.element.bits)
 
 
 @dataclass(frozen=True)
@@ -153,5 +202,3 @@ def measured_kl(
         if progress:
             progress("measure layers", min(start + AT_ONCE, len(keys)), len(keys))
     return found
-
-

@@ -210,7 +210,8 @@ def within(recipes: Sequence[Recipe], path: str, bits: float | None) -> list[Rec
         except AnybitError:
             found.append(recipe)  # it is said why when it is tried
             continue
-        stored = bits_per_weight(rows(plan, source.spec, dtypes), plan) if recipe.allocation is None else recipe.allocation.bits
+        wanted = recipe.allocation
+        stored = bits_per_weight(rows(plan, source.spec, dtypes), plan) if wanted is None else wanted.bits
         if stored is None or stored <= bits:
             found.append(recipe)
     return found

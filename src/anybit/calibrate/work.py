@@ -142,7 +142,7 @@ class _States:
         """A sequence. FileFormatError: the file was cut short meanwhile."""
         assert self._file is not None
         found = np.empty(self._shape, np.float32)
-        view = memoryview(found).cast("B")
+        view = found.reshape(-1).view(np.uint8).data
         self._file.seek(i * self._step)
         while view:
             count = self._file.readinto(view)
@@ -156,7 +156,7 @@ class _States:
         assert self._file is not None
         data = np.ascontiguousarray(x, np.float32)
         assert data.shape == self._shape
-        view = memoryview(data).cast("B")
+        view = data.reshape(-1).view(np.uint8).data
         self._file.seek(i * self._step)
         while view:
             view = view[self._file.write(view) :]

@@ -5,7 +5,7 @@ sensitivity (arXiv 2011.10680, eq. 4) with the layer's own X^T X for the Hessian
 Both add up over layers, which is an approximation; so the uniform formats that fit the budgets are measured beside the result, on the
 same text, and the best of all is taken.
 
-Every candidate is quantized with the recipe's rounding, corrections and steps. Steps change several layers together, so that no layer can be
+Every candidate is quantized with the recipe's rounding, corrections and steps. Steps change several layers together, so that none can be
 exchanged for another candidate's: with steps the cost is "hawq", and what is compared at the end is quantized anew, each as a whole.
 """
 
@@ -119,7 +119,7 @@ def choose_formats(
     uniform = [each for each in specs if all(sum(b.use[name][each] for name in names) <= b.limit for b in budgets)]
     tried = {"mixed": result.choices} | {each: dict.fromkeys(names, each) for each in uniform}
     if whole is not None and recipe.steps:
-        kl = {}
+        kl: dict[str, float] = {}
         for key, choices in tried.items():
             with whole({name: specs[each] for name, each in choices.items()}) as one:
                 kl |= measured_kl(model, {key: one}, ids, tokens, None)

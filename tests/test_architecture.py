@@ -14,7 +14,7 @@ BASE = {"errors", "registry"}
 ALLOWED: dict[str, set[str]] = {
     "formats": set(),
     "layouts": {"formats", "native"},
-    "methods": {"formats", "kernels", "transforms"},
+    "methods": {"arrays", "formats", "kernels", "transforms"},
     "reference": set(),
     "native": set(),
     "products": {"formats"},

@@ -46,6 +46,16 @@ def torch_from(result: np.ndarray, out: Any) -> Any:
     return sys.modules["torch"].from_numpy(np.asarray(result)) if out is None else out
 
 
+def tensor_of(array: np.ndarray, like: Any) -> Any:
+    """A copy of a NumPy array as a tensor on the device of another one."""
+    return sys.modules["torch"].from_numpy(np.array(array)).to(like.device)
+
+
+def host_copy(x: Any) -> np.ndarray:
+    """A tensor's numbers as a NumPy array of its own, from whatever device."""
+    return np.array(x.detach().cpu().numpy())
+
+
 def jax_like(result: np.ndarray, x: Any, out: Any) -> Any:
     """A JAX array on x's device. ShapeError: out was given; JAX arrays cannot be written to."""
     if out is not None:

@@ -82,7 +82,7 @@ nonfinite: saturate
         (RULE + "kv_cache: {key: int8@32}", "kv_cache: no key 'key'"),
         (RULE + "kv_cache: {k: int8@32, stage: late}", "kv_cache: stage=late of a cache is none of post_rope, pre_rope"),
         (RULE + "nonfinite: maybe", "'nonfinite' is \"maybe\""),
-        (RULE + "allocation: {bits: 4}", "allocation: 'bits' and 'formats' are needed"),
+        (RULE + "allocation: {bits: 4}", "allocation: 'formats' and a budget are needed"),
         (RULE + "allocation: {bits: 4, formats: [int4@32]}", "'formats' is [\"int4@32\"]"),
         (RULE + "allocation: {bits: 4, formats: [int4@32, int5@x]}", "allocation: formats[1]"),
         ("a: 1\na: 2", "r.yaml: line 2, column 1: key 'a' stands here twice"),

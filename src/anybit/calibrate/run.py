@@ -110,12 +110,11 @@ def calibrate(
     layers = len(spec.layers)
     for step in plan.model_steps:
         step.prepare(spec)
-    ends = _ends(model, plan)
     cross = any("cross" in plan.needs(names) for layer in spec.layers for names in members(layer).values())
     with tempfile.TemporaryDirectory(prefix="anybit-") as folder:
         held = Work(Path(work) if work is not None else Path(folder), plan.digest, resume)
         shape = (*ids.shape, spec.width)
-        start = held.begin(shape, cross, lambda i: ends[spec.embedding][ids[i]])
+        start = held.begin(shape, cross, _embedded(model, plan, ids))
         begun = time.perf_counter()
         for index in range(layers):
             if index < start:
@@ -131,9 +130,16 @@ def calibrate(
             if progress:
                 spent = time.perf_counter() - begun
                 progress(Event(index + 1, layers, f"layer {index}", finished.loss, spent / (index + 1 - start) * (layers - index - 1)))
-        last = _head(model, plan, held, ends, len(ids))
+        last = _head(model, plan, held, _ends(model, plan), len(ids))
         held.done(last)
         yield last
+
+
+def _embedded(model: FloatModel, plan: Plan, ids: np.ndarray) -> Callable[[int], np.ndarray]:
+    """Hidden states of a sequence before the first block. Its caller drops it soon, and the ends are read again when their turn comes: a
+    large vocabulary's float32 matrices would outweigh a block."""
+    table = _ends(model, plan)[model.spec.embedding]
+    return lambda i: table[ids[i]]
 
 
 def _one(model: FloatModel, plan: Plan, held: Work, index: int, sequences: int, cross: bool) -> Finished:
@@ -164,13 +170,13 @@ def _one(model: FloatModel, plan: Plan, held: Work, index: int, sequences: int, 
         for target in group.targets:
             _round(target, block.choices[target.name], group.stats)
             notes += [f"{target.name}: {note}" for note in target.notes]
+        group.stats = Statistics(group.k, frozenset())  # what was gathered is not kept
     loss = _advance(block, held, spec, sequences, cross)
     kept = {name: array for name, array in block.arrays.items() if name not in plan.choices}
     for group in block.groups.values():
         for target in group.targets:
             if target.bias is not None:
                 kept[f"{target.name.rpartition('.')[0]}.bias"] = target.bias
-        group.stats = Statistics(group.k, frozenset())  # what was gathered is not kept
         group.producer = None
     return Finished(index, kept, block.groups, loss, notes)
 
@@ -252,7 +258,9 @@ def _ends(model: FloatModel, plan: Plan) -> dict[str, np.ndarray]:
     """Embedding, final norm and head after the model's steps; a tied head is there under its name only if a step untied it."""
     spec = model.spec
     names = [t.name for t in spec.tensors if t.name in (spec.embedding, spec.norm, spec.head)]
-    arrays = {name: np.array(model.array(name)) for name in names}
+    arrays = {name: model.array(name) for name in names}
+    if plan.model_steps:
+        arrays = {name: np.array(array) for name, array in arrays.items()}
     for step in plan.model_steps:
         step.ends(spec, arrays)
     return arrays

@@ -11,6 +11,7 @@ block n are not touched while block n is worked on.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,8 +35,8 @@ class Work:
     def __init__(self, folder: Path, digest: str, resume: bool) -> None:
         self._folder, self._digest, self._resume = folder, digest, resume
         self.shape: tuple[int, int, int] = (0, 0, 0)
-        self._now: dict[bool, np.ndarray] = {}
-        self._next: dict[bool, np.ndarray] = {}
+        self._now: dict[bool, _States] = {}
+        self._next: dict[bool, _States] = {}
         self._at, self._cross = 0, False
 
     def begin(self, shape: tuple[int, int, int], cross: bool, embedded: Callable[[int], np.ndarray]) -> int:
@@ -48,31 +49,29 @@ class Work:
             self._open()
             return self._at
         for original in (False, True) if cross else (False,):
-            array = self._map(0, original, "w+")
+            states = _States(self._file(0, original), shape, new=True)
             for i in range(shape[0]):
-                array[i] = embedded(i)
-            _flush(array)
+                states.put(i, embedded(i))
+            states.close()
         self._write()
         self._open()
         return 0
 
     def hidden(self, i: int, original: bool = False) -> np.ndarray:
         """float32[length, width] of sequence i before the block that is worked on."""
-        return np.asarray(self._now[original][i])
+        return self._now[original].get(i)
 
     def put(self, i: int, x: np.ndarray, original: bool = False) -> None:
         """The same after it."""
-        self._next[original][i] = x
+        self._next[original].put(i, x)
 
     def keep(self, finished: Finished) -> None:
         """A block is done: what it became is stored, and the hidden states after it take the place of those before."""
         save_finished(self._folder / f"block-{finished.index}.safetensors", finished)
-        for array in self._next.values():
-            _flush(array)
+        self._close()
         old = [self._file(self._at, original) for original in self._now]
         self._at += 1
         self._write()
-        self._now, self._next = {}, {}
         for path in old:
             path.unlink(missing_ok=True)
         self._open()
@@ -84,7 +83,7 @@ class Work:
     def done(self, ends: Finished) -> None:
         """The last piece; hidden states are not needed any more."""
         save_finished(self._folder / ENDS, ends)
-        self._now, self._next = {}, {}
+        self._close()
         for original in (False, True):
             for at in (self._at, self._at + 1):
                 self._file(at, original).unlink(missing_ok=True)
@@ -93,15 +92,14 @@ class Work:
     def _file(self, at: int, original: bool) -> Path:
         return self._folder / f"{'original' if original else 'hidden'}-{at}.f32"
 
-    def _map(self, at: int, original: bool, mode: Any) -> np.ndarray:
-        if not self.shape[0]:
-            return np.zeros(self.shape, np.float32)  # a plan without data: no file can be mapped that has no bytes
-        return np.memmap(self._file(at, original), np.float32, mode, shape=self.shape)
-
     def _open(self) -> None:
         for original in (False, True) if self._cross else (False,):
-            self._now[original] = self._map(self._at, original, "r")
-            self._next[original] = self._map(self._at + 1, original, "w+")
+            self._now[original] = _States(self._file(self._at, original), self.shape)
+            self._next[original] = _States(self._file(self._at + 1, original), self.shape, new=True)
+
+    def _close(self) -> None:
+        for states in (*self._now.values(), *self._next.values()):
+            states.close()
 
     def _write(self) -> None:
         state = {"version": 1, "digest": self._digest, "done": self._at, "shape": list(self.shape), "cross": self._cross}
@@ -130,6 +128,42 @@ class Work:
         return state
 
 
-def _flush(array: np.ndarray) -> None:
-    if isinstance(array, np.memmap):
-        array.flush()
+class _States:
+    """float32[sequences, length, width] in a file, one sequence in memory at a time: mapped pages would count as the process' own."""
+
+    def __init__(self, path: Path, shape: tuple[int, int, int], new: bool = False) -> None:
+        self._shape, self._step = shape[1:], 4 * shape[1] * shape[2]
+        # a plan without data has no sequences, and no file
+        self._file = open(path, "w+b" if new else "rb", buffering=0) if shape[0] else None  # noqa: SIM115
+        if new and self._file is not None:
+            self._file.truncate(shape[0] * self._step)
+
+    def get(self, i: int) -> np.ndarray:
+        """A sequence. FileFormatError: the file was cut short meanwhile."""
+        assert self._file is not None
+        found = np.empty(self._shape, np.float32)
+        view = found.reshape(-1).view(np.uint8).data
+        self._file.seek(i * self._step)
+        while view:
+            count = self._file.readinto(view)
+            if not count:
+                raise FileFormatError(f"{self._file.name}: the hidden states are cut short; remove the folder and begin anew")
+            view = view[count:]
+        return found
+
+    def put(self, i: int, x: np.ndarray) -> None:
+        """Writes a sequence."""
+        assert self._file is not None
+        data = np.ascontiguousarray(x, np.float32)
+        assert data.shape == self._shape
+        view = data.reshape(-1).view(np.uint8).data
+        self._file.seek(i * self._step)
+        while view:
+            view = view[self._file.write(view) :]
+
+    def close(self) -> None:
+        """What was written reaches the disk."""
+        if self._file is not None and not self._file.closed:
+            if self._file.writable():
+                os.fsync(self._file.fileno())
+            self._file.close()

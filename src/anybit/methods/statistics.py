@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
+from anybit.arrays import host_copy, is_torch, tensor_of
 from anybit.errors import NonFiniteError, ShapeError
 
 NEEDS = ("xtx", "cross", "absmax", "mean", "variance", "rows")
@@ -23,6 +25,9 @@ class Statistics:
 
     A step that transforms the input calls `scaled`, `permuted` or `rotated` and gets what can be had by algebra; a rotation loses
     `absmax` where there are no rows, and takes it from the rows (a lower bound) where there are.
+
+    Inputs may be torch tensors: sums are then tensors on their device, nothing but some rows leaves it, and `host` gives them as NumPy
+    arrays, which is what methods take.
     """
 
     width: int
@@ -78,10 +83,14 @@ class Statistics:
         """float64[k] of each channel over the tokens."""
         return None if self.m2 is None or not self.count else self.m2 / self.count
 
-    def add(self, x: np.ndarray, name: str, original: np.ndarray | None = None) -> None:
-        """Takes the inputs float32[t, k] of further tokens. NonFiniteError: NaN or infinity, with the layer's name."""
+    def add(self, x: Any, name: str, original: Any = None) -> None:
+        """Takes the inputs float32[t, k] of further tokens, a NumPy array or torch tensor. NonFiniteError: NaN or infinity, with the
+        layer's name."""
         if x.ndim != 2 or x.shape[1] != self.width:
             raise ShapeError(f"{name}: inputs are [tokens, {self.width}], not {list(x.shape)}")
+        if is_torch(x):
+            self._add_tensor(x, name, original)
+            return
         total = x.sum(dtype=np.float64)
         if not np.isfinite(total) and not np.isfinite(x).all():
             token, channel = (int(i) for i in np.argwhere(~np.isfinite(x))[0])
@@ -104,14 +113,56 @@ class Statistics:
             self.mean += delta * (len(x) / both)
             self.m2 += m2 + delta**2 * (self.count * len(x) / both)
         if "rows" in self.needs:
-            # token i of all is kept where i * most_rows / expected passes a whole number
-            index = np.arange(self.count, self.count + len(x))
-            expected = max(self.expected, 1)
-            kept = (index * self.most_rows) // expected != ((index - 1) * self.most_rows) // expected
-            if self.expected <= self.most_rows:
-                kept[:] = True
-            self._rows.append(np.array(x[kept]))
+            self._rows.append(np.array(x[self._kept(len(x))]))
         self.count += len(x)
+
+    def _kept(self, count: int) -> np.ndarray:
+        """bool[count]: which of the next tokens are kept as rows: i of all where i * most_rows / expected passes a whole number."""
+        index = np.arange(self.count, self.count + count)
+        if self.expected <= self.most_rows:
+            return np.ones(count, bool)
+        return np.asarray((index * self.most_rows) // self.expected != ((index - 1) * self.most_rows) // self.expected)
+
+    def _add_tensor(self, x: Any, name: str, original: Any) -> None:
+        """`add` for a torch tensor, on its device. Sums begin there; NumPy's so far are taken along."""
+        x = x.detach().float()
+        good = x.isfinite()
+        if not bool(good.all()):
+            token, channel = (int(i) for i in (~good).nonzero()[0])
+            raise NonFiniteError(
+                f"{name}: its input is not finite at calibration token {self.count + token}, channel {channel};"
+                " the model or the text is damaged"
+            )
+        for field_name in ("xtx", "cross", "absmax", "mean", "m2"):
+            held = getattr(self, field_name)
+            if isinstance(held, np.ndarray):
+                setattr(self, field_name, tensor_of(held, x))
+        if self.xtx is not None:
+            self.xtx += x.T @ x
+        if self.cross is not None:
+            if original is None or original.shape != x.shape:
+                raise ShapeError(f"{name}: the original inputs are needed beside the quantized model's, {list(x.shape)}")
+            self.cross += original.detach().float().T @ x
+        if not len(x):
+            return
+        if self.absmax is not None:
+            self.absmax = self.absmax.maximum(x.abs().amax(0))  # type: ignore[attr-defined]
+        if self.mean is not None and self.m2 is not None:
+            wide = x.double()
+            mean, both = wide.mean(0), self.count + len(x)
+            delta = mean - self.mean
+            self.m2 += (wide - mean).square().sum(0) + delta.square() * (self.count * len(x) / both)
+            self.mean += delta * (len(x) / both)
+        if "rows" in self.needs:
+            self._rows.append(host_copy(x[tensor_of(self._kept(len(x)), x)]))
+        self.count += len(x)
+
+    def host(self) -> Statistics:
+        """The same with NumPy arrays: itself, or a copy where sums lie in tensors."""
+        held = [self.xtx, self.cross, self.absmax, self.mean, self.m2]
+        if not any(is_torch(each) for each in held):
+            return self
+        return self._moved(*(host_copy(each) if is_torch(each) else each for each in held), rows=list(self._rows))  # type: ignore[misc]
 
     # ------------------------------------------------------------------------------------------ under a transform of the input
     def scaled(self, by: np.ndarray) -> Statistics:

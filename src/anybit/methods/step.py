@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from anybit.arrays import host_copy, is_torch
 from anybit.errors import UsageError, near_misses
 from anybit.formats import Format, Spec
 from anybit.methods.rtn import dequantize_parts, quantize_parts
@@ -104,7 +105,8 @@ def as_stored(values: np.ndarray, expression: str, name: str) -> np.ndarray:
 class Target:
     """One matrix while a recipe works on it.
 
-    `weight` float32[n, k] as it is after the transforms so far (its k channels are those of the group's input after `Group.pre`), `bias`
+    `weight` float32[n, k] as it is after the transforms so far (its k channels are those of the group's input after `Group.pre`; a torch
+    tensor is copied to the host, where codes are chosen), `bias`
     float32[n] or None; `spec` what it becomes. A rounding sets `parts`, corrections change `parts`, `bias` and `added`. `pruned`
     bool[n, k]: weights that are zero and stay so, whatever rounding moves onto others; None: there are none.
     """
@@ -117,6 +119,10 @@ class Target:
     added: list[Added] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)  # what the user should hear: damping raised, fell back to nearest ...
     pruned: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        if is_torch(self.weight):
+            self.weight = host_copy(self.weight.float())  # type: ignore[attr-defined]
 
     @property
     def format(self) -> Format:

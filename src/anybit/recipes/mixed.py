@@ -2,13 +2,18 @@
 
 Cost "kl": the mean KL divergence of the model with that layer alone quantized, measured on calibration text. Cost "hawq": HAWQ-V3's
 sensitivity (arXiv 2011.10680, eq. 4) with the layer's own X^T X for the Hessian: tr(dW H dW^T) over the tokens, no model is run for it.
-Both add up over layers, which is an approximation; so the uniform formats that fit the budget are measured beside the result, on the same
-text, and the best of all is taken.
+Both add up over layers, which is an approximation; so the uniform formats that fit the budgets are measured beside the result, on the
+same text, and the best of all is taken.
+
+Every candidate is quantized with the recipe's rounding, corrections and steps. Steps change several layers together, so that none can be
+exchanged for another candidate's: with steps the cost is "hawq", and what is compared at the end is quantized anew, each as a whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -26,11 +31,12 @@ from anybit.methods.step import Correction, Target
 from anybit.model import Model, load
 from anybit.recipes.allocate import Budget, allocate
 from anybit.recipes.build import linears
-from anybit.recipes.plan import make_plan, stored_bytes
-from anybit.recipes.schema import Recipe
+from anybit.recipes.plan import Override, make_plan, stored_bytes
+from anybit.recipes.schema import Allocation, Recipe
 from anybit.recipes.source import FloatSource
 
 TOKENS, WINDOW, AT_ONCE = 4096, 256, 16
+Whole = Callable[[Override], AbstractContextManager[Model]]
 
 
 @dataclass(frozen=True)
@@ -53,64 +59,94 @@ class Mixed:
 
 
 def choose_formats(
-    path: str | Path, recipe: Recipe, ids: np.ndarray, progress: Callable[[str, int, int], Any] | None = None, tokens: int = TOKENS
-) -> Mixed:
+    path: str | Path, recipe: Recipe, ids: np.ndarray, progress: Callable[[str, int, int], Any] | None = None, tokens: int = TOKENS,
+    whole: Whole | None = None,
+) -> Mixed:  # fmt: skip
     """Chooses a format of `recipe.allocation` for every matrix that a rule quantizes. Arguments and errors as `candidates`.
 
-    Raises: DoesNotFitError: not even the smallest formats meet the budget.
+    Raises: DoesNotFitError: not even the smallest formats meet the budgets.
     """
-    found = candidates(path, recipe, ids, progress, tokens)
+    found = candidates(path, recipe, ids, progress, tokens, whole)
     assert recipe.allocation is not None
-    return found.choose(recipe.allocation.bits)
+    return found.within(found.budgets(recipe.allocation))
 
 
 @dataclass(frozen=True)
 class Candidates:
     """Every matrix in every format, once: what any budget is then chosen from. `layers` by format and tensor name; `costs`, and `sizes` in
-    bits, by tensor name and format; `weights` in all of them."""
+    bits, by tensor name and format; `weights` of each matrix; `whole` makes a mixture anew where steps forbid an exchange of layers."""
 
     model: Model
     specs: Mapping[str, Spec]
     layers: Mapping[str, Mapping[str, Linear]]
     costs: Mapping[str, Mapping[str, float]]
     sizes: Mapping[str, Mapping[str, float]]
-    weights: int
+    weights: Mapping[str, int]
     text: np.ndarray  # int32[t]: what KL is measured on
+    whole: Whole | None = None
+
+    def bits(self, choices: Mapping[str, str]) -> float:
+        """Stored bits a weight."""
+        return sum(self.sizes[name][each] for name, each in choices.items()) / sum(self.weights.values())
 
     def uniform(self, bits: float) -> dict[str, float]:
         """Stored bits a weight of each format alone, of those that are within a budget."""
-        totals = {each: sum(size[each] for size in self.sizes.values()) / self.weights for each in self.specs}
+        totals = {each: self.bits(dict.fromkeys(self.costs, each)) for each in self.specs}
         return {each: total for each, total in totals.items() if total <= bits}
 
     def choose(self, bits: float) -> Mixed:
         """The least total cost within `bits` a weight, or a uniform format that is better. DoesNotFitError: nothing fits."""
-        result = allocate(self.costs, Budget("stored bits", self.sizes, bits * self.weights, "bits"))
-        uniform = self.uniform(bits)
-        tried = {"mixed": {name: self.layers[each][name] for name, each in result.choices.items()}} | {
-            each: self.layers[each] for each in uniform
-        }
-        kl = measured_kl(self.model, {key: with_layers(self.model, each) for key, each in tried.items()}, self.text)
+        return self.within(self.budgets(Allocation(bits, tuple(self.specs))))
+
+    def budgets(self, wanted: Allocation) -> list[Budget[str]]:
+        """Those that an allocation names, stored bits first."""
+        found, weights, layers = [], self.weights, self.layers
+        if wanted.bits is not None:
+            found.append(Budget("stored bits", self.sizes, wanted.bits * sum(weights.values()), "bits"))
+        if wanted.latency_ms is not None:
+            times = {n: {e: latency_ms(layers[e][n]) for e in self.specs} for n in weights}
+            found.append(Budget("latency", times, wanted.latency_ms, "ms"))
+        if wanted.bit_operations is not None:
+            counts = {n: {e: float(weights[n] * bit_operations(layers[e][n])) for e in self.specs} for n in weights}
+            found.append(Budget("bit operations", counts, wanted.bit_operations * sum(weights.values()), "bit operations a token"))
+        return found
+
+    def within(self, budgets: Sequence[Budget[str]]) -> Mixed:
+        """The least total cost within all budgets, or a uniform format that is better. DoesNotFitError: nothing fits."""
+        result = allocate(self.costs, *budgets)
+        uniform = [each for each in self.specs if all(sum(b.use[name][each] for name in self.costs) <= b.limit for b in budgets)]
+        tried = {"mixed": result.choices} | {each: dict.fromkeys(self.costs, each) for each in uniform}
+        kl: dict[str, float] = {}
+        if self.whole is None:
+            made = {key: {name: self.layers[each][name] for name, each in choices.items()} for key, choices in tried.items()}
+            kl = measured_kl(self.model, {key: with_layers(self.model, each) for key, each in made.items()}, self.text)
+        else:
+            for key, choices in tried.items():
+                with self.whole({name: self.specs[each] for name, each in choices.items()}) as one:
+                    kl |= measured_kl(self.model, {key: one}, self.text)
         taken = min(kl, key=lambda key: (kl[key], key != "mixed"))
-        chosen = result.choices if taken == "mixed" else dict.fromkeys(self.costs, taken)
-        used = {"mixed": result.used["stored bits"] / self.weights} | uniform
-        return Mixed({name: self.specs[each] for name, each in chosen.items()}, self.costs, kl, used, taken)
+        bits = {key: self.bits(choices) for key, choices in tried.items()}
+        return Mixed({name: self.specs[each] for name, each in tried[taken].items()}, self.costs, kl, bits, taken)
 
 
 def candidates(
-    path: str | Path, recipe: Recipe, ids: np.ndarray, progress: Callable[[str, int, int], Any] | None = None, tokens: int = TOKENS
-) -> Candidates:
+    path: str | Path, recipe: Recipe, ids: np.ndarray, progress: Callable[[str, int, int], Any] | None = None, tokens: int = TOKENS,
+    whole: Whole | None = None,
+) -> Candidates:  # fmt: skip
     """Quantizes the model to every format of `recipe.allocation`, and measures what each matrix costs in each.
 
-    Args: ids, int32[sequences, length] calibration tokens; progress(what, done, total); tokens, how many of them KL is measured on.
-    Raises: UsageError: the recipe has no allocation, or steps that change several matrices together.
+    Args: ids, int32[sequences, length] calibration tokens; progress(what, done, total); tokens, how many of them KL is measured on;
+        whole, makes the model with given formats by tensor name (needed where the recipe has steps).
+    Raises: UsageError: the recipe has no allocation, or steps and the cost "kl".
     """
     wanted = recipe.allocation
     if wanted is None:
         raise UsageError(f"recipe {recipe.name} has no allocation")
-    if recipe.steps:
+    if recipe.steps and wanted.cost == "kl":
         raise UsageError(
-            f"recipe {recipe.name}: an allocation changes one layer at a time, and its steps change several together; leave the steps out"
+            f"recipe {recipe.name}: cost kl measures one layer at a time, and its steps change several together; take cost: hawq"
         )
+    assert whole is not None or not recipe.steps
     source = FloatSource(path)
     base = make_plan(recipe, source.spec)
     names = [name for name in base.choices if name in {t.name for t in source.spec.tensors}]
@@ -149,7 +185,26 @@ def candidates(
         )
         for name, each in cases:
             losses[name][each] = found_kl[f"{name} {each}"]
-    return Candidates(model, specs, layers, losses, sizes, sum(prod(shapes[name]) for name in names), text)
+    weights = {name: prod(shapes[name]) for name in names}
+    return Candidates(model, specs, layers, losses, sizes, weights, text, whole if recipe.steps else None)
+
+
+def latency_ms(linear: Linear, turns: int = 7) -> float:
+    """Milliseconds of one token's product, transforms and branches included: the least of some turns after a first one."""
+    x = np.random.default_rng(0).standard_normal((1, linear.weight.shape[1]), np.float32)
+    linear(x)
+    found = []
+    for _ in range(turns):
+        begun = time.perf_counter()
+        linear(x)
+        found.append(time.perf_counter() - begun)
+    return 1000 * min(found)
+
+
+def bit_operations(linear: Linear) -> float:
+    """Bits of a weight times those of an activation (32 for float). Source: HAWQ-V3, arXiv 2011.10680, section 3.3."""
+    weight, act = linear.weight.format.element, linear.act
+    return weight.bits / weight.dim * (32 if act is None else act.format.element.bits)
 
 
 @dataclass(frozen=True)

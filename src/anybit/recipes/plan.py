@@ -156,11 +156,11 @@ def estimate(plan: Plan, table: list[Row], spec: ModelSpec, recipe: Recipe) -> E
     speed = flops_per_second()
     tokens = 0 if plan.data_free else recipe.calibration.sequences * recipe.calibration.length
     shapes = {t.name: t.shape for t in spec.tensors}
-    largest = work = statistics = 0
+    block = work = 0
     for layer in spec.layers:
         groups = members(layer)
         weights = sum(prod(shapes[name]) for names in groups.values() for name in names)
-        held = 0
+        held = most = 0
         passes = 3 if plan.sequential == "block" else 6
         attention = 4 * recipe.calibration.length * layer.mixer.heads * layer.mixer.head_dim
         work += tokens * (2 * weights + attention) * passes
@@ -169,16 +169,22 @@ def estimate(plan: Plan, table: list[Row], spec: ModelSpec, recipe: Recipe) -> E
             if needs & {"xtx", "cross"}:
                 both = len(needs & {"xtx", "cross"})
                 held += 4 * k * k * both
+                # damped statistics, their factor and the coupling of one matrix, in float64 where that is not too large
+                most = max(most, (28 if k <= 8192 else 18) * k * k + 24 * max(prod(shapes[name]) for name in names))
                 work += 2 * tokens * k * k * both + 4 * k**3 + sum(2 * shapes[name][0] * k * k for name in names)
             held += 4 * k * (1024 if "rows" in needs else 4)
-        largest, statistics = max(largest, weights), max(statistics, held)
-    largest = max(largest, max(prod(row.shape) for row in table))
+        # float32 weights; beside them what was gathered and codes while a matrix is rounded, or rounded weights while the block runs
+        widest = sum(shapes[name][0] for names in groups.values() for name in names)
+        length = recipe.calibration.length if tokens else 0
+        running = 4 * length * (2 * widest + layer.mixer.heads * 3 * min(512, length))
+        block = max(block, 4 * weights + held + running, 5 * weights + held + most, 9 * weights + running)
+    ends = 8 * sum(prod(row.shape) for row in table if row.name in (spec.embedding, spec.head))
     spill = 4 * tokens * spec.width * (4 if any("cross" in plan.needs(n) for x in spec.layers for n in members(x).values()) else 2)
     parameters = sum(prod(row.shape) for row in table)
     model = sum(row.nbytes if row.nbytes is not None else 2 * prod(row.shape) for row in table)
     cache = 8 * spec.context * sum(layer.mixer.kv_heads * layer.mixer.head_dim for layer in spec.layers)
-    # one block in float32 three times (as read, as transformed, as rounded), its statistics, interpreter and libraries
-    return Estimate(12 * largest + statistics + (150 << 20), spill, work / speed + parameters * 4e-8, model, model + cache + (80 << 20))
+    # interpreter and libraries besides
+    return Estimate(max(block, ends) + (135 << 20), spill, work / speed + parameters * 4e-8, model, model + cache + (80 << 20))
 
 
 def flops_per_second(size: int = 512) -> float:
@@ -210,7 +216,8 @@ def within(recipes: Sequence[Recipe], path: str, bits: float | None) -> list[Rec
         except AnybitError:
             found.append(recipe)  # it is said why when it is tried
             continue
-        stored = bits_per_weight(rows(plan, source.spec, dtypes), plan) if recipe.allocation is None else recipe.allocation.bits
+        wanted = recipe.allocation
+        stored = bits_per_weight(rows(plan, source.spec, dtypes), plan) if wanted is None else wanted.bits
         if stored is None or stored <= bits:
             found.append(recipe)
     return found

@@ -22,7 +22,7 @@ from anybit.io.checkpoint import QuantizedEntry, save_checkpoint
 from anybit.linear import Linear
 from anybit.measure.accuracy import Accuracy, evaluate
 from anybit.measure.text import DEFAULT_TOKENS, default_text, separator_of, text_from_files
-from anybit.model import load
+from anybit.model import Model, load
 from anybit.recipes.build import Summary, linear_named, linears
 from anybit.recipes.mixed import Mixed, choose_formats
 from anybit.recipes.plan import Override, make_plan
@@ -73,7 +73,17 @@ def quantize_recipe(
     mixed = None
     if recipe.allocation is not None and override is None:
         assert tokens is not None
-        mixed = choose_formats(path, recipe, tokens, None if progress is None else _as_events(progress))
+        told = None if progress is None else _as_events(progress)
+
+        @contextmanager
+        def whole(formats: Override) -> Iterator[Model]:
+            todo = make_plan(recipe, model.spec, override=formats)
+            with _folder(None, out) as aside:
+                list(calibrate(model, todo, None if todo.data_free else tokens, aside))
+                _save(model, todo, recipe, aside, aside / "model", about, path)
+                yield load(aside / "model")
+
+        mixed = choose_formats(path, recipe, tokens, told, whole=whole)
         override = mixed.formats
     plan = make_plan(recipe, model.spec, f"{model.digest} {about.get('tokens_sha256', '')}", override)
     gated = recipe.gates != Gates()

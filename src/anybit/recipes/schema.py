@@ -53,14 +53,19 @@ class Gates:
 
 @dataclass(frozen=True)
 class Allocation:
-    """Formats by layer, chosen by integer programming under a budget of exact stored bits a weight (of the matrices that rules quantize).
+    """Formats by layer, chosen by integer programming under budgets, of which there is at least one.
 
     `formats`: the candidates; `cost`: what is minimised, "kl" (measured, one layer at a time) or "hawq" (trace of X^T X times the error).
+    Budgets, all over the matrices that rules quantize: `bits`, exact stored bits a weight; `latency_ms`, their products with one token's
+    inputs as measured on this machine; `bit_operations`, the mean over multiplications of the weight's bits times the activations' (32 for
+    float), in which HAWQ-V3 counts.
     """
 
-    bits: float
+    bits: float | None
     formats: tuple[str, ...]
     cost: str = "kl"
+    latency_ms: float | None = None
+    bit_operations: float | None = None
 
 
 @dataclass(frozen=True)
@@ -332,11 +337,15 @@ def _names(value: Any) -> bool:
 
 
 def _allocation(value: Any, where: _Where) -> Allocation:
-    reader = _Reader(value, where, ("bits", "formats", "cost"))
+    reader = _Reader(value, where, ("bits", "formats", "cost", "latency_ms", "bit_operations"))
     bits = reader.get("bits", (int, float), None, lambda v: 0 < v < 64, "stored bits a weight")
+    latency = reader.get("latency_ms", (int, float), None, lambda v: 0 < v < 1e9, "milliseconds a token")
+    operations = reader.get("bit_operations", (int, float), None, lambda v: 0 < v <= 1024, "bits of weights times bits of activations")
     formats = reader.get("formats", list, None, _names, "a list of formats, two or more")
-    if bits is None or formats is None:
-        raise FileFormatError(f"{where}: 'bits' and 'formats' are needed; give both")
+    if formats is None or (bits is None and latency is None and operations is None):
+        raise FileFormatError(f"{where}: 'formats' and a budget are needed: 'bits', 'latency_ms' or 'bit_operations'")
     for i, each in enumerate(formats):
         _spec(each, where.item("formats", i))
-    return Allocation(float(bits), tuple(formats), reader.get("cost", str, "kl", lambda v: v in ("kl", "hawq"), "kl or hawq"))
+    cost = reader.get("cost", str, "kl", lambda v: v in ("kl", "hawq"), "kl or hawq")
+    budgets = [None if given is None else float(given) for given in (bits, latency, operations)]
+    return Allocation(budgets[0], tuple(formats), cost, budgets[1], budgets[2])

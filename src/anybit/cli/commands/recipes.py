@@ -79,7 +79,9 @@ def one(recipe: Any, as_json: bool) -> None:
         pairs.append(("KV cache", recipe.kv_cache.text))
     if recipe.allocation:
         a = recipe.allocation
-        pairs.append(("allocation", f"{a.bits:g} bits over {', '.join(a.formats)}, least {a.cost}"))
+        limits = ((a.bits, "bits"), (a.latency_ms, "ms a token"), (a.bit_operations, "bit operations"))
+        budgets = ", ".join(f"{limit:g} {unit}" for limit, unit in limits if limit is not None)
+        pairs.append(("allocation", f"{budgets} over {', '.join(a.formats)}, least {a.cost}"))
     gates = [f"KL <= {recipe.gates.max_kl:g}"] if recipe.gates.max_kl is not None else []
     gates += [f"same top-1 >= {recipe.gates.min_top1:g}"] if recipe.gates.min_top1 is not None else []
     if gates:

@@ -48,6 +48,9 @@ def held_tensor(name: str, role: str, tensor: QTensor, act: str | None = None, r
 def held_coded(name: str, role: str, stored: Stored, read: Callable[[], Coded] | None = None) -> Held:
     """A tensor of another tool's file, or a dense one, as it is coded there."""
     once = cache(read or stored.read)
+    if once().order is not None:
+        advice = "run it as it is, or keep it as a checkpoint with anybit.load(...).save(...)"
+        raise UsageError(f"tensor '{name}' has its inputs in another order (desc_act), which no container that is written has; {advice}")
     fmt, shape = Format(once().format), stored.shape
     unit = unit_of(fmt, shape) if len(shape) > 1 else shape[0]
 

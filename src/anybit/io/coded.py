@@ -14,12 +14,13 @@ Rows = Callable[[int, int], Mapping[str, np.ndarray]]
 class Coded:
     """`rows(start, stop)` gives the logical parts of some rows (the first axis), as `anybit.methods.rtn` names them: "codes"
     uint[stop - start, ...], and for each level "scale.i" and "offset.i" on the grid of these rows; a part that all rows share comes whole
-    each time. FileFormatError: what `format` cannot express.
+    each time. FileFormatError: what `format` cannot express. `order`: column j stands for input order[j] (None: for input j).
     """
 
     format: str
     shape: tuple[int, ...]
     rows: Rows
+    order: np.ndarray | None = None
 
     def reordered(self, order: np.ndarray) -> Coded:
         """The same tensor with row i taken from row order[i]. Only for parts that have one entry a row or more."""

@@ -19,6 +19,7 @@ from small import CONFIG, write_model
 
 FAULTS = Path(__file__).parent / "faults"
 SRC = Path(__file__).parents[1] / "src"
+EVEN = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 16}  # whole groups of 32
 KILLS = int(os.environ.get("ANYBIT_KILLS", "0"))
 
 
@@ -33,7 +34,8 @@ def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def drive(shim: Path, folder: Path, scenario: str, stride: int) -> dict[str, Any]:
-    write_model(folder / "m", {**CONFIG, "num_hidden_layers": 12} if KILLS else CONFIG)
+    config = {**CONFIG, **({"num_hidden_layers": 12} if KILLS else {}), **(EVEN if scenario == "gptq" else {})}
+    write_model(folder / "m", config)
     (folder / "m" / "tokenizer.json").write_text("{}")
     run = subprocess.run(
         [sys.executable, FAULTS / "driver.py", folder, scenario, str(stride)], capture_output=True, text=True, check=False,
@@ -46,8 +48,11 @@ def drive(shim: Path, folder: Path, scenario: str, stride: int) -> dict[str, Any
 
 
 @pytest.mark.parametrize(
-    ("scenario", "stride"), [("save_model", 9), ("save_shards", 9), ("stream", 9), ("replace_file", 2), ("new_file", 2)]
-)
+    ("scenario", "stride"), [
+        ("save_model", 9), ("save_shards", 9), ("stream", 9), ("replace_file", 2), ("new_file", 2), ("compressed-tensors", 9), ("gptq", 9),
+        ("onnx", 9), ("dequantized", 9), ("gguf", 9), ("gguf_file", 5), ("convert", 9),
+    ],
+)  # fmt: skip
 def test_every_call_of_a_save_may_be_the_last(shim: Path, tmp_path: Path, scenario: str, stride: int) -> None:
     stride = 1 if KILLS else stride
     found = drive(shim, tmp_path, scenario, stride)

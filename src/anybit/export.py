@@ -61,12 +61,14 @@ def parse_target(to: str) -> tuple[Target, str | None]:
 
 
 def prepare(
-    path: str | Path, to: str, keep: str | None = KEEP, act: str | None = None, method: str = "rtn", convert: bool = False
-) -> Export:
+    path: str | Path, to: str, keep: str | None = KEEP, act: str | None = None, method: str = "rtn", convert: bool = False,
+    importance: Mapping[str, np.ndarray] | None = None,
+) -> Export:  # fmt: skip
     """Opens a model and plans what becomes of it; nothing is written.
 
     Args: to, a target and perhaps a kind, as in gguf:q4_k; keep, weights that stay dense where the model is quantized now; act, activations
-        of those; method, how their codes are chosen; convert: code for code or not at all.
+        of those; method, how their codes are chosen; convert: code for code or not at all; importance, by tensor what an error of each
+        input channel weighs where codes are chosen now.
     Raises: FileFormatError, UnknownNameError: the model, the target. UsageError: a kind for a model that is quantized already.
     """
     target, kind = parse_target(to)
@@ -80,9 +82,11 @@ def prepare(
         if all(held.dense for held in matrices):
             if convert:
                 raise UsageError(f"{path} is not quantized, and convert quantizes nothing; use `anybit export {path} OUT --to {to}`")
-            made = quantized_source(source, spec, keep, act, method, target.fused)
+            made = quantized_source(source, spec, keep, act, method, target.fused, importance)
             requantized = frozenset(name for name, held in made.tensors.items() if held is not source.tensors[name])
             source = made
+        elif importance is not None:
+            raise UsageError(f"{path} is quantized already: no codes are chosen, and importance says nothing; give the original model")
         else:
             _check_kind(source, target, kind, spec)
     return Export(target, kind, source, target.plan(source, kind), requantized)

@@ -7,7 +7,7 @@ import numpy as np
 from anybit.errors import FileFormatError, NoKernelError, NonFiniteError
 from anybit.io.foreign import Foreign, Stored
 from anybit.io.packed import packed
-from anybit.linear import Linear, check_kernel
+from anybit.linear import Linear, Transform, check_kernel
 from anybit.models import ModelSpec
 from anybit.stored import DENSE_FORMATS, check_finite, dense_tensor, float32_of
 from anybit.tensor import QTensor
@@ -35,7 +35,7 @@ def foreign_weights(source: Foreign, spec: ModelSpec) -> tuple[dict[str, Linear 
                 weights[tensor.name] = values
     for tensor in spec.tensors:
         if tensor.role not in ("norm", "bias"):
-            weights[tensor.name] = Linear(coded_tensor(source, tensor.name), biases.get(tensor.module))
+            weights[tensor.name] = coded_linear(source, tensor.name, biases.get(tensor.module))
     return weights, plain
 
 
@@ -57,6 +57,14 @@ def plain_tensor(source: Foreign, name: str) -> tuple[str, np.ndarray]:
     check_finite(codes, dtype, name, source.path)
     stored.release()
     return dtype, codes.view(np.float32) if dtype == "F32" else codes.view(np.float16) if dtype == "F16" else codes
+
+
+def coded_linear(source: Foreign, name: str, bias: np.ndarray | None = None) -> Linear:
+    """A matrix as it runs: where its columns stand for inputs in another order, it permutes them. FileFormatError, NonFiniteError: see
+    `foreign_weights`."""
+    order = source.tensors[name].read().order
+    pre = () if order is None else (Transform("permute", data=order),)
+    return Linear(coded_tensor(source, name), bias, pre)
 
 
 def coded_tensor(source: Foreign, name: str) -> QTensor:

@@ -48,6 +48,9 @@ def held_tensor(name: str, role: str, tensor: QTensor, act: str | None = None, r
 def held_coded(name: str, role: str, stored: Stored, read: Callable[[], Coded] | None = None) -> Held:
     """A tensor of another tool's file, or a dense one, as it is coded there."""
     once = cache(read or stored.read)
+    if once().order is not None:
+        advice = "run it as it is, or keep it as a checkpoint with anybit.load(...).save(...)"
+        raise UsageError(f"tensor '{name}' has its inputs in another order (desc_act), which no container that is written has; {advice}")
     fmt, shape = Format(once().format), stored.shape
     unit = unit_of(fmt, shape) if len(shape) > 1 else shape[0]
 
@@ -140,11 +143,13 @@ def _of_foreign(foreign: Foreign, name: str) -> Source:
 
 # ---------------------------------------------------------------------------------------------- dense matrices in a format
 def quantized_source(
-    source: Source, spec: Spec, keep: str | None, act: str | None, method: str = "rtn", fused: tuple[tuple[str, ...], ...] = ()
-) -> Source:
+    source: Source, spec: Spec, keep: str | None, act: str | None, method: str = "rtn", fused: tuple[tuple[str, ...], ...] = (),
+    importance: Mapping[str, np.ndarray] | None = None,
+) -> Source:  # fmt: skip
     """The same model whose dense matrices are quantized when their turn comes, but for those that `keep` matches.
 
-    `fused`: modules that share the one scale of a whole tensor, where the format has one. UsageError: a matrix that is quantized already.
+    `fused`: modules that share the one scale of a whole tensor, where the format has one; `importance`: float[k] by tensor, where known.
+    UsageError: a matrix that is quantized already.
     """
     matrices = {name: held for name, held in source.tensors.items() if held.role not in ("norm", "bias")}
     chosen = chosen_names(matrices, keep)
@@ -155,7 +160,7 @@ def quantized_source(
     groups = _groups(chosen, fused if last is not None and last.kind == "tensor" else ())
     made: dict[str, Held] = {}
     for group in groups:
-        made |= _quantized([matrices[name] for name in group], spec, act, method)
+        made |= _quantized([matrices[name] for name in group], spec, act, method, (importance or {}).get(group[0]))
     return replace(source, tensors={name: made.get(name, held) for name, held in source.tensors.items()})
 
 
@@ -169,7 +174,7 @@ def _groups(names: list[str], fused: tuple[tuple[str, ...], ...]) -> list[list[s
     return list(found.values())
 
 
-def _quantized(group: list[Held], spec: Spec, act: str | None, method: str) -> dict[str, Held]:
+def _quantized(group: list[Held], spec: Spec, act: str | None, method: str, importance: np.ndarray | None) -> dict[str, Held]:
     """Matrices that are quantized together as one, each cut out of the result; made on first use, dropped when all are released."""
     starts = np.cumsum([0, *(held.shape[0] for held in group)])
     kept: dict[str, QTensor] = {}
@@ -180,7 +185,8 @@ def _quantized(group: list[Held], spec: Spec, act: str | None, method: str) -> d
             values = [held.values(0, held.shape[0]) for held in group]
             whole = values[0] if len(values) == 1 else np.concatenate(values)
             del values
-            parts = METHODS[method](whole, spec, name=f"tensor '{group[0].name}'")
+            weigh = {} if importance is None else {"importance": importance}  # not every method weighs errors
+            parts = METHODS[method](whole, spec, name=f"tensor '{group[0].name}'", **weigh)
             shape = whole.shape
             del whole
             for held in group:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from anybit.errors import UsageError
-from anybit.foreign import check_foreign, coded_tensor, plain_tensor
+from anybit.foreign import check_foreign, coded_linear, coded_tensor, plain_tensor
 from anybit.formats import Format, Spec
 from anybit.io.checkpoint import QuantizedEntry, save_checkpoint
 from anybit.io.foreign import Foreign, Sidecar, open_foreign
@@ -29,6 +29,7 @@ from anybit.stored import (
     chosen_names,
     dense_tensor,
     describe_layer,
+    entry_of,
     float32_of,
     resolve,
     tables_of,
@@ -150,6 +151,9 @@ def _foreign_entry(
     """A matrix of the new checkpoint, made when its turn comes. spec None: it keeps its codes, in the format `held`."""
     fmt = spec.format if spec else held
     layout = default_layout(fmt, tensor.shape)
+    if source.tensors[tensor.name].read().order is not None:  # a layer with a permutation: described by making it once
+        kept = entry_of(coded_linear(source, tensor.name)).stored
+        return tensor.name, QuantizedEntry(kept, lambda: entry_of(coded_linear(source, tensor.name)).produce())
 
     def produce() -> dict[str, np.ndarray]:
         made = coded_tensor(source, tensor.name)

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from anybit.errors import OutputError
+from anybit.export import prepare, write, write_checkpoint
 from anybit.io.checkpoint import save_checkpoint
 from anybit.io.manifest import verify_directory
 from anybit.io.save import atomic_file
@@ -54,8 +55,35 @@ def replace_file(model: Path, out: Path) -> None:
             file.write(bytes([i]) * 9000)
 
 
+def export(to: str) -> Callable[[Path, Path], None]:
+    def run(model: Path, out: Path) -> None:
+        write(prepare(untold(model), to), out, card=lambda: "a card")
+
+    return run
+
+
+def convert(model: Path, out: Path) -> None:
+    quantized = model.with_name("packed")
+    if not quantized.exists():
+        write(prepare(model, "compressed-tensors:int4@8"), quantized)
+    write_checkpoint(quantized, out)
+
+
+def untold(model: Path) -> Path:
+    """The same model without its tokenizer, which here is none."""
+    made = model.with_name("untold")
+    if not made.exists():
+        made.mkdir()
+        for file in model.iterdir():
+            if file.name != "tokenizer.json":
+                (made / file.name).symlink_to(file)
+    return made
+
+
 SCENARIOS: dict[str, Callable[[Path, Path], None]] = {
     "save_model": save_model, "save_shards": save_shards, "stream": stream, "replace_file": replace_file, "new_file": replace_file,
+    "compressed-tensors": export("compressed-tensors:int4@8"), "gptq": export("gptq:int4@32:fp16"), "onnx": export("onnx"),
+    "dequantized": export("dequantized:f32"), "gguf": export("gguf"), "gguf_file": export("gguf"), "convert": convert,
 }  # fmt: skip
 
 
@@ -103,7 +131,8 @@ def cleared(path: Path) -> None:
 def main(folder: Path, scenario: str, stride: int) -> dict[str, object]:
     model, work = folder / "m", folder / scenario
     work.mkdir()
-    out, whole, run, replaces = work / "out", work / "reference", SCENARIOS[scenario], scenario == "replace_file"
+    suffix = ".gguf" if scenario == "gguf_file" else ""  # one file, as its name asks
+    out, whole, run, replaces = work / f"out{suffix}", work / f"reference{suffix}", SCENARIOS[scenario], scenario == "replace_file"
 
     def armed(n: int, what: int, code: int, out: Path = out) -> None:
         SHIM.fault_arm(os.fsencode(work), n, what, code)
@@ -137,7 +166,7 @@ def main(folder: Path, scenario: str, stride: int) -> dict[str, object]:
                 assert there == before, place
             if status >= 0 and log[n] != "u":
                 assert not left, place  # who lives cleans up; only a removal that fails itself cannot
-            assert digest(whole) == wanted and {p.name for p in work.iterdir()} - {*left, "out"} == {"reference"}, place
+            assert digest(whole) == wanted and {p.name for p in work.iterdir()} - {*left, out.name} == {whole.name}, place
             outcomes[action][{0: "done", 4: "refused"}.get(status, "killed")] += 1
             if there is not None and not replaces:
                 cleared(out)

@@ -14,6 +14,7 @@ import safetensors.numpy
 
 import anybit
 from anybit.errors import FileFormatError
+from anybit.foreign import coded_linear
 from anybit.io.containers.awq import ORDER
 from anybit.io.containers.bits import stream
 from anybit.io.foreign import Foreign, open_foreign
@@ -204,6 +205,9 @@ def _nvfp4(tensors: dict[str, np.ndarray]) -> np.ndarray:
 
 
 # ---------------------------------------------------------------------------------------------- GPTQ
+GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 64, "checkpoint_format": "gptq"}
+
+
 def gptq_case(bits: int, first: int, symmetric: bool, group: int = 64) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Tensors of AutoGPTQ's layout, and the values of its formula in float32."""
     groups = K // group
@@ -233,6 +237,33 @@ def test_gptq(tmp_path: Path, bits: int, form: str, symmetric: bool, group: int)
     assert (tensor.format.zero is None) == symmetric and tensor.format.element.bits == bits
     del tensors["m.g_idx"]
     assert np.array_equal(values(tmp_path / "b", config, tensors)[1], want), "g_idx may be absent"
+
+
+@pytest.mark.parametrize("tool", ["gptq", "compressed-tensors"])
+def test_inputs_in_another_order_are_permuted(tmp_path: Path, tool: str) -> None:
+    """desc_act: column i has the scale of group g_idx[i]; here its columns come together, and the layer permutes its input."""
+    groups = RNG.permutation(np.arange(K) // 64).astype(np.int32)
+    codes, scales = RNG.integers(0, 16, (N, K)), RNG.uniform(0.01, 0.1, (N, K // 64)).astype(np.float16)
+    want = (codes - 8).astype(np.float32) * scales.astype(np.float32)[:, groups]
+    if tool == "gptq":
+        config: dict[str, Any] = {**GPTQ, "desc_act": True, "checkpoint_format": "gptq_v2"}
+        tensors = {
+            "m.qweight": packed_stream(codes, 4).T, "m.qzeros": packed_stream(np.full((K // 64, N), 8), 4), "m.scales": scales.T.copy(),
+            "m.g_idx": groups,
+        }  # fmt: skip
+    else:
+        config = ct(group_size=64, num_bits=4)
+        tensors = {
+            "m.weight_packed": packed_stream(codes, 4), "m.weight_scale": scales, "m.weight_shape": np.array([N, K]),
+            "m.weight_g_idx": groups,
+        }  # fmt: skip
+    source = opened(tmp_path / "a", config, tensors)
+    order = source.tensors["m.weight"].read().order
+    assert order is not None and np.array_equal(groups[order], np.arange(K) // 64)
+    layer = coded_linear(source, "m.weight")
+    assert np.array_equal(layer.weight.dequantize(), want[:, order])
+    x = RNG.standard_normal((3, K)).astype(np.float32)
+    assert np.array_equal(layer(x), layer.weight.matmul(x[:, order]))
 
 
 def test_gptq_three_bits_by_the_words(tmp_path: Path) -> None:
@@ -328,14 +359,15 @@ def test_fp8(tmp_path: Path, blocks: bool) -> None:
 
 
 # ---------------------------------------------------------------------------------------------- refused
-GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 64, "checkpoint_format": "gptq"}
 AWQ = {"quant_method": "awq", "bits": 4, "group_size": 64, "version": "gemm"}
 
 
 @pytest.mark.parametrize(
     ("config", "change", "says"),
     [
-        (GPTQ, {"m.g_idx": np.arange(K, dtype=np.int32)[::-1] // 64}, "its inputs in another order \\(g_idx of desc_act\\)"),
+        (GPTQ, {"m.g_idx": np.minimum(np.arange(K, dtype=np.int32) // 60, 3)}, r"'m\.g_idx' gives no 64 inputs to each group"),
+        (GPTQ, {"m.g_idx": np.arange(K, dtype=np.int32) // 64 + 1}, r"'m\.g_idx' gives no 64 inputs"),
+        (GPTQ, {"m.g_idx": -np.ones(K, np.int32)}, r"'m\.g_idx' gives no 64 inputs"),
         ({**GPTQ, "bits": 5}, {}, r"bits is 5; expected 2, 3, 4, 8"),
         ({**GPTQ, "bits": "4"}, {}, "bits is '4'"),
         ({**GPTQ, "checkpoint_format": "marlin"}, {}, "checkpoint_format 'marlin' is not known"),
@@ -382,7 +414,8 @@ def test_a_zero_point_of_256_fits_no_byte(tmp_path: Path) -> None:
         (ct(), {"m.weight_shape": np.array([N + 1, K])}, r"says \[25, 256\], but 24 rows are stored"),
         (ct(), {"m.weight_shape": None}, r"'m\.weight_shape' is missing"),
         (ct(), {"m.weight_scale": None}, r"'m\.weight_scale' is missing"),
-        (ct(), {"m.weight_g_idx": np.arange(K, dtype=np.int32)[::-1] // 64}, "weight_g_idx"),
+        (ct(), {"m.weight_g_idx": np.arange(K, dtype=np.int32) // 32}, r"'m\.weight_g_idx' gives no 64 inputs to each group"),
+        (ct(), {"m.weight_g_idx": np.zeros(K - 1, np.int32)}, r"'m\.weight_g_idx' has shape \[255\]"),
         (ct(), {"m.weight": np.ones((N, K), np.float32)}, "plain weight beside"),
     ],
 )
@@ -499,6 +532,7 @@ def test_a_model_runs_on_the_codes_and_saves_them(tmp_path: Path) -> None:
     }  # fmt: skip
     plain: dict[str, np.ndarray] = {}
     stored: dict[str, np.ndarray] = {}
+    orders: dict[Any, np.ndarray] = {}
     for tensor in describe(config).tensors:
         array = (RNG.standard_normal(tensor.shape) * 0.2 + (tensor.role == "norm")).astype(np.float16)
         if tensor.role != "linear":
@@ -510,8 +544,10 @@ def test_a_model_runs_on_the_codes_and_saves_them(tmp_path: Path) -> None:
         module = tensor.name.removesuffix(".weight")
         stored |= {f"{module}.qweight": packed_stream(codes.T, 4).T, f"{module}.qzeros": packed_stream(zeros - 1, 4)}
         stored[f"{module}.bias"] = np.zeros(n, np.float16)  # as AutoGPTQ writes for every module
-        stored |= {f"{module}.scales": scales, f"{module}.g_idx": (np.arange(k) // 32).astype(np.int32)}
         rows = np.arange(k) // 32
+        if module.startswith("model.layers.1"):  # by desc_act
+            rows = orders.setdefault(k if "down" in module else module.rpartition(".")[0], RNG.permutation(rows))
+        stored |= {f"{module}.scales": scales, f"{module}.g_idx": rows.astype(np.int32)}
         plain[tensor.name] = ((codes - zeros[rows]) * scales[rows].astype(np.float32)).T.astype(np.float32)
     for path, tensors, extra in ((tmp_path / "gptq", stored, GPTQ | {"group_size": 32}), (tmp_path / "plain", plain, None)):
         write(path, {}, tensors)

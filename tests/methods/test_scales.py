@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +93,21 @@ def test_kquant_beats_absmax_and_mse(text: str) -> None:
         x = source(kind, (256, 512), seed=3)
         plain, searched, joint = (nmse(x, f"{text}+scale={rule}") for rule in ("absmax", "mse", "kquant"))
         assert joint < searched < plain and joint < KQUANT[text][kind] * plain, (kind, joint / plain, joint / searched)
+
+
+@pytest.mark.parametrize("text", ["q2_k", "q3_k", "q4_k", "q5_k"])
+def test_kquant_fits_scales_of_scales(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under importance, the second level and its neighbours take off some of what the first level alone leaves."""
+    x = source(0, (128, 512), seed=9)
+    importance = np.random.default_rng(9).lognormal(0, 1, 512)
+
+    def error() -> float:
+        parts = quantize_parts(x, f"{text}+scale=kquant", importance=importance)
+        return float((np.square(dequantize_parts(parts, anybit.Format(text), x.shape) - x, dtype=np.float64) * importance).mean())
+
+    fitted = error()
+    monkeypatch.setitem(SCALES._items, "kquant", replace(SCALES["kquant"], stiffness=None))
+    assert fitted < {"q2_k": 0.985, "q3_k": 1.0, "q4_k": 0.99, "q5_k": 0.98}[text] * error()
 
 
 def test_kquant_finds_a_grid_exactly() -> None:

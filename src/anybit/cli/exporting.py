@@ -32,6 +32,19 @@ def measured(files: Sequence[str]) -> list[Mapping[str, Any]]:
     return found
 
 
+def importance(model: str, files: Sequence[str]) -> dict[str, Any]:
+    """The importance matrix of a dense model over 128 windows of 512 tokens of the files, or of the standard library. Errors as
+    `calibration_text`, `FloatSource`."""
+    from anybit.calibrate import calibration_text
+    from anybit.calibrate.importance import importance_of
+    from anybit.measure.text import separator_of
+    from anybit.recipes.source import FloatSource
+
+    source, loaded = FloatSource(model), options.load(model)
+    text = calibration_text(loaded.tokenizer, [Path(p) for p in files], length=min(512, loaded.context), separator=separator_of(loaded))
+    return importance_of(source, text.ids)
+
+
 def kinds(export: Export) -> list[tuple[str, str, bool, int, str]]:
     """(format before, format there, exact, tensors, note) of the plan's steps, alike ones counted together."""
     counted: dict[tuple[str, str, bool, str], int] = {}

@@ -43,12 +43,14 @@ class Coded:
     """`rows(start, stop)` gives the logical parts of some rows (the first axis), as `anybit.methods.rtn` names them: "codes"
     uint[stop - start, ...], and for each level "scale.i" and "offset.i" on the grid of these rows; a part that all rows share comes whole
     each time. FileFormatError: what `format` cannot express. `blocks` says the same of a whole matrix as data, where it can be said.
+    `order`: column j stands for input order[j] (None: for input j).
     """
 
     format: str
     shape: tuple[int, ...]
     rows: Rows
     blocks: Blocks | None = None
+    order: np.ndarray | None = None
 
     def reordered(self, order: np.ndarray) -> Coded:
         """The same tensor with row i taken from row order[i]. Only for parts that have one entry a row or more."""
@@ -62,7 +64,7 @@ class Coded:
         blocks = self.blocks
         if blocks is not None:
             blocks = replace(blocks, order=order if blocks.order is None else blocks.order[order])
-        return Coded(self.format, self.shape, rows, blocks)
+        return replace(self, rows=rows, blocks=blocks)
 
 
 def of_arrays(format: str, shape: tuple[int, ...], parts: Mapping[str, np.ndarray]) -> Coded:

@@ -17,9 +17,13 @@ Owners = list[np.ndarray]
 
 def _largest(values: np.ndarray, owners: Owners) -> np.ndarray:
     """The largest of each outer block that owns any of them."""
+    return _reduced(np.maximum, values, owners)
+
+
+def _reduced(by: np.ufunc, values: np.ndarray, owners: Owners) -> np.ndarray:
     for axis, owner in enumerate(owners):
         starts = np.flatnonzero(np.r_[True, owner[1:] != owner[:-1]])
-        values = np.maximum.reduceat(values, starts, axis=axis)
+        values = by.reduceat(values, starts, axis=axis)
     return values
 
 
@@ -77,6 +81,7 @@ class Chain:
         self.higher: list[np.ndarray] = []
         self._factors: list[np.ndarray] = []
         self._outer = np.ones((1,) * len(shape))
+        self._fitted = False
 
     @property
     def deep(self) -> bool:
@@ -139,6 +144,28 @@ class Chain:
             flipped = flipped * np.where(factor < 0, -1.0, 1.0)
         self._outer = outer * flipped
 
+    def fit(self, targets: Iterable[tuple[slice, np.ndarray, np.ndarray]]) -> None:
+        """Moves the second level of two, after `settle`, to where first-level numbers lose least: targets of either sign, each with what
+        the square of its error weighs. The largest ones may then be out of reach, and are clipped."""
+        if len(self.elements) != 2:
+            return
+        first, second = self.elements
+        steps = 1 + 0.3 * np.arange(-8, 7) / first.max
+        tried = [second.encode(second.decode(self.higher[0]) * step) for step in (1.0, *steps[steps != 1])]
+        factors = [second.decode(codes) for codes in tried]
+        loss = np.zeros((len(tried), *self.higher[0].shape))
+        for rows, target, weight in targets:
+            own, *others = self.owners[0]
+            owners = [own[rows], *others]
+            held = slice(owners[0][0], owners[0][-1] + 1)
+            for each, factor in zip(loss, factors, strict=True):
+                outer = self._local(factor, rows)
+                found = first.decode(first.encode(np.clip(target / outer, first.min, first.max) + 0.0)) * outer
+                each[held] += _reduced(np.add, weight * np.square(target - found), owners)
+        best = loss.argmin(axis=0)
+        self.load([np.choose(best, tried).astype(self.higher[0].dtype)])
+        self._outer, self._fitted = self.elements[1].decode(self.higher[0]), True
+
     def outer(self, rows: slice) -> np.ndarray:
         """float64: the product of levels 1 and up for each first-level block in some rows."""
         return self._local(self._outer, rows) if self.deep else self._outer
@@ -174,7 +201,7 @@ class Chain:
         A zero target gets the smallest positive scale, as does one below it. Too large a one gets the largest, or if `strict` is an error.
         """
         outer, negative = self.outer(rows), target < 0
-        if strict:
+        if strict and not self._fitted:
             self._check(0, np.minimum(np.abs(target), limit) / outer, outer, rows)
         wished = np.abs(target) / outer
         if round == "down":  # a scale that equals the level above is one of it, though that was rounded to float32
@@ -195,6 +222,7 @@ class Chain:
     def offsets(self, target: np.ndarray, rows: slice) -> tuple[np.ndarray, np.ndarray]:
         """First-level codes for target offsets (float64, any sign), and the float32 offsets."""
         first, outer = self.elements[0], self.outer(rows)
-        self._check(0, target / outer, outer, rows)
+        if not self._fitted:
+            self._check(0, target / outer, outer, rows)
         codes = first.encode(np.clip(target / outer, first.min, first.max) + 0.0)  # -0 and 0 are one offset
         return codes, self.product(codes, rows)

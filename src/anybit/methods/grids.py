@@ -86,13 +86,36 @@ class Chooser:
         # Candidates may clip; whether what is taken at last does is for the last encoding to say.
         self._search = Spec(self.fmt, replace(spec.policy, over="saturate")) if spec.policy.over == "error" else spec
         self._searched: dict[int, np.ndarray] = {}
+        self._wished: dict[int, list[np.ndarray]] = {}
 
     def settle(self, walk: Callable[[], Iterable[tuple[slice, Values]]]) -> None:
         """Fixes the scales of scales and of offsets. `walk` gives (rows of the block grid, their values) for the whole array, twice."""
         if self.offsets is not None and self.offsets.deep:
             self.offsets.settle((rows, self._offset_targets(values, rows)) for rows, values in walk())
+            if self.rule.stiffness is not None and self.fmt.zero is None:
+                of_offset = self.rule.stiffness
+                self.offsets.fit(
+                    (rows, self._offset_targets(values, rows), of_offset(self._see(values, None), None)) for rows, values in walk()
+                )  # fmt: skip
         if self.scales.deep:
-            self.scales.settle((rows, np.abs(self.rule(self._see(values, self._offset(values, rows)[1]))[0])) for rows, values in walk())
+            self.scales.settle((rows, np.abs(self._candidates(values, rows)[0])) for rows, values in walk())
+            if self.rule.stiffness is not None:
+                of_scale = self.rule.stiffness
+
+                def stiff(values: Values, rows: slice) -> tuple[slice, np.ndarray, np.ndarray]:
+                    wished = self._candidates(values, rows)[0]
+                    return rows, wished, of_scale(self._see(values, self._offset(values, rows)[1]), wished)
+
+                self.scales.fit(stiff(values, rows) for rows, values in walk())
+
+    def _candidates(self, values: Values, rows: slice) -> list[np.ndarray]:
+        """The rule's scales. One that fits scales of scales searches for long, and is asked once: 8 bytes a block."""
+        if self.rule.stiffness is None:
+            return self.rule(self._see(values, self._offset(values, rows)[1]))
+        if rows.start not in self._wished:
+            found = self.rule(self._see(values, self._offset(values, rows)[1]))
+            self._wished[rows.start] = found[:1] if self.scales.deep else found
+        return self._wished[rows.start]
 
     def _offset_targets(self, values: Values, rows: slice) -> np.ndarray:
         """The rule's offsets, or those that put a block's least value onto the element's."""
@@ -128,8 +151,10 @@ class Chooser:
         ScaleRangeError: a scale or an offset that its element cannot hold.
         """
         parts, offset = self._offset(values, rows)
-        candidates = self.rule(self._see(values, offset))
+        candidates = self._candidates(values, rows)
         first = self._settle(candidates[0], values, offset, parts, rows, strict=True)
+        if self.rule.stiffness is not None and self.scales.deep:
+            return self._neighbours(first, values, offset, parts, rows)
         if len(candidates) == 1:
             return first
         best, least = candidates[0], self._loss(first, values)
@@ -138,6 +163,29 @@ class Chooser:
             better = loss < least
             best, least = np.where(better, target, best), np.where(better, loss, least)
         return self._settle(best, values, offset, parts, rows)
+
+    def _neighbours(
+        self, first: Grids, values: Values, offset: np.ndarray | None, parts: dict[str, np.ndarray], rows: slice
+    ) -> Grids:  # fmt: skip
+        """The stored scale and offset of least loss among those nearest to what was wanted and the ones beside them."""
+        best, least, kept = first.scale.astype(np.float64), self._loss(first, values), dict(parts)
+        wide, beside = self.scales.outer(rows), [(parts, offset)]
+        if self.offsets is not None and offset is not None:
+            apart = self.offsets.outer(rows)
+            made = [self.offsets.offsets(offset + sign * apart, rows) for sign in (-1, 1)]
+            beside += [({"offset.0": codes}, moved) for codes, moved in made]
+        scale = first.scale.astype(np.float64)
+        for some, moved in beside:
+            for step in (0, -1, 1) if offset is not None else (-1, 1, -2, 2):
+                tried = scale + step * wide
+                # beyond zero lies the mirrored block, which is another search's
+                tried = np.where(tried * scale > 0, tried, scale)
+                loss = self._loss(self._settle(tried, values, moved, some, rows), values)
+                better = loss < least
+                best, least = np.where(better, tried, best), np.where(better, loss, least)
+                kept = {name: np.where(better, some[name], kept[name]).astype(codes.dtype) for name, codes in kept.items()}
+        final = None if self.offsets is None or offset is None else self.offsets.product(kept["offset.0"], rows)
+        return self._settle(best, values, final, kept, rows)
 
     def _settle(
         self,

@@ -77,6 +77,9 @@ class Rule:
     offsets: from a Range without offset to the offsets wanted, one a block, for formats that have them; None: each block's least value.
     symmetric: codes of two's complement keep off the most negative one.
     allowed: least and largest number that the name may end in; None: no number. number: the one given, or the default (None: none).
+    stiffness: from a Range and the scales wanted (None: for offsets) to float64, one a block: what the square of a scale's (an offset's)
+        error costs. Rules that say so have scales of scales fitted to it, and the stored neighbours of their first candidate tried, of
+        scale and offset together.
     searches: whether it looks at errors at all, so that importance means something. weighted: without importance it is refused.
     round: how a scale goes to its element: nearest-even, or down, towards zero.
     """
@@ -85,6 +88,7 @@ class Rule:
     candidates: Candidates
     loss: Loss | None = None
     offsets: Callable[[Range], np.ndarray] | None = None
+    stiffness: Callable[[Range, np.ndarray | None], np.ndarray] | None = None
     symmetric: bool = False
     allowed: tuple[float, float] | None = None
     number: float | None = None

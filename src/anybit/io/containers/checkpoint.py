@@ -107,6 +107,22 @@ class Checkpoint:
         return Stored(info.shape, read, lambda: self.source.release(name))
 
 
+def input_order(checkpoint: Checkpoint, name: str, k: int, size: int) -> np.ndarray | None:
+    """int64[k] that brings the inputs of each group together, from the tensor of the inputs' groups; None: they lie so already, or there is
+    no such tensor. FileFormatError: groups that are not whole."""
+    if checkpoint.info(name) is None:
+        return None
+    checkpoint.need(name, ("I32", "I64"), (k,))
+    groups = checkpoint.array(name).astype(np.int64)
+    wanted = np.arange(k) // size
+    if np.array_equal(groups, wanted):
+        return None
+    order = np.argsort(groups, kind="stable")
+    if not np.array_equal(groups[order], wanted):
+        raise checkpoint.fail(f"tensor {shown(name)} gives no {size} inputs to each group, which no blocks along a row express")
+    return order
+
+
 CONTAINERS: Registry[Callable[[Checkpoint], None]] = Registry("quantized checkpoint", "anybit.io.containers")
 """By `quant_method`: what takes the modules of a checkpoint."""
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from anybit.io.coded import Coded, of_arrays
 from anybit.io.containers.bits import stream, words
-from anybit.io.containers.checkpoint import CONTAINERS, SCALES, Checkpoint, integer
+from anybit.io.containers.checkpoint import CONTAINERS, SCALES, Checkpoint, input_order, integer
 from anybit.io.strict_json import shown
 
 _INPUTS = ("input_scale", "input_zero_point", "input_global_scale")
@@ -108,10 +108,14 @@ def read(checkpoint: Checkpoint) -> None:
 def _take_inputs(checkpoint: Checkpoint, module: str) -> None:
     for name in _INPUTS:
         checkpoint.info(f"{module}.{name}")
-    if checkpoint.info(f"{module}.weight_g_idx") is not None:
-        index = checkpoint.array(f"{module}.weight_g_idx").astype(np.int64)
-        if (np.diff(index) < 0).any():
-            raise checkpoint.fail(f"module {shown(module)} has its input columns in another order (weight_g_idx), which is not supported")
+
+
+def _order(checkpoint: Checkpoint, module: str, k: int, size: int) -> np.ndarray | None:
+    """The order that brings the inputs of each group together; -1 anywhere in weight_g_idx says that it is not used."""
+    name = f"{module}.weight_g_idx"
+    if checkpoint.info(name) is None or (checkpoint.array(name) == -1).any():
+        return None
+    return input_order(checkpoint, name, k, size)
 
 
 def _fitting(
@@ -162,6 +166,7 @@ def _packed_integers(checkpoint: Checkpoint, module: str, schemes: list[_Scheme]
         raise checkpoint.fail(f"tensor {shown(name)}: rows of {k} codes of {bits} bits could be packed in two ways")
     layout = width(bits)[info.shape[1]]
     element = checkpoint.scale(f"{module}.weight_scale", scheme.grid(n, k)[1])
+    order = _order(checkpoint, module, k, scheme.group if scheme.strategy == "group" else k)
     zero_name = f"{module}.weight_zero_point"
     zero_shape = (-(-n * bits // 32) if layout == "stream" else -(-n // (32 // bits)), grid[1])
     zero = None if scheme.symmetric else checkpoint.need(zero_name, "I32", zero_shape)
@@ -183,9 +188,10 @@ def _packed_integers(checkpoint: Checkpoint, module: str, schemes: list[_Scheme]
         shared = of_arrays("", (n, k), grids)
 
         def rows(start: int, stop: int) -> dict[str, np.ndarray]:
-            return {"codes": unpack(packed[start:stop], k) ^ flip, **shared.rows(start, stop)}
+            codes = unpack(packed[start:stop], k) ^ flip
+            return {"codes": codes if order is None else codes[:, order], **shared.rows(start, stop)}
 
-        return Coded(text, (n, k), rows)
+        return Coded(text, (n, k), rows, order=order)
 
     checkpoint.put(module, (n, k), read, (name,))
 
@@ -196,6 +202,7 @@ def _packed_fp4(checkpoint: Checkpoint, module: str, schemes: list[_Scheme]) -> 
     if len(info.shape) != 2 or not any(scheme.kind == "float" and scheme.bits == 4 for scheme in schemes):
         raise checkpoint.fail(f"tensor {shown(name)} {list(info.shape)} holds bytes, but no group of quantization_config has 4-bit floats")
     n, k = info.shape[0], 2 * info.shape[1]
+    _in_order(checkpoint, module)
     size = 16 if scale.dtype == "F8_E4M3" else 32
     checkpoint.need(scale_name, scale.dtype, (n, -(-k // size)))
     factor_name = f"{module}.weight_global_scale"
@@ -221,6 +228,12 @@ def _packed_fp4(checkpoint: Checkpoint, module: str, schemes: list[_Scheme]) -> 
     checkpoint.put(module, (n, k), read, (name, scale_name))
 
 
+def _in_order(checkpoint: Checkpoint, module: str) -> None:
+    name = f"{module}.weight_g_idx"
+    if checkpoint.info(name) is not None and (np.diff(checkpoint.array(name).astype(np.int64)) < 0).any():
+        raise checkpoint.fail(f"module {shown(module)}: weight_g_idx mixes inputs, which only packed integers may have here")
+
+
 def _no_nan(checkpoint: Checkpoint, name: str) -> None:
     scales = checkpoint.array(name)
     if scales.size and scales.max() == 255:
@@ -234,6 +247,7 @@ def _plain(checkpoint: Checkpoint, module: str, dtype: str, schemes: list[_Schem
     if len(info.shape) != 2:
         raise checkpoint.fail(f"tensor {shown(name)} has shape {list(info.shape)}; expected two axes")
     n, k = info.shape
+    _in_order(checkpoint, module)
     kind = "int" if dtype == "I8" else "float"
     scheme, block, grid = _fitting(checkpoint, module, schemes, n, k, lambda s: s.kind == kind and (kind == "int" or s.bits == 8))
     scale = checkpoint.need(scale_name, (*SCALES, "U8", "F8_E8M0"))

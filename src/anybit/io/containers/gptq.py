@@ -2,7 +2,7 @@
 
     qweight int32[k b / 32, n]   codes of a column are a stream of b bits, lowest first
     qzeros  int32[k / g, n b / 32]   zero points of a row of groups, the same along n; version 1 stores z - 1
-    scales  float16[k / g, n];  g_idx int32[k], the group of each input: anything but i // g is a permuted order      w = (q - z) s
+    scales  float16[k / g, n];  g_idx int32[k], the group of each input, which desc_act mixes: then inputs are permuted      w = (q - z) s
 
 Version 1's z may be 2^b, one beyond the codes: then zero points take one bit more here (refused for 8 bits). Symmetric checkpoints, whose z
 are all 2^(b-1), become signed integers without zero points.
@@ -16,7 +16,7 @@ import numpy as np
 
 from anybit.io.coded import Coded, of_arrays
 from anybit.io.containers.bits import stream
-from anybit.io.containers.checkpoint import CONTAINERS, Checkpoint, integer
+from anybit.io.containers.checkpoint import CONTAINERS, Checkpoint, input_order, integer
 from anybit.io.strict_json import shown
 
 
@@ -49,10 +49,7 @@ def _module(checkpoint: Checkpoint, module: str, bits: int, group: int, first: i
     groups = -(-k // size)
     checkpoint.need(zeros_name, "I32", (groups, -(-n * bits // 32)))
     element = checkpoint.scale(scales_name, ((groups, n),))
-    if checkpoint.info(f"{module}.g_idx") is not None:
-        checkpoint.need(f"{module}.g_idx", "I32", (k,))
-        if not np.array_equal(checkpoint.array(f"{module}.g_idx"), np.arange(k) // size):
-            raise checkpoint.fail(f"module {shown(module)} has its inputs in another order (g_idx of desc_act), which is not supported")
+    order = input_order(checkpoint, f"{module}.g_idx", k, size)
 
     def read() -> Coded:
         zeros = stream(np.ascontiguousarray(checkpoint.array(zeros_name)).view(np.uint8), bits, n).astype(np.uint16) + np.uint16(first)
@@ -72,8 +69,9 @@ def _module(checkpoint: Checkpoint, module: str, bits: int, group: int, first: i
 
         def rows(start: int, stop: int) -> dict[str, np.ndarray]:
             columns = np.ascontiguousarray(packed[:, start:stop].T).view(np.uint8)
-            return {"codes": stream(columns, bits, k) ^ flip, **shared.rows(start, stop)}
+            codes = stream(columns, bits, k) ^ flip
+            return {"codes": codes if order is None else codes[:, order], **shared.rows(start, stop)}
 
-        return Coded(text, (n, k), rows)
+        return Coded(text, (n, k), rows, order=order)
 
     checkpoint.put(module, (n, k), read, (name, zeros_name, scales_name))

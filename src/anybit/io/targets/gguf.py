@@ -28,8 +28,8 @@ from anybit.io.targets.target import SLAB, TARGETS, Held, Parts, Plan, Source, S
 
 FILE = "model.gguf"
 RULES = {
-    "q4_0": "mse", "q5_0": "mse", "q8_0": "mse", "iq4_nl": "mse", "iq4_xs": "mse", "mxfp4": "mse", "nvfp4": "mse", "tq1_0": "absmax",
-    "tq2_0": "absmax", "q1_0": "mse", "q2_0": "mse", "q4_1": "kquant", "q5_1": "kquant", "q2_k": "kquant", "q3_k": "kquant",
+    "q8_0": "mse", "mxfp4": "mse", "nvfp4": "mse", "tq1_0": "mse", "tq2_0": "mse", "q1_0": "mse", "q2_0": "mse", "q4_0": "kquant",
+    "q5_0": "kquant", "iq4_nl": "kquant", "iq4_xs": "kquant", "q4_1": "kquant", "q5_1": "kquant", "q2_k": "kquant", "q3_k": "kquant",
     "q4_k": "kquant", "q5_k": "kquant", "q6_k": "kquant",
 }  # fmt: skip
 """How scales are chosen where a kind quantizes."""

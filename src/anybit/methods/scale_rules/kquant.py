@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from anybit.errors import FormatError
+from anybit.formats import Element
 from anybit.methods.scales import Range, scale_rule
 
 _TURNS = 3
-# What a 6-bit scale of a scale can move by: the stored neighbours of the best scale.
+# What a scale may move by where it is stored by itself.
 _NEAR = (1.0, 0.98, 1.02, 0.96, 1.04)
 
 
@@ -31,7 +32,7 @@ def _float32(x: np.ndarray) -> np.ndarray:
 
 
 def _pair(r: Range, scale: np.ndarray, offset: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The weighted squared error at (scale, offset), and the pair that is best for the codes chosen there."""
+    """The pair that is best for the codes chosen at (scale, offset), and its weighted squared error with these codes, before the pair."""
 
     def terms(x: np.ndarray, w: np.ndarray, s: np.ndarray, m: np.ndarray) -> tuple[np.ndarray, ...]:
         t = r.rounded(_over(x - m, s)).astype(np.float64)
@@ -42,15 +43,16 @@ def _pair(r: Range, scale: np.ndarray, offset: np.ndarray) -> tuple[np.ndarray, 
     s, m = _float32(scale), _float32(offset)
     one, t, x, tt, tx, xx = r.seen("kquant").sums(terms, s, m)
     s, m = s.astype(np.float64), m.astype(np.float64)
-    error = xx - 2 * (s * tx + m * x - s * m * t) + s * s * tt + m * m * one
     determinant = one * tt - t * t
     solvable = determinant > 1e-9 * one * tt
     divisor = np.where(solvable, determinant, 1.0)
-    return error, np.where(solvable, (one * tx - t * x) / divisor, scale), np.where(solvable, (tt * x - t * tx) / divisor, offset)
+    s = np.where(solvable, (one * tx - t * x) / divisor, s)
+    m = np.where(solvable, (tt * x - t * tx) / divisor, m)
+    return xx - 2 * (s * tx + m * x - s * m * t) + s * s * tt + m * m * one, s, m
 
 
 def _single(r: Range, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The weighted squared error at a scale, and the scale that is best for the codes chosen there."""
+    """The scale that is best for the codes chosen at one, and its weighted squared error with these codes, before the scale."""
 
     def terms(x: np.ndarray, w: np.ndarray, s: np.ndarray) -> tuple[np.ndarray, ...]:
         t = r.rounded(_over(x, s)).astype(np.float64)
@@ -59,19 +61,27 @@ def _single(r: Range, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     s = _float32(scale)
     tt, tx = r.seen("kquant").sums(terms, s)
-    # But for the sum of squares, which no scale changes.
-    error = s.astype(np.float64) * (s * tt - 2 * tx)
-    return error, np.where(tx * scale > 0, tx / np.where(tt > 0, tt, 1.0), scale)
+    s = np.where(tx * scale > 0, tx / np.where(tt > 0, tt, 1.0), s.astype(np.float64))
+    return s * (s * tt - 2 * tx), s  # but for the sum of squares, which no scale changes
+
+
+def _fine(element: Element, count: int) -> np.ndarray:
+    """Multiples of a block's full width that move its end by tenths of a step, up to `count` each way: codes fall differently at each."""
+    steps = element.max - element.min if element.min < 0 else element.max
+    return 1 / (1 + 0.1 * np.arange(-count, count + 1) / steps)
 
 
 def _offsets(r: Range) -> np.ndarray:
-    """The offset of the best of ten starting scales, from 0.7 to 1.05 of the block's width over the element's, each improved in turns."""
+    """The offset of the best of 29 starts: ten scales from 0.7 to 1.05 of the block's width over the element's around its middle, and 19
+    near 1 from its least value; improved in turns."""
     element = r.element
     width = (r.high - r.low) / (element.max - element.min)
     scale, offset = width, r.low - element.min * width
     least = np.full(r.low.shape, np.inf)
-    for step in np.linspace(0.7, 1.05, 10):
-        s, m = width * step, (r.low + r.high) / 2 - (element.min + element.max) / 2 * width * step
+    middle = [(step, 0.5) for step in np.linspace(0.7, 1.05, 10)]
+    for step, at in [*middle, *((step, 0.0) for step in _fine(element, 9))]:
+        # the value at this share of the block's width stays where it is
+        s, m = width * step, r.low + at * (r.high - r.low) - (element.min + at * (element.max - element.min)) * width * step
         error, s, m = _pair(r, s, m)
         scale, offset = _kept(error, least, (s, m), (scale, offset))
         least = np.minimum(error, least)
@@ -82,13 +92,27 @@ def _offsets(r: Range) -> np.ndarray:
     return offset
 
 
-@scale_rule("kquant", offsets=_offsets, searches=True)
+def _stiffness(r: Range, scale: np.ndarray | None) -> np.ndarray:
+    """The sum of importance, times the square of the codes' values for a scale."""
+
+    def ones(x: np.ndarray, w: np.ndarray) -> tuple[np.ndarray, ...]:
+        return (w,)
+
+    def squares(x: np.ndarray, w: np.ndarray, s: np.ndarray) -> tuple[np.ndarray, ...]:
+        t = r.rounded(_over(x, s)).astype(np.float64)
+        return (w * t * t,)
+
+    return r.seen("kquant").sums(ones if scale is None else squares, *(() if scale is None else (_float32(scale),)))[0]
+
+
+@scale_rule("kquant", offsets=_offsets, stiffness=_stiffness, searches=True)
 def kquant(r: Range) -> list[np.ndarray]:
-    """Least squares for scale and offset in turns with rounding, each block by itself; then scales anew against the stored offset.
+    """Least squares for scale and offset in turns with rounding, each block by itself; then scales anew against the stored offset. Scales
+    of scales are fitted to what errors of scales cost, and the stored neighbours of scale and offset are tried together.
 
     Without an offset, scales only: from starts around absmax's and, where the scale has a sign, the mirrored ones too. Importance weighs
     the errors. Source: what the K-quants of llama.cpp (ggml-quants, make_qkx2_quants and make_qx_quants) search for. Differs: the pairs
-    start from the block's middle and are improved in turns, any element can be coded, and near scales are tried as they will be stored.
+    start from the block's middle and are improved in turns, any element can be coded, and neighbours are tried as they will be stored.
     FormatError: zero points.
     """
     if r.power_of_two:
@@ -97,7 +121,7 @@ def kquant(r: Range) -> list[np.ndarray]:
     scale, least = base, np.full(base.shape, np.inf)
     # Mirrored blocks differ only where the element's two sides do.
     signs = (1.0, -1.0) if r.scale.signed and r.bottom < 0 and not np.array_equal(r.element.finite, -r.element.finite[::-1]) else (1.0,)
-    for step in np.linspace(0.7, 1.1, 9):
+    for step in (*np.linspace(0.7, 1.1, 9), *_fine(r.element, 9)):
         for sign in signs:
             error, s = _single(r, base * step * sign)
             (scale,) = _kept(error, least, (s,), (scale,))

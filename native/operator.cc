@@ -184,7 +184,7 @@ int64_t prepare(const Weight &w, Act act, bool wide, const float *x, int64_t str
   input->m = m;
   input->x = x;
   input->stride = stride;
-  const int64_t group = product ? 1 : w.kernels->group(m, act != Act::Float);
+  const int64_t group = product ? 1 : std::max<int64_t>(1, w.kernels->group(m, act != Act::Float));  // of no rows too
   const int64_t least = std::max<int64_t>(1, 16384 / std::max<int64_t>(1, w.k)), per = (least + group - 1) / group * group, units = (m + per - 1) / per;
   std::atomic<int64_t> bad{INT64_MAX};
   const auto note = [&bad](int64_t row) {

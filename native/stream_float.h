@@ -22,7 +22,7 @@ struct FloatCodes {
   const uint8_t *at[kFloatTiles];  // of k0
 };
 
-// To the second-level cache: tiles lie a power of two apart, so that what is asked for of four would push each other out of the first (a third faster).
+// To the second-level cache: tiles lie a power of two apart, so that what is asked for of four would push each other out of the first (8-bit integers: a third).
 template <int bytes> AB_INLINE void ask_near(const uint8_t *p) {
 #pragma GCC unroll 8
   for (int i = 0; i < bytes; i += 64) __builtin_prefetch(p + kAhead + i, 0, 2);
@@ -138,7 +138,7 @@ using StreamFloat = void (*)(const Weight &, const Input &, const FloatSpan &, c
 // Zero points belong to integers; without permutes of 64 bytes, tables of more than 16 entries are too much code to repeat for every group.
 template <int bits, Source source, int rows, bool zeros> constexpr StreamFloat float_if() {
   constexpr bool fits = source == Source::Lookup ? bits <= 4 || (bits == 8 && !zeros) : source == Source::Integers ? bits >= 3 : kByteTables && bits >= 5 && !zeros;
-  if constexpr (!fits) return nullptr;
+  if constexpr (!fits || !kFloatPlanes) return nullptr;
   else if constexpr (source == Source::Integers && bits <= 4 && kLookup16) return stream_floats<bits, Source::Lookup, rows, zeros>;
   else if constexpr (source == Source::Mirrored && bits < 8) return stream_floats<bits, Source::Halves, rows, zeros>;  // one permute has all of the table
   else return stream_floats<bits, source, rows, zeros>;
@@ -149,7 +149,7 @@ const StreamFloat kStreamFloats[9] = {nullptr, float_if<1, source, rows, zeros>(
                                       float_if<7, source, rows, zeros>(), float_if<8, source, rows, zeros>()};
 
 template <int rows> static StreamFloat stream_floats_of(const Weight &w) {
-  if constexpr (rows > kStreamFloat) return nullptr;
+  if constexpr (rows > kStreamFloat || !kFloatPlanes) return nullptr;
   else {
     if (w.dense != Dense::None) return w.dense == Dense::Float16 ? stream_dense<true, rows> : stream_dense<false, rows>;
     if (w.trits) return kStreamFloats<Source::Lookup, rows, false>[8];  // their digits come as bytes
@@ -166,6 +166,8 @@ template <int rows> static StreamFloat stream_floats_of(const Weight &w) {
 
 // What streams a group of rows over as many tiles as kTilesFor says; nullptr and why not: it needs panels.
 static StreamFloat stream_float_of(const Weight &w, int64_t rows, const char **why) {
+  *why = "plain C++ has no registers for it";
+  if (!kFloatPlanes) return nullptr;
   *why = "stored floats are read as they lie";
   if (w.dense == Dense::Float32) return nullptr;
   *why = "codes share bytes in a way that only a panel undoes";

@@ -177,7 +177,7 @@ HOW = (
 
 @pytest.mark.parametrize("expression", STREAMED)
 def test_few_rows_of_many_tiles(expression: str) -> None:
-    """Stored bits go to products in registers: one and two rows with float activations over four tiles at a time, up to eight rows over one."""
+    """Stored bits go to products in registers: one and two rows with float activations over four tiles, more rows over one."""
     for m, n, k in ((1, 64, 64), (1, 130, 48), (1, 65, 291), (2, 98, 291), (3, 33, 291), (5, 20, 80), (8, 17, 336)):
         check(Case(expression, m, n, k, "normal", biased=bool(n % 2)))
 
@@ -188,7 +188,7 @@ def test_how_few_rows_run_is_said(expression: str, integer: str, floating: str) 
     for isa in ISAS:
         cpu.use_isa(isa)
         native = QTensor.pack(case.format, case.shape, case.parts).native
-        assert floating in native.how(0)
+        assert (floating if isa != "generic" else "by panels: plain C++") in native.how(0)
         if integer:
             assert (integer if isa != "generic" else "by panels: plain C++") in native.how(1)
 

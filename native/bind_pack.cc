@@ -1,10 +1,14 @@
 // Bindings of packing and of lossless codes. All checks are here.
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
 
 #include <algorithm>
 #include <atomic>
+#include <cstring>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "bind.h"
@@ -121,18 +125,114 @@ struct BlockRows {
   const uint8_t *row(int64_t i) const { return from + (order ? order[i] : i) * width; }
 };
 
-nb::object block_tiles(Codes data, int64_t bytes, int64_t weights, Planes fields, int flip, int bits, std::optional<Longs> order) {
-  const BlockRows rows(data, bytes, order);
-  require(bits >= 1 && bits <= 8 && flip >= 0 && flip < 1 << bits, "codes have 1 to 8 bits");
-  require(weights >= 32 && weights <= kBlockCodes && weights % 32 == 0, "a block has 32 to 256 weights, a multiple of 32");
+std::vector<FieldPlane> planes_of(const Planes &fields, int64_t bytes, int64_t weights, int bits) {
   require(fields.shape(0) >= 1 && fields.shape(1) == 4, "a plane is offset, width, group, up");
   std::vector<FieldPlane> planes;
   for (size_t i = 0; i < fields.shape(0); i++) {
     const int64_t *p = fields.data() + 4 * i;
     require(p[1] == 1 || p[1] == 2 || p[1] == 4 || p[1] == 8, "fields of a plane have 1, 2, 4 or 8 bits");
     require(p[3] >= 0 && p[3] + p[1] <= bits && p[2] >= 1 && p[2] <= weights && weights % (p[2] * (8 / p[1])) == 0, "a plane does not fill its codes");
+    require(p[1] < 8 || p[2] % 8 == 0, "bytes come in groups of 8");
     require(p[0] >= 0 && p[0] <= bytes && p[0] + weights * p[1] / 8 <= bytes, "a plane ends beyond its block");
     planes.push_back({p[0], static_cast<int>(p[1]), static_cast<int>(p[2]), static_cast<int>(p[3])});
+  }
+  return planes;
+}
+
+// Numbers of a block, each the xor of its terms and `flip`, tiled: [n/16][blocks * numbers][16], or two a byte.
+struct Term {
+  int32_t byte, shift, mask, up;
+};
+struct Numbers {
+  std::vector<Term> terms;
+  int64_t count, each, flip, stored;  // stored: columns
+  int item;
+  bool paired, word;  // word: one little-endian 16-bit field
+  uint8_t *out;
+
+  template <int terms_each> uint32_t value(const uint8_t *block, int64_t v) const {
+    uint32_t x = static_cast<uint32_t>(flip);
+    const Term *p = terms.data() + v * (terms_each ? terms_each : each);
+    for (int64_t i = 0; i < (terms_each ? terms_each : each); i++) x ^= static_cast<uint32_t>(block[p[i].byte] >> p[i].shift & p[i].mask) << p[i].up;
+    return x;
+  }
+
+  // Row o of a tile: `blocks` blocks of `bytes` bytes.
+  template <int terms_each> void take(const uint8_t *block, int64_t bytes, int64_t blocks, int64_t o, uint8_t *tile) const {
+    uint8_t *p = tile + o * item;
+    if (word) {
+      for (int64_t b = 0; b < blocks; b++, block += bytes, p += 32) {
+        const uint16_t x = static_cast<uint16_t>((block[terms[0].byte] | block[terms[1].byte] << 8) ^ flip);
+        memcpy(p, &x, 2);
+      }
+    } else if (paired) {
+      for (int64_t b = 0, column = 0; b < blocks; b++, block += bytes)
+        for (int64_t v = 0; v < count; v++, column++) {
+          const uint32_t x = value<terms_each>(block, v);
+          if (column & 1) *p = static_cast<uint8_t>(*p | x << 4), p += 16;
+          else *p = static_cast<uint8_t>(x);
+        }
+    } else if (item == 1) {
+      for (int64_t b = 0; b < blocks; b++, block += bytes)
+        for (int64_t v = 0; v < count; v++, p += 16) *p = static_cast<uint8_t>(value<terms_each>(block, v));
+    } else {
+      for (int64_t b = 0; b < blocks; b++, block += bytes)
+        for (int64_t v = 0; v < count; v++, p += 32) {
+          const uint16_t x = static_cast<uint16_t>(value<terms_each>(block, v));
+          memcpy(p, &x, 2);
+        }
+    }
+  }
+
+  void tile(const BlockRows &rows, int64_t t) const {
+    uint8_t *const to = out + t * stored * 16 * item;
+    const int64_t here = std::min<int64_t>(16, rows.rows - 16 * t);
+    if (here < 16) std::fill_n(to, stored * 16 * item, uint8_t{0});
+    for (int64_t o = 0; o < here; o++) {
+      const uint8_t *block = rows.row(16 * t + o);
+      if (each == 1) take<1>(block, rows.bytes, rows.blocks, o, to);
+      else if (each == 2) take<2>(block, rows.bytes, rows.blocks, o, to);
+      else take<0>(block, rows.bytes, rows.blocks, o, to);
+    }
+  }
+};
+
+nb::object numbers_of(const BlockRows &rows, const Terms &terms, int64_t flip, int item, bool paired, Numbers *numbers) {
+  require(item == 1 || item == 2, "numbers are 1 or 2 bytes each");
+  require(terms.shape(0) >= 1 && terms.shape(1) >= 1 && terms.shape(2) == 4, "a term is byte, shift, bits, up");
+  const int64_t width = paired ? 4 : 8 * item;
+  require((!paired || item == 1) && flip >= 0 && flip < int64_t{1} << width, "numbers of at most their width");
+  numbers->count = static_cast<int64_t>(terms.shape(0)), numbers->each = static_cast<int64_t>(terms.shape(1));
+  for (int64_t i = 0; i < numbers->count * numbers->each; i++) {
+    const int64_t *p = terms.data() + 4 * i;
+    require(p[0] >= 0 && p[0] < rows.bytes && p[1] >= 0 && p[2] >= 0 && p[1] + p[2] <= 8 && p[3] >= 0 && p[3] + p[2] <= width, "a term lies beyond its block or its number");
+    numbers->terms.push_back({static_cast<int32_t>(p[0]), static_cast<int32_t>(p[1]), (1 << p[2]) - 1, static_cast<int32_t>(p[3])});
+  }
+  const Term *t = numbers->terms.data();
+  numbers->word = item == 2 && numbers->count == 1 && numbers->each == 2 && t[0].mask == 255 && t[0].up == 0 && t[1].mask == 255 && t[1].up == 8;
+  numbers->flip = flip, numbers->item = item, numbers->paired = paired;
+  const int64_t columns = rows.blocks * numbers->count;
+  numbers->stored = paired ? (columns + 1) / 2 : columns;
+  const size_t shape[3] = {static_cast<size_t>((rows.rows + 15) / 16), static_cast<size_t>(numbers->stored), 16};
+  if (item == 1) return array(3, shape, &numbers->out);
+  uint16_t *wide;
+  nb::object result = array(3, shape, &wide);
+  numbers->out = reinterpret_cast<uint8_t *>(wide);
+  return result;
+}
+
+// Codes and numbers of another container's blocks, straight to the tile layout; `parts`: (terms, flip, item, paired) of each. (codes, parts)
+nb::object block_tiles(Codes data, int64_t bytes, int64_t weights, Planes fields, int flip, int bits, std::vector<std::tuple<Terms, int64_t, int, bool>> parts,
+                       std::optional<Longs> order) {
+  const BlockRows rows(data, bytes, order);
+  require(bits >= 1 && bits <= 8 && flip >= 0 && flip < 1 << bits, "codes have 1 to 8 bits");
+  require(weights >= 32 && weights <= kBlockCodes && weights % 32 == 0, "a block has 32 to 256 weights, a multiple of 32");
+  const std::vector<FieldPlane> planes = planes_of(fields, bytes, weights, bits);
+  std::vector<Numbers> numbers(parts.size());
+  nb::list made;
+  for (size_t i = 0; i < parts.size(); i++) {
+    const auto &[terms, turned, item, paired] = parts[i];
+    made.append(numbers_of(rows, terms, turned, item, paired, &numbers[i]));
   }
   const int64_t tiles = (rows.rows + 15) / 16, k = rows.blocks * weights, run = kBlockCodes / weights;
   const size_t shape[3] = {static_cast<size_t>(tiles), static_cast<size_t>(k / 32), static_cast<size_t>(64 * bits)};
@@ -148,48 +248,9 @@ nb::object block_tiles(Codes data, int64_t bytes, int64_t weights, Planes fields
         kernels.block_codes(planes.data(), static_cast<int>(planes.size()), flip, rows.row(16 * t + o) + b * bytes, bytes, some, weights, codes + o * kBlockCodes);
       kernels.pack_tile(bits, codes, kBlockCodes, count, some * weights, out + (t * k + b * weights) / 32 * 64 * bits);
     }
+    for (const Numbers &n : numbers) n.tile(rows, t);
   });
-  return result;
-}
-
-// Numbers of a block, each the xor of its terms (byte, shift, bits, up) and `flip`: [n/16][blocks * numbers][16], or two a byte.
-template <class T> nb::object number_tiles(const BlockRows &rows, const int64_t *terms, int64_t numbers, int64_t each, int64_t flip, bool paired) {
-  const int64_t tiles = (rows.rows + 15) / 16, columns = rows.blocks * numbers, stored = paired ? (columns + 1) / 2 : columns;
-  const size_t shape[3] = {static_cast<size_t>(tiles), static_cast<size_t>(stored), 16};
-  T *out;
-  nb::object result = array(3, shape, &out);
-  by_rows(tiles, 16 * columns, [&](int64_t t) {
-    T *const tile = out + t * stored * 16;
-    const int64_t count = std::min<int64_t>(16, rows.rows - 16 * t);
-    if (paired || count < 16) std::fill_n(tile, stored * 16, T{0});
-    for (int64_t o = 0; o < count; o++) {
-      const uint8_t *block = rows.row(16 * t + o);
-      for (int64_t b = 0, column = 0; b < rows.blocks; b++, block += rows.bytes)
-        for (int64_t v = 0; v < numbers; v++, column++) {
-          uint32_t value = static_cast<uint32_t>(flip);
-          for (const int64_t *p = terms + 4 * each * v, *end = p + 4 * each; p < end; p += 4)
-            value ^= static_cast<uint32_t>(block[p[0]] >> p[1] & ((1 << p[2]) - 1)) << p[3];
-          if (paired) tile[column / 2 * 16 + o] = static_cast<T>(tile[column / 2 * 16 + o] | value << 4 * (column & 1));
-          else tile[column * 16 + o] = static_cast<T>(value);
-        }
-    }
-  });
-  return result;
-}
-
-nb::object block_numbers(Codes data, int64_t bytes, Terms terms, int64_t flip, int item, bool paired, std::optional<Longs> order) {
-  const BlockRows rows(data, bytes, order);
-  require(item == 1 || item == 2, "numbers are 1 or 2 bytes each");
-  require(terms.shape(0) >= 1 && terms.shape(1) >= 1 && terms.shape(2) == 4, "a term is byte, shift, bits, up");
-  const int64_t width = paired ? 4 : 8 * item;
-  require((!paired || item == 1) && flip >= 0 && flip < int64_t{1} << width, "numbers of at most their width");
-  for (size_t i = 0; i < terms.shape(0) * terms.shape(1); i++) {
-    const int64_t *p = terms.data() + 4 * i;
-    require(p[0] >= 0 && p[0] < bytes && p[1] >= 0 && p[2] >= 0 && p[1] + p[2] <= 8 && p[3] >= 0 && p[3] + p[2] <= width, "a term lies beyond its block or its number");
-  }
-  const int64_t numbers = static_cast<int64_t>(terms.shape(0)), each = static_cast<int64_t>(terms.shape(1));
-  return item == 1 ? number_tiles<uint8_t>(rows, terms.data(), numbers, each, flip, paired)
-                   : number_tiles<uint16_t>(rows, terms.data(), numbers, each, flip, paired);
+  return nb::make_tuple(result, made);
 }
 
 // Codes of up to 32 bits through a 64-bit window: for widths beyond 8, which no kernel reads.
@@ -318,8 +379,7 @@ void bind_pack(nb::module_ &m) {
   m.def("pack_rows", &pack_rows<uint16_t>, "codes"_a, "bits"_a);
   m.def("pack_rows", &pack_rows<uint32_t>, "codes"_a, "bits"_a);
   m.def("unpack_rows", &unpack_rows, "stored"_a, "bits"_a, "k"_a);
-  m.def("block_tiles", &block_tiles, "data"_a, "bytes"_a, "weights"_a, "fields"_a, "flip"_a, "bits"_a, "order"_a.none() = nb::none());
-  m.def("block_numbers", &block_numbers, "data"_a, "bytes"_a, "terms"_a, "flip"_a, "item"_a, "paired"_a, "order"_a.none() = nb::none());
+  m.def("block_tiles", &block_tiles, "data"_a, "bytes"_a, "weights"_a, "fields"_a, "flip"_a, "bits"_a, "parts"_a, "order"_a.none() = nb::none());
   m.def("escape_encode", &encode, "codes"_a, "item"_a, "run"_a);
   m.def("escape_check", &check, "codes"_a, "index"_a, "item"_a, "count"_a, "run"_a);
   m.def("escape_decode", &decode, "codes"_a, "index"_a, "item"_a, "count"_a, "run"_a);

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import numpy as np
 
 from anybit.errors import FileFormatError, NoKernelError, NonFiniteError
@@ -33,10 +35,11 @@ def foreign_weights(source: Foreign, spec: ModelSpec) -> tuple[dict[str, Linear 
                 biases[tensor.module] = values
             else:
                 weights[tensor.name] = values
-    for tensor in spec.tensors:
-        if tensor.role not in ("norm", "bias"):
-            weights[tensor.name] = coded_linear(source, tensor.name, biases.get(tensor.module))
-    return weights, plain
+    matrices = [tensor for tensor in spec.tensors if tensor.role not in ("norm", "bias")]
+    for tensor in sorted(matrices, key=lambda tensor: -prod(tensor.shape)):  # the largest while little else is in memory
+        weights[tensor.name] = coded_linear(source, tensor.name, biases.get(tensor.module))
+    first = [name for name in weights if name not in {tensor.name for tensor in matrices}]
+    return {name: weights[name] for name in (*first, *(tensor.name for tensor in matrices))}, plain
 
 
 def check_foreign(source: Foreign, spec: ModelSpec) -> None:

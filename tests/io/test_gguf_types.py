@@ -131,16 +131,17 @@ TERMS = np.array([[[0, 0, 8, 0], [1, 0, 8, 8]]])
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"bytes": 0}, {"bytes": 17}, {"weights": 16}, {"weights": 48}, {"weights": 512}, {"bits": 3}, {"bits": 9}, {"flip": 16}, {"flip": -1},
-        {"fields": PLANES + [1, 0, 0, 0]}, {"fields": PLANES - [3, 0, 0, 0]}, {"fields": PLANES + [0, 4, 0, 0]},
-        {"fields": PLANES + [0, -1, 0, 0]}, {"fields": PLANES + [0, 0, 16, 0]}, {"fields": PLANES - [0, 0, 16, 0]},
-        {"fields": PLANES + [0, 0, 0, 1]}, {"fields": PLANES[:, :3].copy()}, {"fields": PLANES[:0]}, {"order": np.array([-1])},
-        {"order": np.array([3])},
+        {"bytes": 0}, {"bytes": 17}, {"weights": 16}, {"weights": 48}, {"weights": 512}, {"bits": 3}, {"bits": 9}, {"flip": 16},
+        {"flip": -1}, {"fields": np.add(PLANES, [1, 0, 0, 0])}, {"fields": np.subtract(PLANES, [3, 0, 0, 0])},
+        {"fields": np.add(PLANES, [0, 4, 0, 0])}, {"fields": np.add(PLANES, [0, -1, 0, 0])}, {"fields": np.add(PLANES, [0, 0, 16, 0])},
+        {"fields": np.subtract(PLANES, [0, 0, 16, 0])}, {"fields": np.add(PLANES, [0, 0, 0, 1])}, {"fields": PLANES[:, :3].copy()},
+        {"fields": np.array([[2, 8, 4, 0]]), "data": np.zeros((3, 34), np.uint8), "bytes": 34, "bits": 8}, {"fields": PLANES[:0]},
+        {"order": np.array([-1])}, {"order": np.array([3])},
     ],
     ids=str,
 )  # fmt: skip
 def test_blocks_of_wrong_sizes_are_refused(wrong: dict[str, Any]) -> None:
-    fields = {"data": np.zeros((3, 36), np.uint8), "bytes": 18, "weights": 32, "fields": PLANES, "flip": 8, "bits": 4}
+    fields = {"data": np.zeros((3, 36), np.uint8), "bytes": 18, "weights": 32, "fields": PLANES, "flip": 8, "bits": 4, "parts": []}
     native.block_tiles(**fields)
     with pytest.raises(ValueError, match=r".{4}"):
         native.block_tiles(**fields | wrong)
@@ -149,17 +150,20 @@ def test_blocks_of_wrong_sizes_are_refused(wrong: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"bytes": 0}, {"bytes": 7}, {"item": 3}, {"item": 1}, {"paired": True}, {"flip": 1 << 16}, {"flip": -1}, {"order": np.array([5])},
-        {"terms": TERMS + [18, 0, 0, 0]}, {"terms": TERMS - [1, 0, 0, 0]}, {"terms": TERMS + [0, 1, 0, 0]}, {"terms": TERMS + [0, 0, 1, 0]},
-        {"terms": TERMS + [0, 0, 0, 1]}, {"terms": TERMS - [0, 0, 0, 1]}, {"terms": TERMS[..., :3].copy()}, {"terms": TERMS[:0]},
+        (TERMS, 0, 3, False), (TERMS, 0, 1, False), (TERMS, 0, 2, True), (TERMS, 1 << 16, 2, False), (TERMS, -1, 2, False),
+        (np.add(TERMS, [17, 0, 0, 0]), 0, 2, False),
+        (np.subtract(TERMS, [1, 0, 0, 0]), 0, 2, False), (np.add(TERMS, [0, 1, 0, 0]), 0, 2, False),
+        (np.add(TERMS, [0, 0, 1, 0]), 0, 2, False),
+        (np.add(TERMS, [0, 0, 0, 1]), 0, 2, False), (np.subtract(TERMS, [0, 0, 0, 1]), 0, 2, False),
+        (TERMS[..., :3].copy(), 0, 2, False), (TERMS[:0], 0, 2, False), (TERMS[:, :1] - [0, 0, 4, 0], 16, 1, True),
     ],
     ids=str,
 )  # fmt: skip
-def test_numbers_of_wrong_sizes_are_refused(wrong: dict[str, Any]) -> None:
-    fields = {"data": np.zeros((3, 36), np.uint8), "bytes": 18, "terms": TERMS, "flip": 0, "item": 2, "paired": False}
-    native.block_numbers(**fields)
+def test_numbers_of_wrong_sizes_are_refused(wrong: tuple[Any, ...]) -> None:
+    fields = {"data": np.zeros((3, 36), np.uint8), "bytes": 18, "weights": 32, "fields": PLANES, "flip": 8, "bits": 4}
+    native.block_tiles(**fields, parts=[(TERMS, 0, 2, False), (TERMS[:, :1] - [0, 0, 4, 0], 15, 1, True)])
     with pytest.raises(ValueError, match=r".{4}"):
-        native.block_numbers(**fields | wrong)
+        native.block_tiles(**fields, parts=[wrong])
 
 
 @pytest.mark.parametrize("name", list(KINDS))

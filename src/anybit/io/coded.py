@@ -12,8 +12,8 @@ Rows = Callable[[int, int], Mapping[str, np.ndarray]]
 
 @dataclass(frozen=True)
 class Numbers:
-    """Numbers of a block, `item` bytes each: the xor of `flip` and of terms int64[numbers, terms, 4]: a byte of the block, the lowest bit of
-    the field in it, how many bits it has, where they go.
+    """Numbers of a block, `item` bytes each: the xor of `flip` and of terms int64[numbers, terms, 4]: a byte of the block, the lowest bit
+    of the field in it, how many bits it has, where they go.
     """
 
     terms: np.ndarray
@@ -42,8 +42,8 @@ class Blocks:
 class Coded:
     """`rows(start, stop)` gives the logical parts of some rows (the first axis), as `anybit.methods.rtn` names them: "codes"
     uint[stop - start, ...], and for each level "scale.i" and "offset.i" on the grid of these rows; a part that all rows share comes whole
-    each time. FileFormatError: what `format` cannot express. `blocks` says the same of a whole matrix as data, where it can be said.
-    `order`: column j stands for input order[j] (None: for input j).
+    each time. FileFormatError: what `format` cannot express. `blocks` says the same of a whole matrix as data, where that can be
+    said. `order`: column j stands for input order[j] (None: for input j).
     """
 
     format: str

@@ -10,7 +10,7 @@ import numpy as np
 from anybit.formats import Format
 from anybit.io.coded import Blocks, Coded
 from anybit.layouts import LAYOUTS, default_layout
-from anybit.layouts.tile import pack_blocks, pack_numbers, paired, scale_parts
+from anybit.layouts.tile import scale_parts, tile_blocks
 from anybit.tensor import QTensor
 
 SLAB = 1 << 20  # weights that are converted at once
@@ -25,8 +25,8 @@ def _format(expression: str) -> Format:
 def packed(coded: Coded, layout: str | None = None) -> QTensor:
     """The tensor with the same codes and scales. ShapeError: `layout` cannot hold it.
 
-    Cost: the result alone where the tensor is a matrix of `Blocks`; else the result and the parts of a million weights at a time (of all of them where
-    blocks reach over rows or there are no rows).
+    Cost: the result alone where the tensor is a matrix of `Blocks`; else the result and the parts of a million weights at a time (of all of
+    them where blocks reach over rows or there are no rows).
     """
     fmt, shape = _format(coded.format), coded.shape
     name = layout or default_layout(fmt, shape)
@@ -52,13 +52,9 @@ def packed(coded: Coded, layout: str | None = None) -> QTensor:
 
 def _tiled(blocks: Blocks, fmt: Format, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
     """Stored parts straight from another container's blocks."""
-    data, size, order = blocks.data, blocks.bytes, blocks.order
-    parts = {
-        name: pack_numbers(data, size, numbers.terms, numbers.flip, numbers.item, paired(fmt, shape, name), order)
-        for name, numbers in blocks.numbers.items()
-    }
-    parts = blocks.finish(parts)
-    return {"codes": pack_blocks(fmt, data, size, blocks.weights, blocks.planes, blocks.flip, order), **parts}
+    numbers = {name: (n.terms, n.flip, n.item) for name, n in blocks.numbers.items()}
+    parts = tile_blocks(fmt, shape, blocks.data, blocks.bytes, blocks.weights, blocks.planes, blocks.flip, numbers, blocks.order)
+    return {"codes": parts.pop("codes"), **blocks.finish(parts)}
 
 
 def logical(coded: Coded, start: int, stop: int) -> dict[str, np.ndarray]:

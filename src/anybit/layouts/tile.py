@@ -16,6 +16,8 @@ Checkpoints of before had level 1 as [n, blocks] and level 0 a byte each whateve
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from anybit.errors import ShapeError
@@ -89,16 +91,26 @@ def unpack_codes(stored: np.ndarray, bits: int, shape: tuple[int, int]) -> np.nd
     return np.asarray(native.unpack_tiles(np.ascontiguousarray(stored).reshape(-1), bits, *shape))
 
 
-def pack_blocks(
-    fmt: Format, data: np.ndarray, size: int, weights: int, planes: np.ndarray, flip: int, order: np.ndarray | None
-) -> np.ndarray:
-    """Codes uint8[n/16, k/32, 64 * bits] from blocks of `size` bytes, data uint8[rows, blocks * size] (`anybit.io.coded.Blocks`)."""
-    return np.asarray(native.block_tiles(data, size, weights, planes, flip, fmt.element.bits, order))
+def tile_blocks(
+    fmt: Format,
+    shape: tuple[int, ...],
+    data: np.ndarray,
+    size: int,
+    weights: int,
+    planes: np.ndarray,
+    flip: int,
+    numbers: Mapping[str, tuple[np.ndarray, int, int]],
+    order: np.ndarray | None,
+) -> dict[str, np.ndarray]:
+    """Codes, scales and offsets of a matrix straight from another container's blocks, on the pool of threads.
 
-
-def pack_numbers(data: np.ndarray, size: int, terms: np.ndarray, flip: int, item: int, two: bool, order: np.ndarray | None) -> np.ndarray:
-    """Numbers [n/16, columns, 16] of such blocks, or two a byte."""
-    return np.asarray(native.block_numbers(data, size, terms, flip, item, two, order))
+    Args: data, uint8[rows, blocks * size]; weights, those of a block; planes, int64[planes, 4]: offset in the block, width, group, up
+        (native/pack.h), and flip, xored to each code; numbers, for each part (terms, flip, bytes a number), terms int64[numbers, terms, 4]:
+        byte of the block, lowest bit, bits, up; order, int64[n]: the rows to take, None: all.
+    """
+    parts = [(*fields, paired(fmt, shape, name)) for name, fields in numbers.items()]
+    codes, made = native.block_tiles(data, size, weights, planes, flip, fmt.element.bits, parts, order)
+    return {"codes": np.asarray(codes)} | {name: np.asarray(part) for name, part in zip(numbers, made, strict=True)}
 
 
 def tile_rows(grid: np.ndarray, two: bool = False) -> np.ndarray:

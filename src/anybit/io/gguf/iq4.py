@@ -16,6 +16,7 @@ from anybit.io.gguf.kind import Parts, bits16, halves, per_block, register, unha
 
 ELEMENT = "iq4nl"
 _NIBBLES = (Plane("qs", 4, 16),)
+_SIX = (Plane("low", 4, 1), Plane("high", 2, 1, 4))
 
 
 @register("IQ4_NL", 20, 32, {"d": "<u2", "qs": "16u1"}, f"{ELEMENT}@32:fp16", at=Fields(_NIBBLES, {"scale.0": word("d")}))
@@ -24,7 +25,7 @@ def _iq4_nl(blocks: np.ndarray) -> Parts:
 
 
 @register("IQ4_XS", 23, 256, {"d": "<u2", "high": "<u2", "low": "4u1", "qs": "128u1"}, f"{ELEMENT}@32:int6@256:fp16",
-          at=Fields(_NIBBLES, {"scale.0": planar((Plane("low", 4, 1), Plane("high", 2, 1, 4)), 0, 8, 32), "scale.1": word("d")}))  # fmt: skip
+          at=Fields(_NIBBLES, {"scale.0": planar(_SIX, 0, 8, 32), "scale.1": word("d")}))  # fmt: skip
 def _iq4_xs(blocks: np.ndarray) -> Parts:
     low = np.stack([blocks["low"] & 15, blocks["low"] >> 4], axis=-1).reshape(*blocks.shape, 8)
     high = (bits16(blocks["high"])[..., None] >> np.arange(0, 16, 2, dtype=np.uint16) & np.uint16(3)).astype(np.uint8)

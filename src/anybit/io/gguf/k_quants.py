@@ -46,7 +46,9 @@ def _six(first: int) -> Values:
 
 _SIX = {"scale.0": _six(0), "offset.0": _six(4)}
 _NIBBLES = (Plane("scales", 4, 16),)
-_Q3_SCALES = (Plane("scales", 4, 8), Plane("scales", 2, 4, 4, skip=8))
+_Q2_SCALES = {"scale.0": planar(_NIBBLES, 0, 16), "offset.0": planar(_NIBBLES, 16, 32), **_SUPERS}
+_Q3_SCALES = {"scale.0": planar((Plane("scales", 4, 8), Plane("scales", 2, 4, 4, skip=8)), 0, 16, 32), **_SUPER}
+_Q6_SCALES = {"scale.0": planar((Plane("scales", 8, 16),), 0, 16), **_SUPER}
 
 
 def _minus(field: np.ndarray) -> np.ndarray:
@@ -54,7 +56,7 @@ def _minus(field: np.ndarray) -> np.ndarray:
 
 
 @register("Q2_K", 10, 256, {"scales": "16u1", "qs": "64u1", "d": "<u2", "dmin": "<u2"}, "uint2@16:uint4@256:fp16+off",
-          at=Fields((Plane("qs", 2, 32),), {"scale.0": planar(_NIBBLES, 0, 16), "offset.0": planar(_NIBBLES, 16, 32), **_SUPERS}))  # fmt: skip
+          at=Fields((Plane("qs", 2, 32),), _Q2_SCALES))  # fmt: skip
 def _q2_k(blocks: np.ndarray) -> Parts:
     scales = blocks["scales"]
     return {
@@ -65,7 +67,7 @@ def _q2_k(blocks: np.ndarray) -> Parts:
 
 
 @register("Q3_K", 11, 256, {"hmask": "32u1", "qs": "64u1", "scales": "12u1", "d": "<u2"}, "int3@16:int6@256:fp16",
-          at=Fields((Plane("qs", 2, 32), Plane("hmask", 1, 32, 2)), {"scale.0": planar(_Q3_SCALES, 0, 16, 32), **_SUPER}, 4))  # fmt: skip
+          at=Fields((Plane("qs", 2, 32), Plane("hmask", 1, 32, 2)), _Q3_SCALES, 4))  # fmt: skip
 def _q3_k(blocks: np.ndarray) -> Parts:
     codes = quarters(blocks["qs"].reshape(*blocks.shape, 2, 32)).reshape(*blocks.shape, 8, 32)
     # a set bit adds nothing, a clear one takes 4 off: in two's complement of 3 bits it is bit 2
@@ -104,7 +106,7 @@ def _q5_k(blocks: np.ndarray) -> Parts:
 
 
 @register("Q6_K", 14, 256, {"ql": "128u1", "qh": "64u1", "scales": "16u1", "d": "<u2"}, "int6@16:int8@256:fp16",
-          at=Fields((Plane("ql", 4, 64), Plane("qh", 2, 32, 4)), {"scale.0": planar((Plane("scales", 8, 16),), 0, 16), **_SUPER}, 32))  # fmt: skip
+          at=Fields((Plane("ql", 4, 64), Plane("qh", 2, 32, 4)), _Q6_SCALES, 32))  # fmt: skip
 def _q6_k(blocks: np.ndarray) -> Parts:
     codes = halves(blocks["ql"].reshape(*blocks.shape, 2, 64))
     codes |= quarters(blocks["qh"].reshape(*blocks.shape, 2, 32)) << np.uint8(4)

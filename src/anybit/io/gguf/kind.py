@@ -28,7 +28,8 @@ class Kind:
 
     `convert` takes blocks, structured[rows, blocks] in either byte order, and gives the logical parts of these rows: "codes" in the order
     of the weights and one entry a block of each level of `format`, in any shape that has the rows first. ValueError: a block that `format`
-    cannot express, with the reason. `refine` may give a wider format for what a tensor really holds. `fields` say what `convert` does as data.
+    cannot express, with the reason. `refine` may give a wider format for what a tensor really holds. `fields`: the
+    same as data.
     """
 
     name: str
@@ -75,8 +76,13 @@ REFUSED = {9: "Q8_1", 15: "Q8_K"}
 
 
 def register(
-    name: str, code: int, weights: int, fields: Mapping[str, str], format: str,
-    refine: Callable[[np.ndarray], str | None] | None = None, at: Fields | None = None,
+    name: str,
+    code: int,
+    weights: int,
+    fields: Mapping[str, str],
+    format: str,
+    refine: Callable[[np.ndarray], str | None] | None = None,
+    at: Fields | None = None,
 ) -> Callable[[Convert], Convert]:
     """Declares a tensor type: decorates its conversion. `fields`: names and dtypes of a block, in order and without gaps; `at`: where the
     parts lie in them.

@@ -13,6 +13,7 @@ of A_ji and of the original ones: QuIP (arXiv 2307.13304, theorem 6) shows that 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -27,13 +28,19 @@ _DOUBLE = 8192
 
 @dataclass(frozen=True)
 class Curvature:
-    """`matrix` float[k, k]: H with damping, its mean diagonal 1, channels in the order `order` int64[k] in which they are rounded;
-    `factor`, same type: upper triangular R with R R^T = H; `notes`: what the user should hear."""
+    """H: `xtx` float32[k, k] (not copied) with its channels in the order `order` int64[k] in which they are rounded, its mean diagonal 1,
+    and `damping` added to it; `factor` float[k, k]: upper triangular R with R R^T = H; `notes`: what the user should hear."""
 
-    matrix: np.ndarray
-    factor: np.ndarray
+    xtx: np.ndarray
     order: np.ndarray
+    damping: float
+    factor: np.ndarray
     notes: tuple[str, ...] = ()
+
+    @cached_property
+    def matrix(self) -> np.ndarray:
+        """H itself, float[k, k]."""
+        return _ordered(self.xtx, self.order, self.damping)
 
     def coupling(self, dim: int = 1) -> np.ndarray:
         """float32[k, k]: A, what target i gets of error j; blocks of `dim` channels are coupled within themselves not at all."""
@@ -104,32 +111,40 @@ def curvature(stats: Statistics, damp: float = 0.01, order: str = "activation", 
     by = np.where(dead, 0, diagonal).reshape(-1, dim).sum(axis=1)
     first = np.argsort(-by, kind="stable") if order == "activation" else np.arange(len(by))
     index = (first[:, None] * dim + np.arange(dim)).reshape(-1)
-    h: np.ndarray = xtx.take(index, axis=0).take(index, axis=1).astype(np.float64 if stats.width <= _DOUBLE else np.float32, copy=False)
-    h /= mean
-    if dead.any():  # a channel without input costs nothing: it is rounded to nearest, and nothing makes up for it
-        none = dead[index]
-        h[none, :] = h[:, none] = 0
-        h[none, none] = 1
-    used, step = 0.0, damp
+    step = damp
     while step <= 10:
-        h[np.diag_indices_from(h)] += step - used
-        used = step
-        factor = _factor(h)
+        factor = _factor(_ordered(xtx, index[::-1], step))
         if factor is not None:
-            if used > damp:
-                notes.append(f"damping was raised from {damp:g} to {used:g}: its statistics are singular")
-            return Curvature(h, factor, index, tuple(notes))
+            if step > damp:
+                notes.append(f"damping was raised from {damp:g} to {step:g}: its statistics are singular")
+            return Curvature(xtx, index, step, factor, tuple(notes))
         step *= 10
     return None
 
 
-def _factor(h: np.ndarray) -> np.ndarray | None:
-    """Upper triangular R with R R^T = h, which is symmetric; None: it is not positive definite."""
+def _ordered(xtx: np.ndarray, index: np.ndarray, damping: float) -> np.ndarray:
+    """H with channel index[i] at i, float64 or float32[k, k]. A channel without input costs nothing: it is rounded to nearest, and
+    nothing makes up for it."""
+    k, diagonal = len(xtx), xtx.diagonal().astype(np.float64)
+    h = np.empty((k, k), np.float64 if k <= _DOUBLE else np.float32)
+    for at in range(0, k, _TERMS):
+        h[at : at + _TERMS] = xtx[index[at : at + _TERMS]].take(index, axis=1)
+    h /= float(diagonal.mean())
+    none = diagonal[index] <= 0
+    if none.any():
+        h[none, :] = h[:, none] = 0
+        h[none, none] = 1
+    h[np.diag_indices_from(h)] += damping
+    return h
+
+
+def _factor(lower: np.ndarray) -> np.ndarray | None:
+    """Of H with its channels from the last to the first, which is overwritten: upper triangular R with R R^T = H in their order; None: it
+    is not positive definite."""
     from scipy.linalg import lapack  # in place, and twice as fast as NumPy's
 
-    lower: np.ndarray = h[::-1, ::-1].copy()
     # LAPACK sees the transposed matrix: its upper triangle is this one's lower.
-    _, info = (lapack.dpotrf if h.dtype == np.float64 else lapack.spotrf)(lower.T, lower=0, clean=1, overwrite_a=1)
+    _, info = (lapack.dpotrf if lower.dtype == np.float64 else lapack.spotrf)(lower.T, lower=0, clean=1, overwrite_a=1)
     diagonal = lower.diagonal()
     if info or not np.isfinite(diagonal).all() or diagonal.min() <= 0:
         return None

@@ -162,7 +162,8 @@ class Statistics:
         held = [self.xtx, self.cross, self.absmax, self.mean, self.m2]
         if not any(is_torch(each) for each in held):
             return self
-        return self._moved(*(host_copy(each) if is_torch(each) else each for each in held), rows=list(self._rows))  # type: ignore[misc]
+        xtx, cross, absmax, mean, m2 = (host_copy(each) if is_torch(each) else each for each in held)
+        return self._moved(xtx, cross, absmax, mean, m2, list(self._rows))
 
     # ------------------------------------------------------------------------------------------ under a transform of the input
     def scaled(self, by: np.ndarray) -> Statistics:

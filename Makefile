@@ -47,7 +47,7 @@ native:
 	cmake --build build/native
 
 NEON = build/neon
-ARM = aarch64-linux-gnu-g++ -std=gnu++17 -O2 -ffp-contract=off -fno-math-errno -fno-trapping-math -Wall -Wextra -Werror -DANYBIT_ARM -Inative
+ARM = aarch64-linux-gnu-g++ -std=gnu++17 -O2 -ffp-contract=off -fno-math-errno -fno-trapping-math -Wall -Wextra -Werror -Wno-maybe-uninitialized -DANYBIT_ARM -Inative
 
 $(NEON)/%.neondot.o: native/%.cc $(wildcard native/*.h)
 	@mkdir -p $(NEON)

@@ -97,7 +97,7 @@ def test_a_recipe_writes_a_model_card(tmp_path: Path, capsys: pytest.CaptureFixt
     card = (tmp_path / "out" / "README.md").read_text()
     kl, error = report["accuracy"]["kl_mean"], report["accuracy"]["kl_mean_se"]
     for text in (
-        "base model | pycoder-5m", f"| recipe | r, SHA-256 {report['digest']} |", "| about | four bits |", "| 35 | bf16 | int4@32 |",
+        "base model | pycoder-5m", f"| recipe | r, SHA-256 {report['digest']} |", "| about | four bits |", "| 35 | bf16 | int4@32:bf16 |",
         f"{report['quantized_bits_per_weight']:.4g} in the quantized layers", f"| {kl:.3g} ± {error:.2g} |", "tokens, windows of 512",
         f"anybit quantize pycoder-5m {tmp_path / 'out'} -r {tmp_path / 'r.yaml'}",
     ):  # fmt: skip

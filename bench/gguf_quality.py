@@ -81,11 +81,12 @@ def main() -> None:
     parser.add_argument("--types", default=TYPES)
     parser.add_argument("--modes", default="plain,imatrix")
     parser.add_argument("--tokens", type=int, default=8192)
+    parser.add_argument("--seed", type=int, default=0, help="of the calibration text")
     parser.add_argument("--out")
     options = parser.parse_args()
     base, source, ggml = anybit.load(MODEL), FloatSource(MODEL), Ggml(options.ggml)
     text = default_text(base.tokenizer, options.tokens, 0)
-    ids = calibration_text(base.tokenizer, [], 128, 512, 0, 0).ids
+    ids = calibration_text(base.tokenizer, [], 128, 512, 0, options.seed).ids
     weigh = importance_of(source, ids)
     found = []
     for kind in options.types.split(","):

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from anybit.cli import main as cli
 from anybit.cli.commands.plan import parse_size
 from anybit.errors import DoesNotFitError, UsageError
+from anybit.io.manifest import verify_directory
 from anybit.recipes.schema import named
 
 SMALL = """version: 1
@@ -85,3 +86,22 @@ def test_options_that_contradict_each_other(args: list[str], message: str, tmp_p
     found = CliRunner().invoke(cli.main, ["quantize", "pycoder-5m", str(tmp_path / "o"), *args])
     assert found.exit_code == 2 and message in found.output + str(found.exception)
     assert not (tmp_path / "o").exists()
+
+
+def test_a_recipe_writes_a_model_card(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What was done and measured, nothing else; the manifest lists it."""
+    (tmp_path / "r.yaml").write_text("version: 1\nabout: four bits\nrules: [{match: layers, format: int4@32}]\ngates: {max_kl: 1}\n")
+    code = cli._status(["quantize", "pycoder-5m", str(tmp_path / "out"), "-r", str(tmp_path / "r.yaml"), "--json"])
+    report = json.loads(capsys.readouterr().out)
+    assert code == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    kl, error = report["accuracy"]["kl_mean"], report["accuracy"]["kl_mean_se"]
+    for text in (
+        "base model | pycoder-5m", f"| recipe | r, SHA-256 {report['digest']} |", "| about | four bits |", "| 35 | bf16 | int4@32:bf16 |",
+        f"{report['quantized_bits_per_weight']:.4g} in the quantized layers", f"| {kl:.3g} ± {error:.2g} |", "tokens, windows of 512",
+        f"anybit quantize pycoder-5m {tmp_path / 'out'} -r {tmp_path / 'r.yaml'}",
+    ):  # fmt: skip
+        assert text in card, text
+    assert "| speed |" not in card and "| calibration |" not in card and "| published |" not in card
+    found = verify_directory(tmp_path / "out")
+    assert found.unlisted == ()

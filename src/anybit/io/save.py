@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from anybit.errors import AnybitError, OutputError
-from anybit.io.manifest import MANIFEST, listing, manifest_text
+from anybit.io.manifest import MANIFEST, listing, manifest_text, read_manifest
 from anybit.io.strict_json import shown
 
 CHUNK = 4 << 20
@@ -278,6 +278,18 @@ def atomic_directory(target: str | os.PathLike[str], digests: dict[str, str] | N
         except BaseException:
             os.rename(target, temp)  # all or nothing: what may not survive a loss of power is not there at all
             raise
+
+
+def renew_file(folder: Path, name: str, data: bytes) -> None:
+    """Puts a file, new or in another version, into a saved directory whose manifest then lists it. Between the two the manifest does not
+    match, so that a directory is renewed before it gets its name. Errors as `read_manifest` and `atomic_file`."""
+    held = read_manifest(folder)["files"]
+    with atomic_file(folder / name) as file:
+        file.write(data)
+    digests = {each: item["sha256"] for each, item in held.items() if each != name}
+    text = manifest_text(folder, sorted({*held, name}), digests)
+    with atomic_file(folder / MANIFEST) as file:
+        file.write(text)
 
 
 def _is_folder(path: Path) -> bool:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,10 @@ from anybit.calibrate.run import UNTIED
 from anybit.calibrate.work import ENDS
 from anybit.errors import GateError, OutputError
 from anybit.io.checkpoint import QuantizedEntry, save_checkpoint
+from anybit.io.foreign import Made, Sidecar
+from anybit.io.hf import open_model
+from anybit.io.quantization import StoredLayer
+from anybit.io.save import renew_file
 from anybit.linear import Linear
 from anybit.measure.accuracy import Accuracy, evaluate
 from anybit.measure.text import DEFAULT_TOKENS, default_text, separator_of, text_from_files
@@ -28,9 +33,14 @@ from anybit.recipes.mixed import Mixed, choose_formats
 from anybit.recipes.plan import Override, make_plan
 from anybit.recipes.schema import Gates, Recipe
 from anybit.recipes.source import FloatSource
-from anybit.stored import dense_tensor, entry_of, formats_of, tables_of
+from anybit.stored import DENSE_FORMATS, dense_tensor, entry_of, formats_of, tables_of
 
 Progress = Callable[[Event], Any]
+CARD = "README.md"
+Tensors = Sequence[tuple[str, str, int]]
+Card = Callable[[Tensors, float, Mapping[str, Any], Mapping[str, Any] | None], str]
+"""A model card from (format before, format here, tensors), bits a weight of the quantized matrices, what is known of the calibration text,
+and the keys of `anybit eval --json` where a gate measured them."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +65,13 @@ class Result:
 def quantize_recipe(
     path: str | Path, out: str | Path, recipe: Recipe, calibration: Sequence[Path] = (), work: str | Path | None = None,
     resume: bool = False, progress: Progress | None = None, override: Override | None = None, evaluation: Sequence[Path] = (),
+    card: Card | None = None,
 ) -> Result:  # fmt: skip
     """Quantizes a stored model after a recipe. Arguments: calibration, text files (none: the standard library outside the evaluation
     modules); work, a folder that keeps hidden states and finished layers, for resuming (None: a temporary one beside `out`); override,
     
         formats by tensor name in the place of the rules' (None: the recipe's allocation chooses, if it has one); evaluation, text files for
-        the gates (none: the held-out modules).
+        the gates (none: the held-out modules); card, what makes the model card (None: there is none).
 
     Raises: GateError: the result misses a gate; it is kept as `out` + ".rejected". Others as `calibrate`, `make_plan`, `load`.
     """
@@ -94,10 +105,12 @@ def quantize_recipe(
     with _folder(work, out) as folder:
         given = None if plan.data_free else tokens
         layers = tuple(Summary.of(done) for done in calibrate(model, plan, given, folder, resume, progress))
-        written = _save(model, plan, recipe, folder, target, about, path)
+        written = _save(model, plan, recipe, folder, target, about, path, card)
     accuracy = None
     if gated:
-        accuracy = _judge(path, target, recipe.gates, out, evaluation)
+        accuracy, measured = _judge(path, target, recipe.gates, out, evaluation)
+        if card is not None:
+            renew_file(target, CARD, card(*_stored(target, model), about, measured).encode())
         target.rename(out)
     return Result(out, written, time.perf_counter() - begun, layers, about, accuracy, mixed, recipe.notes)
 
@@ -127,7 +140,31 @@ def _folder(work: str | Path | None, out: Path) -> Iterator[Path]:
         yield Path(folder)
 
 
-def _save(model: FloatSource, plan: Plan, recipe: Recipe, folder: Path, out: Path, about: dict[str, Any], path: str | Path) -> int:
+def _stored(out: Path, model: FloatSource) -> tuple[Tensors, float]:
+    """What became of the matrices of a saved checkpoint, for its card."""
+    source = open_model(out)
+    assert source.quantization is not None
+    found = _counted(source.quantization.layers, model)
+    source.close()
+    return found
+
+
+def _counted(layers: Mapping[str, StoredLayer], model: FloatSource) -> tuple[Tensors, float]:
+    counted: dict[tuple[str, str], int] = {}
+    nbytes = weights = 0
+    for name, layer in layers.items():
+        was = DENSE_FORMATS[model.dtype(name)] if name in model.source.tensors else "shared with the embedding"
+        act = "" if layer.act is None else f", {layer.act} activations"
+        counted[was, layer.format + act] = counted.get((was, layer.format + act), 0) + 1
+        if layer.format not in DENSE_FORMATS.values():
+            nbytes, weights = nbytes + layer.nbytes, weights + prod(layer.shape)
+    return [(was, here, count) for (was, here), count in counted.items()], 8 * nbytes / max(1, weights)
+
+
+def _save(
+    model: FloatSource, plan: Plan, recipe: Recipe, folder: Path, out: Path, about: dict[str, Any], path: str | Path,
+    card: Card | None = None,
+) -> int:  # fmt: skip
     """Writes the checkpoint from the finished blocks, one matrix in memory at a time."""
     spec, where = model.spec, model.where
     files = [folder / f"block-{i}.safetensors" for i in range(len(spec.layers))] + [folder / ENDS]
@@ -161,9 +198,13 @@ def _save(model: FloatSource, plan: Plan, recipe: Recipe, folder: Path, out: Pat
     common = next(iter(policies.values())) if len(set(policies.values())) == 1 else None
     if common is None:
         quantized = [(name, replace(entry, stored=replace(entry.stored, policy=policies.get(name)))) for name, entry in quantized]
+    beside: tuple[Sidecar, ...] = tuple(file for file in model.source.sidecars if card is None or file.name != CARD)
+    if card is not None:
+        layers = {name: entry.stored for name, entry in quantized}
+        beside = (*beside, Made(CARD, lambda: card(*_counted(layers, model), about, None).encode()))
     provenance = [{"recipe": recipe.name, "text": json.loads(recipe.text), "calibration": about, "base": str(path)}]
     return save_checkpoint(
-        out, config, quantized, plain, model.source.sidecars, tables=tables_of(formats), provenance=provenance,
+        out, config, quantized, plain, beside, tables=tables_of(formats), provenance=provenance,
         policy=common, recipe_digest=recipe.digest,
         kv_cache=None if recipe.kv_cache is None else recipe.kv_cache.fields,
     )  # fmt: skip
@@ -184,15 +225,16 @@ def _kept(model: FloatSource, name: str, file: Path | None) -> tuple[np.ndarray,
     return model.source.get(name)
 
 
-def _judge(path: str | Path, made: Path, gates: Gates, out: Path, files: Sequence[Path]) -> Accuracy:
-    """Measures the result against the original. GateError: a gate is missed."""
+def _judge(path: str | Path, made: Path, gates: Gates, out: Path, files: Sequence[Path]) -> tuple[Accuracy, dict[str, Any]]:
+    """Measures the result against the original; also as `anybit eval --json` says it. GateError: a gate is missed."""
     result, original = load(made), load(path)
     separator = separator_of(original)
     if files:
         text = text_from_files(original.tokenizer, files, None, separator)
     else:
         text = default_text(original.tokenizer, DEFAULT_TOKENS, separator)
-    found = evaluate({"made": result}, text.ids, original, min(512, original.context))["made"]
+    window = min(512, original.context)
+    found = evaluate({"made": result}, text.ids, original, window)["made"]
     kl, top1 = found.kl_mean, found.same_top1
     assert kl is not None and top1 is not None
     missed = []
@@ -202,4 +244,5 @@ def _judge(path: str | Path, made: Path, gates: Gates, out: Path, files: Sequenc
         missed.append(f"same top-1 {top1:.4f} is below min_top1 {gates.min_top1:g}")
     if missed:
         raise GateError(f"{' and '.join(missed)}; the result lies aside in {made}, {out} was not made")
-    return found
+    told = {"source": text.source, "tokens": text.tokens}
+    return found, {**found.describe(), "reference": str(path), "text": told, "window": window, "act": "those of each layer"}

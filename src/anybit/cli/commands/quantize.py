@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +15,8 @@ from anybit.cli.progress import Reporter
 
 if TYPE_CHECKING:
     from anybit.formats import Spec
+    from anybit.recipes.quantize import Tensors
+    from anybit.recipes.schema import Recipe
 
 
 @click.command(
@@ -134,7 +138,10 @@ def by_recipe(
                 stage(event.done - done, f"{event.what}{loss}, peak memory {size(memory().peak_bytes)}")
                 done = event.done
 
-        result = quantize_recipe(model, out, recipe, [Path(p) for p in calibration], work, resume, step)
+        line = f"anybit quantize {model} {out} -r {name}" + "".join(f" --calibration {path}" for path in calibration)
+        result = quantize_recipe(
+            model, out, recipe, [Path(p) for p in calibration], work, resume, step, card=partial(_recipe_card, model, out, recipe, line)
+        )  # fmt: skip
     made = options.load(out)
     bits = made.quantized_bits_per_weight
     accuracy = None if result.accuracy is None else result.accuracy.describe()
@@ -159,6 +166,25 @@ def by_recipe(
         f" layers, recipe {recipe.name}, {result.seconds:.1f} s"
     )
     click.echo(f"next: anybit eval {out} --reference {model}")
+
+
+def _recipe_card(
+    model: str, out: str, recipe: Recipe, line: str, tensors: Tensors, bits: float, calibration: Mapping[str, Any],
+    quality: Mapping[str, Any] | None,
+) -> str:  # fmt: skip
+    """The model card of what a recipe made: nothing that was not measured."""
+    from anybit import __version__
+    from anybit.report.card import card
+
+    facts: dict[str, Any] = {"recipe": f"{recipe.name}, SHA-256 {recipe.digest}"}
+    facts |= {key: value for key, value in (("about", recipe.about), ("source", recipe.source), ("published", recipe.published)) if value}
+    facts["bits per weight"] = f"{bits:.4g} in the quantized layers"
+    if calibration:
+        facts["calibration"] = f"{calibration['sequences']} x {calibration['length']} tokens of {calibration['source']}"
+    if recipe.kv_cache is not None:
+        facts["keys and values"] = recipe.kv_cache.text
+    facts["made with"] = f"anybit {__version__}"
+    return card(Path(out).name, model, facts, tensors, line, quality=() if quality is None else (quality,))
 
 
 def _card(model: str, out: str, spec: Spec, method: str, act: str, product: str | None, keep: str | None) -> str:

@@ -59,7 +59,11 @@ def _plan(source: Source, kind: str | None) -> Plan:
         items.append(item)
 
     def write(folder: Path, written: Written) -> dict[str, str]:
-        digests, _ = write_items(folder, items, on_written=written, align=1)
+        def done(name: str) -> None:
+            source.tensors[name].release()  # pages that writing brought in again
+            written(name)
+
+        digests, _ = write_items(folder, items, on_written=done, align=1)
         config = {key: value for key, value in source.config.items() if key not in ("dtype", "torch_dtype")}
         config["torch_dtype" if "torch_dtype" in source.config else "dtype"] = DTYPES[element]
         put(folder / "config.json", (pretty(config, levels=2) + "\n").encode())

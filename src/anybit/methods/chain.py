@@ -152,8 +152,8 @@ class Chain:
         first, second = self.elements
         steps = 1 + 0.3 * np.arange(-8, 7) / first.max
         tried = [second.encode(second.decode(self.higher[0]) * step) for step in (1.0, *steps[steps != 1])]
-        factors = [second.decode(codes) for codes in tried]
-        loss = np.zeros((len(tried), *self.higher[0].shape))
+        factors = [second.decode(codes).astype(np.float32) for codes in tried]
+        loss = np.zeros((len(tried), *self.higher[0].shape), np.float32)
         for rows, target, weight in targets:
             own, *others = self.owners[0]
             owners = [own[rows], *others]

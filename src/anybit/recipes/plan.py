@@ -169,8 +169,11 @@ def estimate(plan: Plan, table: list[Row], spec: ModelSpec, recipe: Recipe) -> E
             if needs & {"xtx", "cross"}:
                 both = len(needs & {"xtx", "cross"})
                 held += 4 * k * k * both
-                # damped statistics, their factor and the coupling of one matrix, in float64 where that is not too large
-                most = max(most, (28 if k <= 8192 else 18) * k * k + 24 * max(prod(shapes[name]) for name in names))
+                # the factor of the statistics and the coupling of one matrix, the first in float64 where that is not too large; the
+                # statistics themselves too, damped, for what comes after rounding and for two inputs
+                more = both > 1 or any(plan.choices[name].corrections for name in names if name in plan.choices)
+                wide = (28 if k <= 8192 else 18) if more else (12 if k <= 8192 else 8)
+                most = max(most, wide * k * k + 24 * max(prod(shapes[name]) for name in names))
                 work += 2 * tokens * k * k * both + 4 * k**3 + sum(2 * shapes[name][0] * k * k for name in names)
             held += 4 * k * (1024 if "rows" in needs else 4)
         # float32 weights; beside them what was gathered and codes while a matrix is rounded, or rounded weights while the block runs

@@ -106,14 +106,6 @@ AB_INLINE bool all_within(I a, uint32_t from, uint32_t span) {  // each unsigned
   const __m256i f = _mm256_set1_epi32((int)from), s = _mm256_set1_epi32((int)span);
   return _mm256_movemask_epi8(_mm256_and_si256(within(a.a, f, s), within(a.b, f, s))) == -1;
 }
-AB_INLINE I i_down(const float *level, F x, I at) {  // to the next level: twice the index, one more from the threshold on
-  const I two = i_add(at, at);
-  return i_select(f_lt(x, f_lookup8(level, at)), two, i_add(two, i_set(1)));
-}
-AB_INLINE I i_rank(const float (*tree)[16], const float (*)[16], F x) {  // see RoundPlan's `tree` and `spread`
-  const I second = i_select(f_lt(x, f_set(tree[0][0])), i_zero(), i_set(1));
-  return i_down(tree[3], x, i_down(tree[2], x, i_down(tree[1], x, second)));
-}
 AB_INLINE void b_stream(uint8_t *p, B a) {  // past the caches; p is 32-byte aligned
   _mm256_stream_si256((__m256i *)p, a.a);
   _mm256_stream_si256((__m256i *)(p + 32), a.b);
@@ -156,14 +148,6 @@ AB_INLINE bool all_within(I a, uint32_t from, uint32_t span) {  // each unsigned
   for (int j = 0; j < 16; j++) all &= t[j] == 0 || (uint32_t)t[j] - from <= span;
   return all;
 }
-AB_INLINE I i_down(const float *level, F x, I at) {  // to the next level: twice the index, one more from the threshold on
-  const I two = i_add(at, at);
-  return i_select(f_lt(x, f_lookup8(level, at)), two, i_add(two, i_set(1)));
-}
-AB_INLINE I i_rank(const float (*tree)[16], const float (*)[16], F x) {  // see RoundPlan's `tree` and `spread`
-  const I second = i_select(f_lt(x, f_set(tree[0][0])), i_zero(), i_set(1));
-  return i_down(tree[3], x, i_down(tree[2], x, i_down(tree[1], x, second)));
-}
 AB_INLINE F f_trunc(F a) {
   float t[16];
   f_store(t, a);
@@ -184,6 +168,17 @@ AB_INLINE B b_narrow16(I a, I b) {  // 32 numbers, 0 to 65,535, in two bytes eac
   i_store(t, a), i_store(t + 16, b);
   for (int j = 0; j < 32; j++) r[2 * j] = (uint8_t)t[j], r[2 * j + 1] = (uint8_t)(t[j] >> 8);
   return b_load(r);
+}
+#endif
+
+#if !(ANYBIT_512 && !ANYBIT_SIMDE)
+AB_INLINE I i_down(const float *level, F x, I at) {  // to the next level: twice the index, one more from the threshold on
+  const I two = i_add(at, at);
+  return i_select(f_lt(x, f_lookup8(level, at)), two, i_add(two, i_set(1)));
+}
+AB_INLINE I i_rank(const float (*tree)[16], const float (*)[16], F x) {  // see RoundPlan's `tree` and `spread`
+  const I second = i_select(f_lt(x, f_set(tree[0][0])), i_zero(), i_set(1));
+  return i_down(tree[3], x, i_down(tree[2], x, i_down(tree[1], x, second)));
 }
 #endif
 

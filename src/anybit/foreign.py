@@ -7,6 +7,7 @@ from math import prod
 import numpy as np
 
 from anybit.errors import FileFormatError, NoKernelError, NonFiniteError
+from anybit.io.coded import Coded
 from anybit.io.foreign import Foreign, Stored
 from anybit.io.packed import packed
 from anybit.linear import Linear, Transform, check_kernel
@@ -65,15 +66,16 @@ def plain_tensor(source: Foreign, name: str) -> tuple[str, np.ndarray]:
 def coded_linear(source: Foreign, name: str, bias: np.ndarray | None = None) -> Linear:
     """A matrix as it runs: where its columns stand for inputs in another order, it permutes them. FileFormatError, NonFiniteError: see
     `foreign_weights`."""
-    order = source.tensors[name].read().order
-    pre = () if order is None else (Transform("permute", data=order),)
-    return Linear(coded_tensor(source, name), bias, pre)
+    coded = source.tensors[name].read()
+    pre = () if coded.order is None else (Transform("permute", data=coded.order),)
+    return Linear(coded_tensor(source, name, coded), bias, pre)
 
 
-def coded_tensor(source: Foreign, name: str) -> QTensor:
-    """A matrix with the container's codes and scales. FileFormatError, NonFiniteError: see `foreign_weights`."""
+def coded_tensor(source: Foreign, name: str, coded: Coded | None = None) -> QTensor:
+    """A matrix with the container's codes and scales; `coded`: what its `read` gave. FileFormatError, NonFiniteError: see
+    `foreign_weights`."""
     stored: Stored = source.tensors[name]
-    coded = stored.read()
+    coded = stored.read() if coded is None else coded
     if coded.format in _DTYPES:
         weight = dense_tensor(coded.rows(0, stored.shape[0])["codes"], _DTYPES[coded.format], name, source.path)
     else:

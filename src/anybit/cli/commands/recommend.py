@@ -103,7 +103,7 @@ def sentence(best: dict[str, Any], rows: list[dict[str, Any]], within: str, rest
         f"Within {within}, take {best['recipe']}: {best['quantized_bits_per_weight']:.4g} bits a weight,"
         f" KL {best['kl_mean']:.3g} ± {best['kl_mean_se'] or math.nan:.1g} nats a token, {best['decode_tokens_per_s']:.0f} tokens a second"
     )
-    left = f"; {rest} more fit and lost more on the bundled model" if rest else ""
+    left = f"; {rest} more fit and have a larger recorded loss on the bundled model, or none" if rest else ""
     if not others:
         return f"{text}, the only one of the candidates that {'was measured' if rest else 'fits'}{left}."
     second = others[0]

@@ -153,7 +153,7 @@ class Chain:
         steps = 1 + 0.3 * np.arange(-8, 7) / first.max
         tried = [second.encode(second.decode(self.higher[0]) * step) for step in (1.0, *steps[steps != 1])]
         factors = [second.decode(codes).astype(np.float32) for codes in tried]
-        loss = np.zeros((len(tried), *self.higher[0].shape), np.float32)
+        loss = np.zeros((len(tried), *self.higher[0].shape))  # float64: squares of scales leave float32
         for rows, target, weight in targets:
             own, *others = self.owners[0]
             owners = [own[rows], *others]

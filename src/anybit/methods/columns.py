@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,13 @@ class Columns:
         self.row, self.column = np.arange(n, dtype=np.int32) // np.int32(tall), np.arange(k, dtype=np.int32) // np.int32(wide)
         if SCALES[spec.scale_rule].symmetric and self.element.reach[0] == self.element.reach[1] and self.zero is None:
             self.symmetric = self.element.max
+
+    def rows(self, rows: slice) -> Columns:
+        """The same of some rows."""
+        found = copy(self)
+        found.row = self.row[rows]
+        found.shape = len(found.row), self.shape[1]
+        return found
 
     def check(self) -> None:
         """FormatError: a policy under which codes cannot be chosen one after the other."""

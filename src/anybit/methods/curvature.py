@@ -20,8 +20,8 @@ import numpy as np
 from anybit.methods.statistics import Statistics
 
 ORDERS = ("activation", "natural")
-_TERMS, _EXACT = 512, 64
-"""Columns of a factor that are multiplied at once, and squares that are added up in float32."""
+_TERMS, _FIRST, _EXACT = 512, 128, 64
+"""Columns of a factor that are multiplied at once, to begin with where few may be enough, and squares that are added up in float32."""
 _DOUBLE = 8192
 """Channels up to which factors are computed in float64; above, float64 matrices would take more than a gigabyte."""
 
@@ -42,11 +42,25 @@ class Curvature:
         """H itself, float[k, k]."""
         return _ordered(self.xtx, self.order, self.damping)
 
+    @cached_property
+    def unit(self) -> np.ndarray:
+        """A: float32[k, k], upper triangular with a diagonal of ones."""
+        r, diagonal = self.factor, self.factor.diagonal()
+        a = np.zeros(r.shape, np.float32)
+        for at in range(0, len(r), _TERMS):
+            np.divide(r[at : at + _TERMS, at:], diagonal[at:], out=a[at : at + _TERMS, at:], casting="same_kind")
+        return a
+
+    @cached_property
+    def pivots(self) -> np.ndarray:
+        """D: float64[k]."""
+        return np.square(self.factor.diagonal().astype(np.float64))
+
     def coupling(self, dim: int = 1) -> np.ndarray:
         """float32[k, k]: A, what target i gets of error j; blocks of `dim` channels are coupled within themselves not at all."""
-        r = self.factor
         if dim == 1:
-            return np.divide(r, r.diagonal(), out=np.empty(r.shape, np.float32), casting="same_kind")
+            return self.unit
+        r = self.factor
         k = len(r)
         solved = np.empty_like(r)
         for at in range(0, k, dim):
@@ -65,8 +79,11 @@ class Curvature:
     def exceed(self, error: np.ndarray, bound: np.ndarray) -> np.ndarray:
         """bool[n]: whether e H e^T of a row is more than `bound` float64[n]; terms are added, the largest first, only until it is."""
         total, left, e = np.zeros(len(error)), np.arange(len(error)), error.take(self.order, axis=1)
-        for at in reversed(range(0, len(self.order), _TERMS)):
-            total[left] += self._terms(e[:, : at + _TERMS], at)
+        end, count = len(self.order), _FIRST
+        while end > 0:
+            at = max(0, end - count)
+            total[left] += self._terms(e[:, :end], at)
+            end, count = at, min(2 * count, _TERMS)
             inside = total[left] <= bound[left]
             if not inside.all():
                 left, e = left[inside], e[inside]
@@ -77,7 +94,8 @@ class Curvature:
     def _terms(self, e: np.ndarray, at: int) -> np.ndarray:
         """float64[n]: the part of e H e^T with i from `at` to the end of `e`."""
         end = e.shape[1]
-        part = e @ self.factor[:end, at:end].astype(np.float32)
+        part = e @ self.unit[:end, at:end]
+        part *= np.sqrt(self.pivots[at:end]).astype(np.float32)
         sums = [np.einsum("ij,ij->i", p, p) for p in np.split(part, range(_EXACT, end - at, _EXACT), axis=1)]
         return np.add.reduce(sums, axis=0, dtype=np.float64)
 

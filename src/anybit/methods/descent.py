@@ -12,6 +12,7 @@ from anybit.methods.columns import Columns
 from anybit.methods.curvature import Curvature, check_options, curvature
 from anybit.methods.feedback import Feedback
 from anybit.methods.gptq import better, exact
+from anybit.methods.panels import by_panels
 from anybit.methods.refit import refitted, table_refitted
 from anybit.methods.rtn import dequantize_parts
 from anybit.methods.statistics import Statistics
@@ -62,13 +63,20 @@ def fitted(w: np.ndarray, parts: Parts, spec: Spec, found: Curvature) -> Parts:
 
 def swept(target: Target, parts: Parts, found: Curvature, coupling: np.ndarray, spec: Spec) -> Parts:
     """Every code once."""
-    w = target.weight
+    w, pruned = target.weight, target.pruned
     error = w - dequantize_parts(parts, spec.format, w.shape)
-    run = Feedback(Columns(parts, spec, w.shape), w, coupling, found.order, error=error, pruned=target.pruned).run()
-    codes, error = run.stored_codes(), run.stored_error()
-    if target.pruned is not None:
-        codes = np.where(target.pruned, parts["codes"], codes)
-    return better(replace(target, notes=[]), spec, found, parts, codes, found.losses(error))
+    columns, codes, after = Columns(parts, spec, w.shape), np.empty_like(parts["codes"]), np.empty(len(w))
+
+    def chosen(rows: slice) -> None:
+        zeros = None if pruned is None else pruned[rows]
+        run = Feedback(columns.rows(rows), w[rows], coupling, found.order, error=error[rows], pruned=zeros).run()
+        codes[rows] = run.stored_codes()
+        if zeros is not None:
+            codes[rows] = np.where(zeros, parts["codes"][rows], codes[rows])
+        after[rows] = found.losses(run.stored_error())
+
+    by_panels(len(w), chosen)
+    return better(replace(target, notes=[]), spec, found, parts, codes, after)
 
 
 def joint_coupling(h: np.ndarray, dim: int) -> np.ndarray:

@@ -13,7 +13,8 @@ import numpy as np
 from anybit.kernels.cpu import native
 from anybit.methods.columns import Columns
 
-BLOCK = 128
+BLOCK, WIDE = 128, 4
+"""Columns of a native call; and how many of those get the sum over all columns before them at once, in one larger product."""
 
 
 class Feedback:
@@ -35,10 +36,10 @@ class Feedback:
         self.weight = _columnwise(weight, order)
         self.coupling, self.second, self.cost = coupling, second, cost
         self.full = error is not None
-        self.error = np.zeros_like(self.weight) if error is None else _columnwise(error, order)
+        self.error = np.empty_like(self.weight) if error is None else _columnwise(error, order)
         self.moved = None if second is None else np.zeros_like(self.weight)
         self.losses = np.zeros(weight.shape[0])
-        self.codes = np.zeros((len(order) // columns.dim, weight.shape[0]), columns.element.code_dtype)
+        self.codes = np.empty((len(order) // columns.dim, weight.shape[0]), columns.element.code_dtype)
         self.pruned = None if pruned is None else np.ascontiguousarray(pruned[:, order].T)
         self._plan = columns.native_plan() if use_native and pruned is None else None
 
@@ -46,22 +47,25 @@ class Feedback:
         """All columns once, `block` at a time."""
         k, dim = self.weight.shape[0], self.columns.dim
         block = max(dim, block // dim * dim)
-        for start in range(0, k, block):
-            end = min(start + block, k)
-            self._block(start, end, self._base(start, end))
+        for left in range(0, k, WIDE * block):
+            right = min(left + WIDE * block, k)
+            base = self.weight[left:right].copy()  # the targets, without what happens inside the block
+            self._add(base, slice(left, right), slice(0, left), slice(right, k))
+            for start in range(left, right, block):
+                end = min(start + block, right)
+                own = base[start - left : end - left]
+                self._add(own, slice(start, end), slice(left, start), slice(end, right))
+                self._block(start, end, own)
         return self
 
-    def _base(self, start: int, end: int) -> np.ndarray:
-        """The targets float32[end - start, n] without what happens inside the block."""
-        own, before, after = slice(start, end), slice(0, start), slice(end, None)
-        base = self.weight[own].copy()
-        if start:
+    def _add(self, base: np.ndarray, own: slice, before: slice, after: slice) -> None:
+        """Adds to float32[own, n] what other columns do to them."""
+        if before.stop > before.start:
             base += self.coupling[before, own].T @ self.error[before]
             if self.second is not None and self.moved is not None:
                 base += self.second[before, own].T @ self.moved[before]
-        if self.full and end < len(self.weight):
+        if self.full and after.stop > after.start:
             base += self.coupling[after, own].T @ self.error[after]
-        return base
 
     def _block(self, start: int, end: int, base: np.ndarray) -> None:
         own = slice(start, end)

@@ -11,6 +11,7 @@ from anybit.formats import Spec
 from anybit.methods.columns import Columns, plain
 from anybit.methods.curvature import Curvature, check_options, curvature
 from anybit.methods.feedback import BLOCK, Feedback
+from anybit.methods.panels import by_panels
 from anybit.methods.rtn import dequantize_parts, quantize_parts
 from anybit.methods.scales import SCALES
 from anybit.methods.statistics import Statistics
@@ -80,26 +81,34 @@ def exact(target: Target) -> str | None:
 
 def feed_back(target: Target, found: Curvature, parts: Parts, block: int = BLOCK) -> Parts:
     """The parts with codes by the loop, row by row where those are better than the ones that are there."""
-    spec = Spec(plain(target.format), target.spec.policy)
-    columns = Columns(parts, spec, target.weight.shape)
-    cost = np.square(found.factor.diagonal()) if columns.dim == 1 and target.pruned is None else None
-    run = Feedback(columns, target.weight, found.coupling(columns.dim), found.order, cost=cost, pruned=target.pruned).run(block)
-    codes = run.stored_codes()
-    if target.pruned is not None:  # to begin with they have the code of zero
-        codes = np.where(target.pruned, parts["codes"], codes)
-    return better(target, spec, found, parts, codes, found.losses(run.stored_error()) if cost is None else run.losses)
+    spec, w, pruned = Spec(plain(target.format), target.spec.policy), target.weight, target.pruned
+    columns, codes, after = Columns(parts, spec, w.shape), np.empty_like(parts["codes"]), np.empty(len(w))
+    coupling = found.coupling(columns.dim)
+    cost = found.pivots if columns.dim == 1 and pruned is None else None
+
+    def chosen(rows: slice) -> None:
+        zeros = None if pruned is None else pruned[rows]
+        run = Feedback(columns.rows(rows), w[rows], coupling, found.order, cost=cost, pruned=zeros).run(block)
+        codes[rows] = run.stored_codes()
+        if zeros is not None:  # to begin with they have the code of zero
+            codes[rows] = np.where(zeros, parts["codes"][rows], codes[rows])
+        after[rows] = run.losses if cost is not None else found.losses(run.stored_error())
+
+    by_panels(len(w), chosen)
+    return better(target, spec, found, parts, codes, after)
 
 
 def better(target: Target, spec: Spec, found: Curvature, parts: Parts, codes: np.ndarray, after: np.ndarray) -> Parts:
-    """In each row, of the codes that are there and others (whose losses are given) those of less loss; a note counts what was kept."""
-    taken = found.exceed(target.weight - dequantize_parts(parts, spec.format, target.weight.shape), after)
-    if taken.all():
-        return {**parts, "codes": codes}
-    same = (parts["codes"] == codes).all(axis=1)
-    kept = int((~(taken | same)).sum())
-    if kept:
-        target.notes.append(f"{kept} of {len(taken)} rows keep the codes they had, which are better")
-    return {**parts, "codes": np.where(taken[:, None], codes, parts["codes"])}
+    """In each row, of the codes that are there and others (written to; their losses are given) those of less loss; a note counts what was
+    kept."""
+    w, old, values = target.weight, parts["codes"], dequantize_parts(parts, spec.format, target.weight.shape)
+    taken = np.concatenate(by_panels(len(w), lambda rows: found.exceed(w[rows] - values[rows], after[rows])))
+    if not taken.all():
+        kept = int((old[~taken] != codes[~taken]).any(axis=1).sum())
+        if kept:
+            target.notes.append(f"{kept} of {len(taken)} rows keep the codes they had, which are better")
+        codes[~taken] = old[~taken]
+    return {**parts, "codes": codes}
 
 
 def finish(target: Target, parts: Parts) -> None:

@@ -119,6 +119,19 @@ def test_native_and_numpy_loops_are_one(expression: str) -> None:
     use_isa(native.supported_isas()[-1])
 
 
+def test_matrices_of_one_input_share_its_factor() -> None:
+    _, x, _ = layer()
+    stats = gathered(x)
+    found = curvature(stats)
+    assert curvature(stats) is found and curvature(stats, 0.02) is not found and curvature(stats, order="natural") is not found
+    again = curvature(stats)
+    assert again is not None and found is not None and np.array_equal(again.factor, found.factor)
+    stats.add(x[:7], "layer")
+    more = curvature(stats)
+    assert more is not None and not np.array_equal(more.factor, found.factor)
+    assert stats.scaled(np.full(96, 2.0)).factored is None
+
+
 def test_awkward_statistics() -> None:
     w, x, _ = layer()
     x[:, [3, 50]] = 0
@@ -136,6 +149,7 @@ def test_awkward_statistics() -> None:
     target = rounded(Gptq(), w, "int4@32", nobody)
     assert target.notes == ["no token reached it: rounded to nearest"]
     assert np.array_equal(target.parts["codes"], quantize_parts(w, "int4@32")["codes"])
+    bad.factored = None
     bad.xtx[:] = 100 - 99 * np.eye(96, dtype=np.float32)
     assert rounded(Gptq(), w, "int4@32", bad).notes == ["its statistics have no factor at any damping: rounded to nearest"]
     assert rounded(Gptq(), w, "fp32", gathered(x)).notes[-1] == "fp32 is as fine as the weights: rounded to nearest"

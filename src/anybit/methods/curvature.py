@@ -115,11 +115,21 @@ def curvature(stats: Statistics, damp: float = 0.01, order: str = "activation", 
 
     `damp`: what is added to the diagonal, times its mean; raised tenfold, up to 10, where the matrix has no factor. `order`: "activation"
     takes the channels (groups of `dim`) of largest x^2 first (static: scales stay with their blocks), "natural" as they are stored.
+    The last answer stays with the statistics.
     """
     check_options(damp, order)
     if stats.xtx is None or not stats.count:
         return None
-    xtx = stats.xtx
+    asked = damp, order, dim
+    if stats.factored is not None and stats.factored[0] == asked:
+        found: Curvature | None = stats.factored[1]
+        return found
+    stats.factored = None  # two would be held together otherwise
+    stats.factored = asked, _factored(stats.xtx, damp, order, dim)
+    return stats.factored[1]
+
+
+def _factored(xtx: np.ndarray, damp: float, order: str, dim: int) -> Curvature | None:
     diagonal = xtx.diagonal().astype(np.float64)
     mean = float(diagonal.mean())
     if not np.isfinite(xtx.sum(dtype=np.float64)) or mean <= 0:

@@ -28,6 +28,9 @@ class Statistics:
 
     Inputs may be torch tensors: sums are then tensors on their device, nothing but some rows leaves it, and `host` gives them as NumPy
     arrays, which is what methods take.
+
+    `factored`: what curvature.py made of `xtx` last, and for which options: matrices that share an input share it. Further tokens drop it;
+    sums that are written to from outside would not.
     """
 
     width: int
@@ -41,6 +44,7 @@ class Statistics:
     mean: np.ndarray | None = None
     m2: np.ndarray | None = None
     _rows: list[np.ndarray] = field(default_factory=list, repr=False)
+    factored: tuple[Any, Any] | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         unknown = self.needs - set(NEEDS)
@@ -88,6 +92,7 @@ class Statistics:
         layer's name."""
         if x.ndim != 2 or x.shape[1] != self.width:
             raise ShapeError(f"{name}: inputs are [tokens, {self.width}], not {list(x.shape)}")
+        self.factored = None
         if is_torch(x):
             self._add_tensor(x, name, original)
             return

@@ -623,7 +623,7 @@ static void multiply_integer(const Weight &w, const Input &in, const int32_t *st
     if (w.has_offset) scale_rows(w.offset, tile, b0, b1, w.n, 1.0f, side.offset);
     if (w.zero) for (int64_t b = b0; b < b1; b++) i_store(side.shift + 16 * (b - b0), zero_row(w, tile, b));
     if (streamed) {
-      streamed(w, *p, codes, side, in, starts, m0, state);
+      for (int64_t row = m0; row < m1; row += in.group) streamed(w, *p, codes, side, in, starts, row, state + (row - m0) * 16);
     } else if (w.kind == Kind::Wide16) {
       kPanelWide[w.bits](w, codes, p->c1 - p->c0, bytes);
       dot_all<Kind::Wide16>(w, *p, bytes, side, in, starts, m0, m1, state, codes + length, length);
@@ -658,7 +658,7 @@ static const int32_t *starts_of(const Weight &w, const Input &in, int64_t m0, in
 }
 
 static int64_t streams(const Weight &w, bool integer, const char **why) {
-  if (integer) return (*why = why_panels(w)) ? 0 : kStreamRows;
+  if (integer) return (*why = why_panels(w)) ? 0 : kStreamMost;
   return stream_float_of(w, kStreamFloat, why) ? kStreamFloat : stream_float_of(w, 1, why) ? 1 : 0;
 }
 

@@ -339,9 +339,14 @@ static const char *why_panels(const Weight &w) {
   return !w.trits && w.chain < 4 ? "sums of four groups leave 16 bits" : nullptr;
 }
 
+// Rows that are streamed, one group of them after the other over a panel's stored bits, which stay in the first-level cache: up to four groups parting
+// codes again hides behind the dots and costs less than storing bytes; beyond, panels serve as well or better (bench/matmul.py, M = 9 to 128).
+constexpr int64_t kStreamMost = kStreamRows > 1 ? 4 * kStreamRows : kStreamRows;
+static_assert(kStreamRows <= 1 || kStreamRows == kRowsInt, "more rows than a group's lie in groups of kRowsInt");
+
 // What streams `rows` rows, or nullptr: they need panels. A group may hold rows of zeros after them.
 static Stream stream_of(const Weight &w, const Input &in, int64_t rows) {
-  if (in.group > kStreamRows || rows > in.group || why_panels(w)) return nullptr;
+  if (in.group > kStreamRows || (in.group == 1 ? rows > 1 : rows > kStreamMost) || why_panels(w)) return nullptr;
   if (in.group == 1) return stream_for<kStreamRows ? 1 : 0>(w);
   if constexpr (kStreamRows >= 4)
     if (in.group == 4) return stream_for<4>(w);

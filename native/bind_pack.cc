@@ -11,6 +11,11 @@
 #include <tuple>
 #include <vector>
 
+#ifdef __linux__
+#include <sys/mman.h>
+#include <unistd.h>
+#endif
+
 #include "bind.h"
 #include "escape.h"
 #include "pack.h"
@@ -68,13 +73,44 @@ template <class Body> void by_rows(int64_t rows, int64_t k, Body body) {
   });
 }
 
+// A new array of bytes that a weight keeps for long. From 2 MiB on it lies on a boundary of that size in a mapping of its own, which the system may
+// serve by large pages: two threads then read 20 to 25 % more a second than from small ones (Zen 4). Nothing is rounded up but to a small page.
+nb::object lasting(size_t dimensions, const size_t *shape, uint8_t **data) {
+#ifdef MADV_HUGEPAGE
+  constexpr size_t large = size_t{1} << 21;
+  const size_t small = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+  size_t bytes = 1;
+  for (size_t i = 0; i < dimensions; i++) bytes *= shape[i];
+  bytes = (bytes + small - 1) / small * small;
+  void *const got = bytes < large ? MAP_FAILED : mmap(nullptr, bytes + large, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (got != MAP_FAILED) {
+    const size_t before = (large - reinterpret_cast<uintptr_t>(got) % large) % large;
+    uint8_t *const base = static_cast<uint8_t *>(got) + before;
+    if (before) munmap(got, before);
+    munmap(base + bytes, large - before);  // what is asked for and not granted costs nothing: errors do not matter here
+    madvise(base, bytes, MADV_HUGEPAGE);
+    struct Mapping {
+      void *base;
+      size_t bytes;
+    };
+    nb::capsule owner(new Mapping{base, bytes}, [](void *p) noexcept {
+      munmap(static_cast<Mapping *>(p)->base, static_cast<Mapping *>(p)->bytes);
+      delete static_cast<Mapping *>(p);
+    });
+    *data = base;
+    return nb::cast(nb::ndarray<nb::numpy, uint8_t>(base, dimensions, shape, owner));
+  }
+#endif
+  return array(dimensions, shape, data);
+}
+
 nb::object pack_tiles(Codes codes, int bits) {  // bits 0: five trits a byte
   require(bits >= 0 && bits <= 8, "bits must be 1 to 8, or 0 for trits");
   const int64_t n = static_cast<int64_t>(codes.shape(0)), k = static_cast<int64_t>(codes.shape(1)), tiles = (n + 15) / 16;
   const int64_t pieces = bits ? (k + 31) / 32 : (k + 19) / 20, piece = 64 * (bits ? bits : 1);
   const size_t shape[3] = {static_cast<size_t>(tiles), static_cast<size_t>(pieces), static_cast<size_t>(piece)};
   uint8_t *out;
-  nb::object result = array(3, shape, &out);
+  nb::object result = lasting(3, shape, &out);
   const PackKernels &kernels = pack_kernels();
   const uint8_t *from = codes.data();
   by_rows(tiles, 16 * k, [&](int64_t t) {
@@ -237,7 +273,7 @@ nb::object block_tiles(Codes data, int64_t bytes, int64_t weights, Planes fields
   const int64_t tiles = (rows.rows + 15) / 16, k = rows.blocks * weights, run = kBlockCodes / weights;
   const size_t shape[3] = {static_cast<size_t>(tiles), static_cast<size_t>(k / 32), static_cast<size_t>(64 * bits)};
   uint8_t *out;
-  nb::object result = array(3, shape, &out);
+  nb::object result = lasting(3, shape, &out);
   const PackKernels &kernels = pack_kernels();
   by_rows(tiles, 16 * k, [&](int64_t t) {
     uint8_t codes[16 * kBlockCodes];

@@ -94,12 +94,12 @@ def open_source(path: str | Path) -> Source:
     if foreign is not None:
         return _of_foreign(foreign, str(path))
     directory = open_model(resolve(path))
-    spec = describe(directory.config, str(directory.path / CONFIG))
+    spec = describe(directory.config, str(directory.path / CONFIG), directory.field)
     config = {key: value for key, value in directory.config.items() if key != "quantization_config"}
     layers = directory.quantization.layers if directory.quantization else {}
-    elements = brought_elements(directory.quantization, directory.path) if directory.quantization else {}
+    elements = brought_elements(directory)
     shapes = {name: tuple(layer.shape) for name, layer in layers.items()} | {n: directory.tensors[n].shape for n in directory.dense}
-    spec.check_tensors(shapes, str(directory.path))
+    spec.check_tensors(shapes, str(directory.path), directory.place)
     tensors = {}
     for tensor in spec.tensors:
         name = tensor.name
@@ -123,7 +123,7 @@ def _releaser(directory: Directory, name: str) -> Callable[[], None]:
 
 def _dense(directory: Directory, name: str, role: str) -> Held:
     info = directory.tensors[name]
-    check_dtype(info.dtype, name, directory.path)
+    check_dtype(info.dtype, name, directory.path, directory.place)
 
     def read() -> Coded:
         array, _ = directory.get(name)
@@ -134,7 +134,7 @@ def _dense(directory: Directory, name: str, role: str) -> Held:
 
 
 def _of_foreign(foreign: Foreign, name: str) -> Source:
-    spec = describe(foreign.config, str(foreign.path))
+    spec = describe(foreign.config, str(foreign.path), foreign.field)
     check_foreign(foreign, spec)
     tensors = {tensor.name: held_coded(tensor.name, tensor.role, foreign.tensors[tensor.name]) for tensor in spec.tensors}
     config = {key: value for key, value in foreign.config.items() if key != "quantization_config"}

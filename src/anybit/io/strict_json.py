@@ -189,6 +189,11 @@ class Where:
         except (FileFormatError, ValueError):
             return ""  # the file has changed meanwhile
 
+    @property
+    def at_of(self) -> str:
+        """The same with the file's name, ` (at byte 7 of config.json)`, for messages that begin with a directory."""
+        return self.at.replace(")", f" of {Path(self.file).name})")
+
 
 def parse(data: bytes, where: Path | str) -> Any:
     """Decodes a whole JSON file.

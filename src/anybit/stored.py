@@ -20,7 +20,7 @@ from anybit.io.quantization import PartInfo, StoredLayer, Table
 from anybit.io.strict_json import shown, where
 from anybit.layouts import LAYOUTS, default_layout
 from anybit.layouts.tile import TILED, check_codes, paired, stored_element
-from anybit.linear import ActSpec, Linear
+from anybit.linear import ActSpec, Linear, Transform
 from anybit.methods import METHODS, SCALES
 from anybit.products import Product, attention_product, names_a_file, parse_product
 from anybit.tensor import QTensor
@@ -164,6 +164,11 @@ def entry_of(linear: Linear, bias_apart: bool = False) -> QuantizedEntry:
     stored = describe_layer(weight.format, weight.shape, weight.layout, linear.act, parts, linear.product)
     stored = replace(stored, pre=keys["pre"], branches=keys["branches"], post=keys["post"])
     return QuantizedEntry(stored, lambda: dict(parts))
+
+
+def permuted_entry(weight: QTensor, order: np.ndarray) -> QuantizedEntry:
+    """A weight whose column j stands for input order[j], as the layer that a checkpoint stores. ShapeError: no permutation."""
+    return entry_of(Linear(weight, pre=(Transform("permute", data=order),)), bias_apart=True)
 
 
 def formats_of(linear: Linear) -> list[Format]:

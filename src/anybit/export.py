@@ -17,7 +17,7 @@ from anybit.io.targets import TARGETS, Held, Plan, Source, Target
 from anybit.io.targets.fit import NoFit, same_codes
 from anybit.layouts import default_layout, sizes_known
 from anybit.sources import foreign_of, open_source, quantized_source
-from anybit.stored import DENSE_FORMATS, KEEP, describe_layer, tables_of
+from anybit.stored import DENSE_FORMATS, KEEP, describe_layer, permuted_entry, tables_of
 from anybit.tensor import QTensor
 
 Progress = Callable[[int, int, str], None]
@@ -175,8 +175,17 @@ def write_checkpoint(path: str | Path, out: str | Path, progress: Progress | Non
     return save_checkpoint(out, source.config, entries, plain, source.sidecars, tables=tables, on_written=written)
 
 
+def _permuted(held: Held) -> QuantizedEntry:
+    weight = QTensor.pack(held.format, held.shape, held.rows(0, held.shape[0]))
+    held.release()
+    assert held.order is not None
+    return permuted_entry(weight, held.order)
+
+
 def _own_entry(held: Held) -> QuantizedEntry:
     layout = default_layout(held.format, held.shape)
+    if held.order is not None:  # a layer with a permutation: described by making it once
+        return QuantizedEntry(_permuted(held).stored, lambda: _permuted(held).produce())
 
     def produce() -> Mapping[str, np.ndarray]:
         made = QTensor.pack(held.format, held.shape, held.rows(0, held.shape[0]), layout)

@@ -31,7 +31,7 @@ def foreign_weights(source: Foreign, spec: ModelSpec) -> tuple[dict[str, Linear 
     for tensor in spec.tensors:
         if tensor.role in ("norm", "bias"):
             dtype, array = plain[tensor.name] = plain_tensor(source, tensor.name)
-            values = float32_of(array, dtype, tensor.name, source.path)
+            values = float32_of(array, dtype, tensor.name, source.path, source.place)
             if tensor.role == "bias":
                 biases[tensor.module] = values
             else:
@@ -47,7 +47,8 @@ def check_foreign(source: Foreign, spec: ModelSpec) -> None:
     """FileFormatError: a tensor is missing, of another shape, or has no place, but for biases of zeros (AutoGPTQ adds them)."""
     known = {tensor.name for tensor in spec.tensors}
     idle = {name for name in source.tensors.keys() - known if name.endswith(".bias") and not plain_tensor(source, name)[1].any()}
-    spec.check_tensors({name: stored.shape for name, stored in source.tensors.items() if name not in idle}, str(source.path))
+    shapes = {name: stored.shape for name, stored in source.tensors.items() if name not in idle}
+    spec.check_tensors(shapes, str(source.path), source.place)
 
 
 def plain_tensor(source: Foreign, name: str) -> tuple[str, np.ndarray]:
@@ -55,10 +56,11 @@ def plain_tensor(source: Foreign, name: str) -> tuple[str, np.ndarray]:
     stored = source.tensors[name]
     coded = stored.read()
     if coded.format not in _DTYPES:
-        raise FileFormatError(f"{source.path}: tensor '{name}' is stored as {coded.format}; norms and biases must be {', '.join(_DTYPES)}")
+        what = f"is stored as {coded.format}{source.place(name)}"
+        raise FileFormatError(f"{source.path}: tensor '{name}' {what}; norms and biases must be {', '.join(_DTYPES)}")
     dtype = _DTYPES[coded.format]
     codes = np.array(coded.rows(0, stored.shape[0])["codes"])
-    check_finite(codes, dtype, name, source.path)
+    check_finite(codes, dtype, name, source.path, source.place)
     stored.release()
     return dtype, codes.view(np.float32) if dtype == "F32" else codes.view(np.float16) if dtype == "F16" else codes
 
@@ -77,14 +79,14 @@ def coded_tensor(source: Foreign, name: str, coded: Coded | None = None) -> QTen
     stored: Stored = source.tensors[name]
     coded = stored.read() if coded is None else coded
     if coded.format in _DTYPES:
-        weight = dense_tensor(coded.rows(0, stored.shape[0])["codes"], _DTYPES[coded.format], name, source.path)
+        weight = dense_tensor(coded.rows(0, stored.shape[0])["codes"], _DTYPES[coded.format], name, source.path, source.place)
     else:
         weight = packed(coded)
         _check_numbers(weight, name, source)
     try:
         check_kernel(weight, None, native=True)
     except NoKernelError as error:
-        raise FileFormatError(f"{source.path}: tensor '{name}': {error}; convert the original model again") from None
+        raise FileFormatError(f"{source.path}: tensor '{name}': {error}{source.place(name)}; convert the original model again") from None
     stored.release()
     return weight
 
@@ -104,5 +106,5 @@ def _check_numbers(weight: QTensor, name: str, source: Foreign) -> None:
         else:
             continue
         if bad.any():
-            what = f"{int(bad.sum())} non-finite value(s) in part {part}"
+            what = f"{int(bad.sum())} non-finite value(s) in part {part}{source.place(name)}"
             raise NonFiniteError(f"{source.path}: tensor '{name}' holds {what}; the file is damaged: fetch the model again")

@@ -334,12 +334,12 @@ def load(path: str | Path, open: int | None = None) -> Model:
         model = _load_foreign(foreign, str(path))
         return model if open is None else model.open(open)
     source = open_model(resolve(path))
-    where = source.path
-    spec = describe(source.config, str(source.path / CONFIG))
+    where, place = source.path, source.place
+    spec = describe(source.config, str(source.path / CONFIG), source.field)
     layers = dict(source.quantization.layers) if source.quantization else {}
-    elements = brought_elements(source.quantization, where) if source.quantization else {}
+    elements = brought_elements(source)
     shapes = {name: tuple(layer.shape) for name, layer in layers.items()} | {name: source.tensors[name].shape for name in source.dense}
-    spec.check_tensors(shapes, str(where))
+    spec.check_tensors(shapes, str(where), place)
     weights: dict[str, Linear | np.ndarray] = {}
     plain: dict[str, tuple[str, np.ndarray]] = {}
     biases: dict[str, np.ndarray] = {}
@@ -347,10 +347,11 @@ def load(path: str | Path, open: int | None = None) -> Model:
         if tensor.role not in ("norm", "bias"):
             continue
         if tensor.name in layers:
-            raise FileFormatError(f"{where}: layer '{tensor.name}': a {tensor.role} cannot be quantized; save the model again")
+            what = f"a {tensor.role} cannot be quantized{place(tensor.name)}"
+            raise FileFormatError(f"{where}: layer '{tensor.name}': {what}; save the model again")
         array, dtype = source.get(tensor.name)
-        values = float32_of(array, dtype, tensor.name, where)
-        check_finite(array, dtype, tensor.name, where)
+        values = float32_of(array, dtype, tensor.name, where, place)
+        check_finite(array, dtype, tensor.name, where, place)
         plain[tensor.name] = (dtype, array)
         if tensor.role == "bias":
             biases[tensor.module] = values
@@ -363,11 +364,10 @@ def load(path: str | Path, open: int | None = None) -> Model:
         if name in layers:
             weights[name] = stored_linear(source, name, layers[name], elements, biases.get(tensor.module))
         else:
-            weights[name] = Linear(dense_tensor(*source.get(name), name, where), biases.get(tensor.module))
+            weights[name] = Linear(dense_tensor(*source.get(name), name, where, place), biases.get(tensor.module))
             source.release(name)
     spec = replace(spec, eos=source.eos or spec.eos)
-    attention = stored_attention(source.quantization, where) if source.quantization else None
-    cache = stored_cache(source.quantization, where) if source.quantization else None
+    attention, cache = stored_attention(source), stored_cache(source)
     model = Model(source.config, spec, weights, plain, source.sidecars, str(path), {}, attention, cache)
     model = replace(model, policies=_stored_policies(model, layers, source.quantization.policy if source.quantization else None))
     return model if open is None else model.open(open)
@@ -381,7 +381,7 @@ def _stored_policies(model: Model, layers: Mapping[str, StoredLayer], common: st
 
 def _load_foreign(source: Foreign, name: str) -> Model:
     """A model from another tool's container, which stays mapped while its tokenizer may be asked for."""
-    spec = describe(source.config, str(source.path))
+    spec = describe(source.config, str(source.path), source.field)
     weights, plain = foreign_weights(source, spec)
     spec = replace(spec, eos=source.eos or spec.eos)
     return Model(source.config, spec, weights, plain, source.sidecars, name)

@@ -30,8 +30,11 @@ from anybit.tensor import QTensor
 _CUT = ("tile16x4", "tile16x1", "base3")
 
 
-def held_tensor(name: str, role: str, tensor: QTensor, act: str | None = None, release: Callable[[], None] = lambda: None) -> Held:
-    """A tensor of ours, unpacked some rows at a time."""
+def held_tensor(
+    name: str, role: str, tensor: QTensor, act: str | None = None, release: Callable[[], None] = lambda: None,
+    order: np.ndarray | None = None,
+) -> Held:  # fmt: skip
+    """A tensor of ours, unpacked some rows at a time. `order`: of the inputs, where the layer permutes them."""
     rows = tensor.shape[0]
     tiled = tensor.layout in _CUT
     unit = lcm(unit_of(tensor.format, tensor.shape), LAYOUTS[tensor.layout].tile[0]) if tiled else rows
@@ -39,18 +42,16 @@ def held_tensor(name: str, role: str, tensor: QTensor, act: str | None = None, r
     def part(start: int, stop: int) -> QTensor:
         return tensor if (start, stop) == (0, rows) else tensor.narrow(start, stop)
 
-    return Held(
+    held = Held(
         name, role, tensor.shape, tensor.format, lambda start, stop: part(start, stop).logical(),
-        lambda start, stop: part(start, stop).dequantize(), tensor.grids, unit, act, release,
+        lambda start, stop: held.by_inputs(part(start, stop).dequantize()), tensor.grids, unit, act, release, order,
     )  # fmt: skip
+    return held
 
 
 def held_coded(name: str, role: str, stored: Stored, read: Callable[[], Coded] | None = None) -> Held:
     """A tensor of another tool's file, or a dense one, as it is coded there."""
     once = cache(read or stored.read)
-    if once().order is not None:
-        advice = "run it as it is, or keep it as a checkpoint with anybit.load(...).save(...)"
-        raise UsageError(f"tensor '{name}' has its inputs in another order (desc_act), which no container that is written has; {advice}")
     fmt, shape = Format(once().format), stored.shape
     unit = unit_of(fmt, shape) if len(shape) > 1 else shape[0]
 
@@ -61,7 +62,7 @@ def held_coded(name: str, role: str, stored: Stored, read: Callable[[], Coded] |
         return logical(once(), start, stop)
 
     def values(start: int, stop: int) -> np.ndarray:
-        return dequantize_parts(dict(rows(start, stop)), fmt, local(start, stop))
+        return held.by_inputs(dequantize_parts(dict(rows(start, stop)), fmt, local(start, stop)))
 
     def grids() -> Mapping[str, np.ndarray]:
         made: dict[str, list[np.ndarray]] = {}
@@ -72,7 +73,7 @@ def held_coded(name: str, role: str, stored: Stored, read: Callable[[], Coded] |
         shared = {part for part in made if made[part][0].shape[0] == 1 and fmt.blocks[_level(part)].grid(shape)[0] == 1}
         return {part: arrays[0] if part in shared else np.concatenate(arrays) for part, arrays in made.items()}
 
-    held = Held(name, role, shape, fmt, rows, values, grids, unit, None, stored.release)
+    held = Held(name, role, shape, fmt, rows, values, grids, unit, None, stored.release, once().order)
     return held
 
 
@@ -94,12 +95,12 @@ def open_source(path: str | Path) -> Source:
     if foreign is not None:
         return _of_foreign(foreign, str(path))
     directory = open_model(resolve(path))
-    spec = describe(directory.config, str(directory.path / CONFIG))
+    spec = describe(directory.config, str(directory.path / CONFIG), directory.field)
     config = {key: value for key, value in directory.config.items() if key != "quantization_config"}
     layers = directory.quantization.layers if directory.quantization else {}
-    elements = brought_elements(directory.quantization, directory.path) if directory.quantization else {}
+    elements = brought_elements(directory)
     shapes = {name: tuple(layer.shape) for name, layer in layers.items()} | {n: directory.tensors[n].shape for n in directory.dense}
-    spec.check_tensors(shapes, str(directory.path))
+    spec.check_tensors(shapes, str(directory.path), directory.place)
     tensors = {}
     for tensor in spec.tensors:
         name = tensor.name
@@ -109,11 +110,12 @@ def open_source(path: str | Path) -> Source:
         linear = stored_linear(directory, name, layers[name], elements, None)
         if linear.product is not None:
             raise UsageError(f"{path}: layer '{name}' runs with the product rule '{linear.product}', which no other tool has")
-        if linear.pre or linear.branches or linear.post or linear.bias is not None:
+        order = linear.pre[0].data if len(linear.pre) == 1 and linear.pre[0].kind == "permute" else None
+        if (linear.pre and order is None) or linear.branches or linear.post or linear.bias is not None:
             around = "transforms, branches or a bias of its own around its weight"
             raise UsageError(f"{path}: layer '{name}' runs with {around}, which no other tool has; export a model without them")
         act = None if linear.act is None else linear.act.text + ("" if linear.act.dynamic else " (one scale)")
-        tensors[name] = held_tensor(name, tensor.role, linear.weight, act, _releaser(directory, name))
+        tensors[name] = held_tensor(name, tensor.role, linear.weight, act, _releaser(directory, name), order)
     return Source(directory.path, config, spec, tensors, directory.sidecars, directory.eos or spec.eos, str(path))
 
 
@@ -123,7 +125,7 @@ def _releaser(directory: Directory, name: str) -> Callable[[], None]:
 
 def _dense(directory: Directory, name: str, role: str) -> Held:
     info = directory.tensors[name]
-    check_dtype(info.dtype, name, directory.path)
+    check_dtype(info.dtype, name, directory.path, directory.place)
 
     def read() -> Coded:
         array, _ = directory.get(name)
@@ -134,7 +136,7 @@ def _dense(directory: Directory, name: str, role: str) -> Held:
 
 
 def _of_foreign(foreign: Foreign, name: str) -> Source:
-    spec = describe(foreign.config, str(foreign.path))
+    spec = describe(foreign.config, str(foreign.path), foreign.field)
     check_foreign(foreign, spec)
     tensors = {tensor.name: held_coded(tensor.name, tensor.role, foreign.tensors[tensor.name]) for tensor in spec.tensors}
     config = {key: value for key, value in foreign.config.items() if key != "quantization_config"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,12 @@ from anybit.cache import CacheSpec
 from anybit.errors import FileFormatError, FormatError, NoKernelError, NonFiniteError, ShapeError, UnknownNameError, UsageError
 from anybit.formats import Element, Format, Spec, brought_along, listed, parse_element
 from anybit.io.checkpoint import QuantizedEntry
-from anybit.io.hf import Source
-from anybit.io.quantization import PartInfo, Quantization, StoredLayer, Table
-from anybit.io.strict_json import shown
+from anybit.io.hf import CONFIG, Source
+from anybit.io.quantization import PartInfo, StoredLayer, Table
+from anybit.io.strict_json import shown, where
 from anybit.layouts import LAYOUTS, default_layout
 from anybit.layouts.tile import TILED, check_codes, paired, stored_element
-from anybit.linear import ActSpec, Linear
+from anybit.linear import ActSpec, Linear, Transform
 from anybit.methods import METHODS, SCALES
 from anybit.products import Product, attention_product, names_a_file, parse_product
 from anybit.tensor import QTensor
@@ -77,13 +77,21 @@ def check_kernel(fmt: Format, layout: str, act: ActSpec | None, rule: Product | 
 
 
 # ---------------------------------------------------------------------------------------------- dense tensors
-def check_dtype(dtype: str, name: str, where: object) -> None:
+def _nowhere(name: str) -> str:
+    return ""
+
+
+Place = Callable[[str], str]
+"""Where a tensor lies in its file, for messages: a source's `place`."""
+
+
+def check_dtype(dtype: str, name: str, where: object, place: Place = _nowhere) -> None:
     """FileFormatError: a dtype that holds no weights."""
     if dtype not in DENSE_FORMATS:
-        raise FileFormatError(f"{where}: tensor '{name}' has dtype {dtype}; weights must be {', '.join(DENSE_FORMATS)}")
+        raise FileFormatError(f"{where}: tensor '{name}' has dtype {dtype}{place(name)}; weights must be {', '.join(DENSE_FORMATS)}")
 
 
-def check_finite(array: np.ndarray, dtype: str, name: str, where: object) -> None:
+def check_finite(array: np.ndarray, dtype: str, name: str, where: object, place: Place = _nowhere) -> None:
     """NonFiniteError: NaN or infinity, with the first index and the count. Reads the stored bits once, a piece at a time."""
     flat = array.reshape(-1).view(np.dtype(f"<u{array.dtype.itemsize}"))
     mask = flat.dtype.type(_EXPONENT[dtype])
@@ -97,14 +105,14 @@ def check_finite(array: np.ndarray, dtype: str, name: str, where: object) -> Non
         index = [int(i) for i in np.unravel_index(first, array.shape)]
         value = float(float32_of(array.reshape(-1)[first : first + 1], dtype, name, where)[0])
         raise NonFiniteError(
-            f"{where}: tensor '{name}' holds {count} non-finite value(s), the first {value} at index {index}; "
+            f"{where}: tensor '{name}' holds {count} non-finite value(s), the first {value} at index {index}{place(name)}; "
             "the file is damaged or its training diverged: fetch the model again"
         )
 
 
-def float32_of(array: np.ndarray, dtype: str, name: str, where: object) -> np.ndarray:
+def float32_of(array: np.ndarray, dtype: str, name: str, where: object, place: Place = _nowhere) -> np.ndarray:
     """float32 values of a stored dense array: a view where it is float32 already. FileFormatError: a dtype that holds no weights."""
-    check_dtype(dtype, name, where)
+    check_dtype(dtype, name, where, place)
     if dtype == "BF16":
         wide = np.empty(array.shape, np.uint32)
         np.left_shift(array, np.uint32(16), out=wide, dtype=np.uint32)
@@ -112,10 +120,10 @@ def float32_of(array: np.ndarray, dtype: str, name: str, where: object) -> np.nd
     return array if array.flags.aligned and array.dtype == np.float32 else array.astype(np.float32)
 
 
-def dense_tensor(array: np.ndarray, dtype: str, name: str, where: object) -> QTensor:
+def dense_tensor(array: np.ndarray, dtype: str, name: str, where: object, place: Place = _nowhere) -> QTensor:
     """A dense weight in the layout that kernels read. FileFormatError: a dtype that holds no weights. NonFiniteError."""
-    check_dtype(dtype, name, where)
-    check_finite(array, dtype, name, where)
+    check_dtype(dtype, name, where, place)
+    check_finite(array, dtype, name, where, place)
     return QTensor.dense(array, DENSE_FORMATS[dtype])
 
 
@@ -158,6 +166,11 @@ def entry_of(linear: Linear, bias_apart: bool = False) -> QuantizedEntry:
     return QuantizedEntry(stored, lambda: dict(parts))
 
 
+def permuted_entry(weight: QTensor, order: np.ndarray) -> QuantizedEntry:
+    """A weight whose column j stands for input order[j], as the layer that a checkpoint stores. ShapeError: no permutation."""
+    return entry_of(Linear(weight, pre=(Transform("permute", data=order),)), bias_apart=True)
+
+
 def formats_of(linear: Linear) -> list[Format]:
     """Every format that a layer names."""
     tensors = [linear.weight, *(part for branch in linear.branches for part in (branch.a, branch.b) if part is not None)]
@@ -177,7 +190,8 @@ def stored_linear(source: Source, name: str, layer: StoredLayer, elements: Mappi
     """
     where = f"{source.path}: layer '{name}'"
     if layer.product is not None and names_a_file(layer.product):
-        raise FileFormatError(f"{where}: its product rule '{layer.product}' is a file, which no checkpoint may name; save the model again")
+        what = f"its product rule '{layer.product}' is a file, which no checkpoint may name{source.place(name)}"
+        raise FileFormatError(f"{where}: {what}; save the model again")
     keys = {"pre": layer.pre, "branches": layer.branches, "post": layer.post}
     try:
         parts: Mapping[str, np.ndarray] = source.parts(name)
@@ -196,7 +210,7 @@ def stored_linear(source: Source, name: str, layer: StoredLayer, elements: Mappi
             _ = tensor.bound  # a table of learned values is looked at now, not when the layer runs
         linear.check()
     except (FormatError, ShapeError, UnknownNameError, UsageError, NoKernelError) as error:
-        raise FileFormatError(f"{where}: {error}; save the model again") from None
+        raise FileFormatError(f"{where}: {error}{source.place(name)}; save the model again") from None
     return linear
 
 
@@ -216,42 +230,49 @@ def _check_codes(weight: QTensor) -> None:
             check_codes(name, part, stored_element(weight.format, name), tiles and paired(weight.format, weight.shape, name))
 
 
-def brought_elements(quantization: Quantization, where: object) -> dict[str, Element]:
+def _quantization_key(source: Source, *keys: str) -> str:
+    return replace(where(source.path / CONFIG), keys=("quantization_config", *keys)).at_of
+
+
+def brought_elements(source: Source) -> dict[str, Element]:
     """The elements that are not known here but listed by the checkpoint; nothing is registered, they serve this checkpoint alone.
 
     FileFormatError: a table that is no element's, or one that says something else than an element that is known here.
     """
-    found = {}
-    for name, values in quantization.tables.items():
-        table = f"{where}: quantization_config: tables[{shown(name)}]"
+    found: dict[str, Element] = {}
+    for name, values in source.quantization.tables.items() if source.quantization else ():
+        table = f"{source.path}: quantization_config: tables[{shown(name)}]"
         try:
             known: Element | None = parse_element(name)
         except FormatError:
             known = None
         if known is not None and not _same_values(known, np.array(values, np.float64)):
-            raise FileFormatError(f"{table}: {known.name} has other values here; rename it where it was made, and save the model again")
+            what = f"{known.name} has other values here{_quantization_key(source, 'tables', name)}"
+            raise FileFormatError(f"{table}: {what}; rename it where it was made, and save the model again")
         if known is None:
             try:
                 found[name] = listed(name, values)
             except FormatError as error:
-                raise FileFormatError(f"{table}: {error}; save the model again") from None
+                at = _quantization_key(source, "tables", name)
+                raise FileFormatError(f"{table}: {error}{at}; save the model again") from None
     return found
 
 
-def stored_attention(quantization: Quantization, where: object) -> str | None:
+def stored_attention(source: Source) -> str | None:
     """The product rule of attention. FileFormatError: none that this anybit knows, or one that is for weights."""
-    rule = quantization.attention_product
+    rule = source.quantization.attention_product if source.quantization else None
     if rule is not None:
         try:
             attention_product(rule)
         except (UnknownNameError, UsageError) as error:
-            raise FileFormatError(f"{where}: quantization_config: attention_product: {error}; update anybit") from None
+            at = _quantization_key(source, "attention_product")
+            raise FileFormatError(f"{source.path}: quantization_config: attention_product: {error}{at}; update anybit") from None
     return rule
 
 
-def stored_cache(quantization: Quantization, where: object) -> CacheSpec | None:
+def stored_cache(source: Source) -> CacheSpec | None:
     """The formats of keys and values. FileFormatError: this anybit does not hold them so."""
-    fields = quantization.kv_cache
+    fields = source.quantization.kv_cache if source.quantization else None
     if not fields:
         return None
     try:
@@ -260,7 +281,8 @@ def stored_cache(quantization: Quantization, where: object) -> CacheSpec | None:
             raise UsageError(f"has the keys {', '.join(sorted(fields))}, not k, v, stage (each a text or null), sinks and window if any")
         return CacheSpec.of(fields)
     except (FormatError, NoKernelError, UsageError, UnknownNameError) as error:
-        raise FileFormatError(f"{where}: quantization_config: 'kv_cache': {error}; update anybit") from None
+        at = _quantization_key(source, "kv_cache")
+        raise FileFormatError(f"{source.path}: quantization_config: 'kv_cache': {error}{at}; update anybit") from None
 
 
 def _same_values(element: Element, values: np.ndarray) -> bool:

@@ -56,13 +56,13 @@ def quantize_file(
     if foreign is not None:
         return _quantize_foreign(foreign, out, spec, keep, act_spec, method, progress, product, attention, files)
     source = open_model(resolve(path))
-    where = source.path
+    where, place = source.path, source.place
     if source.quantization is not None:
         raise UsageError(f"{path} is quantized already; give the original model")
-    model = describe(source.config, str(source.path / CONFIG))
-    model.check_tensors({name: source.tensors[name].shape for name in source.dense}, str(where))
+    model = describe(source.config, str(source.path / CONFIG), source.field)
+    model.check_tensors({name: source.tensors[name].shape for name in source.dense}, str(where), place)
     for tensor in model.tensors:
-        check_dtype(source.tensors[tensor.name].dtype, tensor.name, where)
+        check_dtype(source.tensors[tensor.name].dtype, tensor.name, where, place)
     matrices = {tensor.name: tensor for tensor in model.tensors if tensor.role not in ("norm", "bias")}
     chosen = set(chosen_names(matrices, keep))
     entries = [
@@ -73,7 +73,7 @@ def quantize_file(
     for tensor in model.tensors:
         if tensor.role in ("norm", "bias"):
             array, dtype = source.get(tensor.name)
-            check_finite(array, dtype, tensor.name, where)
+            check_finite(array, dtype, tensor.name, where, place)
             plain.append((tensor.name, dtype, array))
     return save_checkpoint(
         out, source.config, entries, plain, (*source.sidecars, *files), tables=tables_of([spec.format]), policy=spec.policy_text,
@@ -105,7 +105,7 @@ def _entry(
     def produce() -> dict[str, np.ndarray]:
         array, dtype = source.get(name)
         if spec is None:
-            made = dense_tensor(array, dtype, name, where)
+            made = dense_tensor(array, dtype, name, where, source.place)
         else:
             values = float32_of(array, dtype, name, where)
             source.release(name)  # float32 files are read through the map: their pages come and go again
@@ -123,7 +123,7 @@ def _quantize_foreign(
     product: str | None, attention: str | None, files: Sequence[Sidecar] = (),
 ) -> int:  # fmt: skip
     """The same for another tool's container: dense matrices are quantized, those that `keep` names keep their codes."""
-    model = describe(source.config, str(source.path))
+    model = describe(source.config, str(source.path), source.field)
     check_foreign(source, model)
     matrices = {tensor.name: tensor for tensor in model.tensors if tensor.role not in ("norm", "bias")}
     chosen = set(chosen_names(matrices, keep))

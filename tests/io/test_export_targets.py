@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from anybit.export import prepare, write, write_checkpoint
 from anybit.io.containers.bits import packed_stream, stream
 from anybit.io.safetensors import SafeFile
 from anybit.io.targets import TARGETS
+from anybit.linear import Transform
 from tests.io.exported import WIDE, differing, export, model, quantized, values
 from tests.small import arrays
 
@@ -258,6 +260,80 @@ def test_round_the_houses(tmp_path: Path) -> None:
     first, last = (anybit.load(tmp_path / name).linears[f"{UP}.weight"].weight for name in ("quantized", "b"))
     assert first.format == last.format
     assert all(np.array_equal(first.parts[name], last.parts[name]) for name in first.parts)
+
+
+# ---------------------------------------------------------------------------------------------- inputs in another order
+def permuted(folder: Path, fmt: str) -> tuple[Path, dict[str, np.ndarray]]:
+    """A checkpoint of ours whose layers but down_proj permute their inputs, q, k, v alike; and every tensor's values by inputs."""
+    source, out, rng = model(folder / "model"), folder / "permuted", np.random.default_rng(0)
+    made = anybit.load(source).quantize(fmt)
+    orders: dict[str, np.ndarray] = {}
+    layers, want = {}, values(source)
+    for name, linear in made.linears.items():
+        if name not in made.quantized:
+            continue
+        want[name] = linear.weight.dequantize()
+        if "down" in name:
+            continue
+        shared = "qkv" if name.split(".")[-2][0] in "qkv" else name.split(".")[-2]
+        order = orders.setdefault(shared, rng.permutation(linear.weight.shape[1]))
+        layers[name] = replace(linear, pre=(Transform("permute", data=order),))
+        want[name][:, order] = linear.weight.dequantize()
+    made.replace(layers).save(out)
+    return out, want
+
+
+def same(want: dict[str, np.ndarray], got: dict[str, np.ndarray]) -> None:
+    assert want.keys() == got.keys()
+    for name in want:
+        assert np.array_equal(want[name], got[name]), name
+
+
+@pytest.mark.parametrize("fmt", ["int4@64:fp16", "int3@32:fp16", "uint4@128:fp16+zp", "int8@64:fp16"])
+def test_permuted_layers_to_gptq(tmp_path: Path, fmt: str) -> None:
+    """(q - z) s with the scale of g_idx, by the layout's definition; our reader, and the same logits of a checkpoint made of it."""
+    source, want = permuted(tmp_path, fmt)
+    same(want, values(source))
+    export(source, tmp_path / "out", "gptq", convert=True)
+    described = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    assert described["desc_act"] is True
+    tensors = safetensors.numpy.load_file(tmp_path / "out" / "model.safetensors")
+    q = column_codes(tensors[f"{UP}.qweight"], described["bits"])
+    z = column_codes(np.ascontiguousarray(tensors[f"{UP}.qzeros"].T), described["bits"]).T
+    index = tensors[f"{UP}.g_idx"]
+    assert not np.array_equal(index, np.sort(index)), "mixed"
+    got = (q - z[index]).astype(np.float32) * tensors[f"{UP}.scales"].astype(np.float32)[index]
+    assert np.array_equal(got.T, want[f"{UP}.weight"])
+    same(want, values(tmp_path / "out"))
+    write_checkpoint(tmp_path / "out", tmp_path / "back")
+    same(want, values(tmp_path / "back"))
+    ids = np.arange(20)
+    logits = [anybit.load(path).logits(ids) for path in (source, tmp_path / "out", tmp_path / "back")]
+    assert np.array_equal(logits[1], logits[2])
+    # inputs of a group may come in another order: sums of float32
+    np.testing.assert_allclose(logits[1], logits[0], atol=1e-5 * np.abs(logits[0]).max())
+
+
+@pytest.mark.parametrize("to", ["dequantized:f32", "dequantized:bf16"])
+def test_permuted_layers_to_floats(tmp_path: Path, to: str) -> None:
+    source, want = permuted(tmp_path, "uint4@32:uint6@256:fp16+off")
+    export(source, tmp_path / "out", to)
+    kind = np.float32 if to.endswith("f32") else BF16
+    same({name: array.astype(kind).astype(np.float32) for name, array in want.items()}, values(tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("to", "fmt", "match"),
+    [
+        ("gguf", "int4@32:fp16", r"another order \(desc_act\), which no GGUF type has"),
+        ("onnx", "int4@32", r"another order \(desc_act\), which no operator"),
+        ("compressed-tensors", "int4@64", r"another order \(desc_act\), which compressed-tensors dropped; --to gptq writes it"),
+    ],
+)
+def test_permuted_layers_that_have_no_place(tmp_path: Path, to: str, fmt: str, match: str) -> None:
+    made = prepare(permuted(tmp_path, fmt)[0], to)
+    with pytest.raises(UsageError, match=match):
+        write(made, tmp_path / "out")
 
 
 def test_product_rules_stay_at_home(tmp_path: Path) -> None:

@@ -26,6 +26,8 @@ ALLOWED = 64 << 20
 HEADROOM = 2 << 30
 PLACE = re.compile(r"\bat byte \d+")
 """What a refusal names; a kind of lines has a PLACE of its own."""
+ABSENT = re.compile(r": no tokenizer\.json; ")
+"""What has no place: a file that is not there."""
 
 
 def memory() -> dict[str, int]:
@@ -94,7 +96,7 @@ def run(kind: str, first: int, count: int, folder: Path) -> dict[str, Any]:
             message = str(error)
             if not message.startswith(str(place)) or "\n" in message or ";" not in message or len(message) > 5000:
                 problem = f"message {message[:300]!r}"
-            elif getattr(module, "PLACE", PLACE).search(message) is None:
+            elif getattr(module, "PLACE", PLACE).search(message) is None and ABSENT.search(message) is None:
                 found["without_place"] += 1
                 if os.environ.get("ANYBIT_SHOW"):
                     print(message, file=sys.stderr)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -34,18 +34,20 @@ class Made:
 
 @dataclass(frozen=True)
 class Stored:
-    """One tensor: its shape, how to read it, and how to give its pages back."""
+    """One tensor: its shape, how to read it, how to give its pages back, and for messages where it lies (` (at byte 7)`)."""
 
     shape: tuple[int, ...]
     read: Callable[[], Coded]
     release: Callable[[], None] = lambda: None
+    at: str = ""
 
 
 @dataclass(frozen=True)
 class Foreign:
     """An opened model: `config` as config.json would say it, `tensors` by Hugging Face's names, `eos` the end-of-text token ids.
 
-    `container` is what `anybit inspect` calls it, `close` drops the maps.
+    `container` is what `anybit inspect` calls it, `close` drops the maps. For messages: `field` gives the place of a field of `config`,
+    of one that is not there the place of what lacks it; `lacks` the list of tensors.
     """
 
     path: Path
@@ -55,6 +57,12 @@ class Foreign:
     sidecars: tuple[Sidecar, ...]
     eos: tuple[int, ...]
     close: Callable[[], None]
+    field: Callable[[Sequence[str]], str]
+    lacks: str
+
+    def place(self, name: str) -> str:
+        """For messages: where a tensor lies; for one that is not there, the list that lacks it."""
+        return self.tensors[name].at if name in self.tensors else self.lacks
 
 
 def open_foreign(path: Path) -> Foreign | None:

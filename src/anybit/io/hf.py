@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any
@@ -77,7 +77,8 @@ def read_config(path: Path) -> dict[str, Any]:
             where = strict_json.where(path) / key
             raise FileFormatError(f"{path}: field '{key}' is {shown(config[key], 60)}, but must be {wanted}{where.at}; correct it")
     if not config.get("model_type") and not config.get("architectures"):
-        raise FileFormatError(f"{path}: neither 'model_type' nor 'architectures' says what model this is; add 'model_type'")
+        at = (strict_json.where(path) / "model_type").at
+        raise FileFormatError(f"{path}: neither 'model_type' nor 'architectures' says what model this is{at}; add 'model_type'")
     return config
 
 
@@ -133,6 +134,20 @@ class Source:
         if info is None:
             raise FileFormatError(f"{self.path}: no tensor {shown(name)}; `anybit inspect {self.path}` lists what is there")
         return self.files[info.file]
+
+    def place(self, name: str) -> str:
+        """For messages: where a tensor lies, or a quantized layer is described; for what is not there, the list that lacks it."""
+        if self.quantization is not None and name in self.quantization.layers:
+            return (strict_json.where(self.path / CONFIG) / "quantization_config" / "layers" / name).at_of
+        if name not in self.tensors and len(self.files) > 1:
+            return (strict_json.where(self.path / INDEX) / "weight_map").at_of
+        file = self.tensors[name].file if name in self.tensors else next(iter(self.files))
+        return self.files[file].place(name)
+
+    def field(self, keys: Sequence[str]) -> str:
+        """For messages: where a field of config.json lies; for one that is not there, the object that lacks it."""
+        where = strict_json.where(self.path / CONFIG)
+        return replace(where, keys=tuple(keys)).at
 
     def get(self, name: str) -> tuple[NDArray[Any], str]:
         """A tensor's view and its dtype's name (BF16 comes as uint16 bits). Raises: FileFormatError: no such tensor."""
@@ -207,14 +222,17 @@ def _shard_names(path: Path) -> tuple[list[str], Mapping[str, str] | None]:
     content = strict_json.read(index)
     weight_map = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
-        raise FileFormatError(f"{index}: field 'weight_map' is no object with entries; fetch the file again")
+        at = (strict_json.where(index) / "weight_map").at
+        raise FileFormatError(f"{index}: field 'weight_map' is no object with entries{at}; fetch the file again")
     for name, file in weight_map.items():
         reason = bad_name(name)
         if reason is not None:
-            raise FileFormatError(f"{index}: field 'weight_map', tensor {shown(name)}: {reason}; fetch the file again")
+            at = (strict_json.where(index) / "weight_map" / name).at
+            raise FileFormatError(f"{index}: field 'weight_map', tensor {shown(name)}{at}: {reason}; fetch the file again")
         if not isinstance(file, str) or bad_name(file) or "/" in file or "\\" in file or not file.endswith(".safetensors"):
+            at = (strict_json.where(index) / "weight_map" / name).at
             what = f"{shown(file)} is no .safetensors file beside the index"
-            raise FileFormatError(f"{index}: field 'weight_map', tensor {shown(name)}: {what}; fetch the file again")
+            raise FileFormatError(f"{index}: field 'weight_map', tensor {shown(name)}{at}: {what}; fetch the file again")
     return sorted(set(weight_map.values())), weight_map
 
 
@@ -222,7 +240,9 @@ def _open_files(path: Path) -> tuple[tuple[SafeFile, ...], dict[str, TensorInfo]
     names, weight_map = _shard_names(path)
     for name in names:
         if not (path / name).exists():
-            raise FileFormatError(f"{path / name}: this shard is listed in {INDEX} but missing; fetch it")
+            first = next(tensor for tensor, file in (weight_map or {}).items() if file == name)
+            at = (strict_json.where(path / INDEX) / "weight_map" / first).at_of
+            raise FileFormatError(f"{path / name}: this shard is listed in {INDEX} but missing{at}; fetch it")
     files = tuple(SafeFile(path / name) for name in names)
     if weight_map is None:
         return files, dict(files[0].tensors)
@@ -230,19 +250,23 @@ def _open_files(path: Path) -> tuple[tuple[SafeFile, ...], dict[str, TensorInfo]
     tensors = {}
     for name, file in weight_map.items():
         if name not in by_name[file].tensors:
-            raise FileFormatError(f"{path / file}: no tensor {shown(name)}, although {INDEX} lists it there; fetch both files again")
+            at = (strict_json.where(path / INDEX) / "weight_map" / name).at_of
+            raise FileFormatError(f"{path / file}: no tensor {shown(name)}, although {INDEX} lists it there{at}; fetch both files again")
         tensors[name] = by_name[file].tensors[name]
     return files, tensors
 
 
 def _check_parts(path: Path, quantization: Quantization, tensors: Mapping[str, TensorInfo]) -> None:
+    listed_in = strict_json.where(path / CONFIG) / "quantization_config" / "layers"
     for name, layer in quantization.layers.items():
         if name in tensors:
-            raise FileFormatError(f"{path / CONFIG}: layer {shown(name)} is quantized, but there is a plain tensor too; save it again")
+            what = f"is quantized, but there is a plain tensor too{(listed_in / name).at}"
+            raise FileFormatError(f"{path / CONFIG}: layer {shown(name)} {what}; save it again")
         for part, wanted in layer.parts.items():
             info = tensors.get(f"{name}.{part}")
             if info is None:
-                raise FileFormatError(f"{path}: tensor {shown(f'{name}.{part}')} is missing, but {CONFIG} lists it; save the model again")
+                what = f"is missing, but {CONFIG} lists it{(listed_in / name / 'weight' / 'parts' / part).at_of}"
+                raise FileFormatError(f"{path}: tensor {shown(f'{name}.{part}')} {what}; save the model again")
             if (info.dtype, info.shape) != (wanted.dtype, wanted.shape):
                 stored, listed = f"{info.dtype}{list(info.shape)}", f"{wanted.dtype}{list(wanted.shape)}"
                 field = f"tensor {shown(f'{name}.{part}')} at byte {info.offset}"
@@ -267,7 +291,7 @@ def open_model(path: str | os.PathLike[str], foreign: bool = False) -> Source:
             raise FileFormatError(f"{path}: no {MANIFEST}, which anybit writes last: incomplete; save or fetch it again")
         for name, item in read_manifest(path)["files"].items():
             if name.endswith(".safetensors"):
-                check_size(path, name, item["size"])
+                check_size(path, name, item["size"], strict_json.where(path / MANIFEST) / "files" / name)
     files, tensors = _open_files(path)
     if quantization is not None:
         _check_parts(path, quantization, tensors)

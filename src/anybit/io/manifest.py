@@ -122,7 +122,7 @@ def verify_directory(path: str | os.PathLike[str], progress: Progress | None = N
     manifest = read_manifest(root)
     files: dict[str, dict[str, Any]] = manifest["files"]
     for name, item in files.items():
-        check_size(root, name, item["size"])
+        check_size(root, name, item["size"], strict_json.where(root / MANIFEST) / "files" / name)
         try:
             digest = file_digest(root / name, progress)
         except OSError as error:
@@ -133,14 +133,16 @@ def verify_directory(path: str | os.PathLike[str], progress: Progress | None = N
     return Verified(manifest["digest"], len(files), sum(item["size"] for item in files.values()), tuple(unlisted))
 
 
-def check_size(root: Path, name: str, size: int) -> None:
-    """Raises: FileFormatError: a listed file is missing or has another length."""
+def check_size(root: Path, name: str, size: int, listed: strict_json.Where) -> None:
+    """Raises: FileFormatError: a file that the manifest lists, `listed` says where, is missing or has another length."""
     try:
         status = (root / name).stat()
     except OSError as error:
-        raise FileFormatError(f"{root / name}: listed in {MANIFEST} but {error.strerror}; save or fetch the directory again") from None
+        what = f"listed in {MANIFEST} but {error.strerror}{listed.at_of}"
+        raise FileFormatError(f"{root / name}: {what}; save or fetch the directory again") from None
     if not stat.S_ISREG(status.st_mode):
-        raise FileFormatError(f"{root / name}: listed in {MANIFEST} but not a regular file; save or fetch the directory again")
+        what = f"listed in {MANIFEST} but not a regular file{listed.at_of}"
+        raise FileFormatError(f"{root / name}: {what}; save or fetch the directory again")
     if status.st_size != size:
-        what = f"{status.st_size} bytes, but {MANIFEST} says {size}"
+        what = f"{status.st_size} bytes, but {MANIFEST} says {size}{(listed / 'size').at_of}"
         raise FileFormatError(f"{root / name}: {what}: cut short or changed; save or fetch it again")

@@ -308,6 +308,12 @@ class SafeFile:
         except KeyError:
             raise FileFormatError(f"{self.path}: no tensor {shown(name)}; `anybit inspect` lists what the file holds") from None
 
+    def place(self, name: str) -> str:
+        """For messages: ` (at byte 4096 of model.safetensors)`, where a tensor begins; of one that is not there, the header without it."""
+        info = self.tensors.get(name)
+        where = "not in the header at byte 8" if info is None else f"at byte {info.offset}"
+        return f" ({where} of {self.path.name})"
+
     def tensor(self, name: str) -> NDArray[Any]:
         """A read-only view of a tensor's bytes in the map: no copy. BF16 comes as uint16, BOOL and 8-bit floats as uint8: raw bits.
 

@@ -189,6 +189,11 @@ class Where:
         except (FileFormatError, ValueError):
             return ""  # the file has changed meanwhile
 
+    @property
+    def at_of(self) -> str:
+        """The same with the file's name, ` (at byte 7 of config.json)`, for messages that begin with a directory."""
+        return self.at.replace(")", f" of {Path(self.file).name})")
+
 
 def parse(data: bytes, where: Path | str) -> Any:
     """Decodes a whole JSON file.
@@ -242,7 +247,8 @@ def read_small(path: Path, limit: int = MAX_BYTES) -> bytes:
             raise FileFormatError(f"{path}: no such file, or not a regular one; check the path")
         size = path.stat().st_size
         if size > limit:
-            raise FileFormatError(f"{path}: {size} bytes are more than the limit of {limit} for such a file; restore the file")
+            what = f"{size} bytes are more than the limit of {limit} for such a file, passed at byte {limit}"
+            raise FileFormatError(f"{path}: {what}; restore the file")
         return path.read_bytes()
     except OSError as error:
         raise FileFormatError(f"{path}: cannot be read: {error.strerror}; check the path and its permissions") from None

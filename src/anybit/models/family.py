@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from anybit.errors import FileFormatError, near_misses
-from anybit.models.fields import Fields
+from anybit.errors import near_misses
+from anybit.models.fields import At, Fields
 from anybit.models.spec import ModelSpec
 from anybit.registry import Registry
 
 FAMILIES: Registry[Callable[[Fields], ModelSpec]] = Registry("model family", "anybit.models")
 
 
-def describe(config: Mapping[str, Any], file: str = "config.json") -> ModelSpec:
+def describe(config: Mapping[str, Any], file: str = "config.json", at: At | None = None) -> ModelSpec:
     """What the engine runs, from a Hugging Face configuration.
 
     Raises FileFormatError: an unsupported architecture (named, with the supported ones), or any field that is missing, of the
-    wrong type or contradicts another. `file` is what messages name.
+    wrong type or contradicts another. `file` is what messages name; `at` tells where in it the field that some keys lead to lies.
     """
-    fields = Fields(config, file)
+    fields = Fields(config, file) if at is None else Fields(config, file, at=at)
     family = fields.text("model_type")
     supported = sorted(FAMILIES)
     if family not in FAMILIES:
@@ -31,5 +31,5 @@ def describe(config: Mapping[str, Any], file: str = "config.json") -> ModelSpec:
         if given not in architectures:
             raise fields.fail("architectures", f"names {given!r}, which is not supported; supported: {', '.join(architectures)}")
         if given.removesuffix("ForCausalLM").lower() != family:
-            raise FileFormatError(f"{file}: architectures names {given}, but model_type is '{family}'; they must agree")
+            raise fields.fail("architectures", f"names {given}, but model_type is '{family}'; they must agree")
     return FAMILIES[family](fields)

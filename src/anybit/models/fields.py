@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from anybit.errors import FileFormatError
 
 MISSING: Any = object()
+At = Callable[[Sequence[str]], str]
+
+
+def _nowhere(keys: Sequence[str]) -> str:
+    return ""
 
 
 class Fields:
-    """A view of a configuration (or of one object inside it, `path` says which).
+    """A view of a configuration (or of one object inside it, `path` says which). `at` tells where the field that some keys lead to lies in
+    its file, for messages: ` (at byte 7)`, or nothing.
 
     >>> Fields({"hidden_size": "big"}).integer("hidden_size")
     Traceback (most recent call last):
@@ -20,12 +26,13 @@ class Fields:
     anybit.errors.FileFormatError: config.json: hidden_size is 'big'; expected a whole number from 1 to 16777216
     """
 
-    def __init__(self, values: Mapping[str, Any], file: str = "config.json", path: str = "") -> None:
-        self.values, self.file, self.path = values, file, path
+    def __init__(self, values: Mapping[str, Any], file: str = "config.json", path: str = "", at: At = _nowhere) -> None:
+        self.values, self.file, self.path, self.at = values, file, path, at
 
     def fail(self, name: str, problem: str) -> FileFormatError:
-        """The error to raise about one field."""
-        return FileFormatError(f"{self.file}: {self.path}{name} {problem}")
+        """The error to raise about one field; `name` may go on with the index of an item."""
+        keys = f"{self.path}{name}".partition("[")[0].split(".")
+        return FileFormatError(f"{self.file}: {self.path}{name} {problem}{self.at(keys)}")
 
     def _get(self, name: str, default: Any, expected: str) -> Any:
         value = self.values.get(name)
@@ -88,4 +95,4 @@ class Fields:
             return None
         if not isinstance(value, dict):
             raise self.fail(name, f"is {value!r}; expected an object")
-        return Fields(value, self.file, f"{self.path}{name}.")
+        return Fields(value, self.file, f"{self.path}{name}.", self.at)

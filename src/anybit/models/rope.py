@@ -123,7 +123,7 @@ def _longrope(fields: Fields, theta: float, dim: int, context: int) -> Rope:
 
     def divided(name: str) -> Frequencies:
         listed = {f"[{i}]": value for i, value in enumerate(fields.sequence(name, length=dim // 2))}
-        factors = Fields(listed, fields.file, f"{fields.path}{name}")
+        factors = Fields(listed, fields.file, f"{fields.path}{name}", fields.at)
         return [f / factors.number(f"[{i}]") for i, f in enumerate(plain)]
 
     scale = 1.0 if factor <= 1 else math.sqrt(1 + _ln(factor) / _ln(original))
@@ -138,7 +138,7 @@ def read_rope(config: Fields, dim: int, context: int) -> Rope:
     """
     if dim % 2:
         raise config.fail("head_dim", f"is {dim}; rotary position embedding needs an even one")
-    section = config.section("rope_parameters") or config.section("rope_scaling") or Fields({}, config.file, "rope_parameters.")
+    section = config.section("rope_parameters") or config.section("rope_scaling") or Fields({}, config.file, "rope_parameters.", config.at)
     if any(isinstance(value, dict) for value in section.values.values()):
         raise config.fail(section.path.rstrip("."), "differs by layer type, which no supported family does")
     kind = section.text("rope_type", section.text("type", "default"))
@@ -152,4 +152,4 @@ def read_rope(config: Fields, dim: int, context: int) -> Rope:
     outer = config.integer("original_max_position_embeddings", None, high=1 << 31)
     if outer is not None:  # transformers lets the outer field win
         values["original_max_position_embeddings"] = outer
-    return SCALINGS[kind](Fields(values, section.file, section.path), theta, dim, context)
+    return SCALINGS[kind](Fields(values, section.file, section.path, section.at), theta, dim, context)

@@ -6,7 +6,7 @@ dataclass in the unions `Mixer` and `Mlp` below.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -114,24 +114,27 @@ class ModelSpec:
                 return tensor
         raise KeyError(name)
 
-    def check_tensors(self, shapes: Mapping[str, tuple[int, ...]], file: str = "model") -> None:
-        """Raises FileFormatError for the first tensor that is missing, has another shape, or belongs to no part of the model."""
+    def check_tensors(
+        self, shapes: Mapping[str, tuple[int, ...]], file: str = "model", place: Callable[[str], str] = lambda name: ""
+    ) -> None:  # fmt: skip
+        """Raises FileFormatError for the first tensor that is missing, has another shape, or belongs to no part of the model.
+
+        place: where a tensor lies in `file`, or what lacks it, for messages: ` (at byte 7)`.
+        """
         for tensor in self.tensors:
-            if tensor.name not in shapes:
-                raise FileFormatError(
-                    f"{file}: tensor '{tensor.name}' {list(tensor.shape)} is missing; a {self.family} model with this config needs it"
-                )
-            if tuple(shapes[tensor.name]) != tensor.shape:
-                raise FileFormatError(
-                    f"{file}: tensor '{tensor.name}' has shape {list(shapes[tensor.name])}, but the config asks for {list(tensor.shape)}; "
-                    "fetch both again"
-                )
+            name = tensor.name
+            if name not in shapes:
+                what = f"{list(tensor.shape)} is missing{place(name)}"
+                raise FileFormatError(f"{file}: tensor '{name}' {what}; a {self.family} model with this config needs it")
+            if tuple(shapes[name]) != tensor.shape:
+                what = f"has shape {list(shapes[name])}, but the config asks for {list(tensor.shape)}{place(name)}"
+                raise FileFormatError(f"{file}: tensor '{name}' {what}; fetch both again")
         known = {tensor.name for tensor in self.tensors}
         for name in shapes:
             # Older exports carry the rotary frequencies, and tied models sometimes a copy of the embedding as head.
             if name in known or name.endswith("rotary_emb.inv_freq") or (self.tied and name == "lm_head.weight"):
                 continue
             raise FileFormatError(
-                f"{file}: tensor '{name}' is not part of a {self.family} model with this config; "
+                f"{file}: tensor '{name}' is not part of a {self.family} model with this config{place(name)}; "
                 "running without it would give other results"
             )

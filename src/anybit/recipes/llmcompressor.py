@@ -9,11 +9,12 @@ Differs: SmoothQuant's ranges are largest magnitudes here, AWQ's error is each l
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any
 
+from anybit.errors import UsageError
 from anybit.recipes.given import Given, Lines
+from anybit.recipes.pattern import Pattern
 from anybit.recipes.schemes import Scheme, actorder, preset, rule_match, rules, scheme_of, static_steps
 
 _RUN = "it says how the run is done, not what comes out"
@@ -241,7 +242,8 @@ def _wanda(given: Given, made: _Import) -> None:
     given.only("sparsity_profile", [], "all layers have one share")
     targets = given.texts("targets") or ["Linear"]
     ignore = given.texts("ignore")
-    kept = [name for name in _LAYERS if not any(re.match(rule_match(t, ignore, given), f"{name}.weight") for t in targets)]
+    rules = [Pattern(rule_match(target, ignore, given)) for target in targets]
+    kept = [name for name in _LAYERS if not any(rule.match(f"{name}.weight") for rule in rules)]
     if kept:
         raise given.refuse("targets", f"steps are for all layers of an input, and {kept[0]} is left out")
     made.steps.append("two_four" if mask == "2:4" else {"magnitude": {"fraction": float(sparsity), "weighted": True}})
@@ -274,8 +276,8 @@ def _names(pattern: str, name: str) -> bool:
     """Whether a target names a module of the first layer."""
     if pattern.startswith("re:"):
         try:
-            return re.match(pattern[3:], name) is not None
-        except re.error:
+            return Pattern(pattern[3:]).match(name)
+        except UsageError:
             return False
     return name == pattern or name.endswith(f".{pattern}")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from anybit.io import strict_json
 from anybit.methods.step import STEPS, Correction, GroupStep, ModelStep, Rounding, Step
 from anybit.recipes import llmcompressor, quantization_config, strict_yaml
 from anybit.recipes.given import shown as _shown
+from anybit.recipes.pattern import pattern
 
 VERSION = 1
 SEQUENCES, LENGTH = 128, 512
@@ -34,7 +34,7 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Rule:
-    """What becomes of the matrices whose names `match` finds (a regular expression, searched for). `spec` None: they are kept."""
+    """What becomes of the matrices whose names `match` finds (see `pattern`). `spec` None: they are kept."""
 
     match: str
     spec: Spec | None
@@ -95,7 +95,7 @@ class Recipe:
 
     def rule_of(self, name: str) -> Rule | None:
         """The first rule that matches a tensor's name; None: it is kept."""
-        return next((rule for rule in self.rules if re.search(rule.match, name)), None)
+        return next((rule for rule in self.rules if pattern(rule.match).search(name)), None)
 
 
 Lines = Callable[[tuple[str, ...]], int]
@@ -255,9 +255,9 @@ def _rule(value: Any, where: _Where, nonfinite: str) -> Rule:
     if match is None:
         raise FileFormatError(f"{where}: 'match' is missing; give a regular expression that tensor names are searched for")
     try:
-        re.compile(match)
-    except (re.error, OverflowError, RecursionError) as error:
-        raise FileFormatError(f"{where.at('match', '')}: 'match' is no regular expression: {error}; correct it") from None
+        pattern(match)
+    except UsageError as error:
+        raise FileFormatError(f"{where.at('match', '')}: 'match' {error}") from None
     keep = reader.get("keep", bool, False)
     if keep == ("format" in reader):
         raise FileFormatError(f"{where}: give either 'format' or 'keep: true'; a matrix is quantized or kept")

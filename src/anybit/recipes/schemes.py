@@ -9,7 +9,9 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from anybit.errors import UsageError
 from anybit.recipes.given import Given
+from anybit.recipes.pattern import Pattern
 
 EMBEDDING = r"(?!model\.embed_tokens\.)"
 _OBSERVERS = {
@@ -237,9 +239,9 @@ def module_match(target: str, given: Given, key: str) -> str:
 def _ended(pattern: str, given: Given, key: str) -> str:
     """A pattern of module names whose `$` is the module's end, in a tensor's name."""
     try:
-        re.compile(pattern)
-    except re.error as error:
-        raise given.refuse(key, f"no regular expression: {error}") from None
+        Pattern(pattern)
+    except UsageError as error:
+        raise given.refuse(key, str(error)) from None
     if re.match(r"\(\?[aiLmsux]+\)", pattern):
         raise given.refuse(key, "flags for a whole pattern cannot be kept; write (?i:...) around it")
     made, i, listed = "", 0, False

@@ -24,15 +24,15 @@ class FloatSource:
         if self.source.quantization is not None:
             raise UsageError(f"{path} is quantized already; give the original model")
         self.where = self.source.path
-        self.spec = describe(self.source.config, str(self.where / CONFIG))
-        self.spec.check_tensors({name: self.source.tensors[name].shape for name in self.source.dense}, str(self.where))
+        self.spec, place = describe(self.source.config, str(self.where / CONFIG), self.source.field), self.source.place
+        self.spec.check_tensors({name: self.source.tensors[name].shape for name in self.source.dense}, str(self.where), place)
         for tensor in self.spec.tensors:
-            check_dtype(self.source.tensors[tensor.name].dtype, tensor.name, self.where)
+            check_dtype(self.source.tensors[tensor.name].dtype, tensor.name, self.where, place)
 
     def array(self, name: str) -> np.ndarray:
         """float32 values, a copy. NonFiniteError: NaN or infinity, with tensor, index and count."""
         array, dtype = self.source.get(name)
-        check_finite(array, dtype, name, self.where)
+        check_finite(array, dtype, name, self.where, self.source.place)
         values = np.array(float32_of(array, dtype, name, self.where), np.float32)
         self.source.release(name)
         return values

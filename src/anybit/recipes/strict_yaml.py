@@ -26,7 +26,8 @@ def text_of(path: Path) -> str:
     except OSError as error:
         raise FileFormatError(f"{path}: {error.strerror or error}") from None
     if len(raw) > MAX_BYTES:
-        raise FileFormatError(f"{path}: larger than {MAX_BYTES} bytes; a recipe is a few lines")
+        line = raw.count(b"\n", 0, MAX_BYTES) + 1
+        raise FileFormatError(f"{path}: line {line}: larger than {MAX_BYTES} bytes; a recipe is a few lines")
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -42,7 +42,7 @@ def _state(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
     info = checkpoint.need(name, "U8")
     if info.nbytes > 1 << 16:
         raise checkpoint.fail(f"tensor {shown(name)} has {info.nbytes} bytes, too many for a description")
-    state = strict_json.parse(checkpoint.array(name).tobytes(), f"{info.file}: tensor {shown(name)}")
+    state = strict_json.parse(checkpoint.array(name).tobytes(), f"{info.file}: tensor {shown(name)}, from byte {info.offset} on")
     if not isinstance(state, dict):
         raise checkpoint.fail(f"tensor {shown(name)} holds no JSON object")
     return state

@@ -7,7 +7,9 @@ dense tensor. The scheme comes from config.json, the shapes must agree with it, 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from ast import literal_eval
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from anybit.io.safetensors import TensorInfo
 from anybit.io.strict_json import shown
 from anybit.registry import Registry
 
-_TENSOR = re.compile(r"tensor '([^']*)'")
+_ABOUT = re.compile(r"""(tensor|module) ('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")""")
 _KEY = re.compile(r"quantization_config: (\w+)")
 
 SCALES = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
@@ -39,12 +41,15 @@ class Checkpoint:
         self.stored: dict[str, Stored] = {}
 
     def fail(self, what: str) -> FileFormatError:
-        """What is wrong; it begins with what it is about, `tensor 'NAME'` or `quantization_config: KEY`, and gets the byte of that."""
-        at = ""
-        if (named := _TENSOR.match(what)) is not None and (info := self.source.tensors.get(named[1])) is not None:
-            at = f" (at byte {info.offset} of {info.file.name})"
-        elif (named := _KEY.match(what)) is not None:
-            at = (strict_json.where(self.source.path / CONFIG) / "quantization_config" / named[1]).at
+        """What is wrong; it begins with what it is about, `tensor 'NAME'`, `module 'NAME'` or `quantization_config: KEY`, whose place is
+        told: of a module that of its first tensor, of a tensor that is missing the header without it."""
+        if (key := _KEY.match(what)) is not None:
+            at = (strict_json.where(self.source.path / CONFIG) / "quantization_config" / key[1]).at_of
+        else:
+            about = _ABOUT.match(what)
+            kind, name = (about[1], literal_eval(about[2])) if about else ("tensor", "")
+            of_module = (tensor for tensor in self.source.tensors if tensor.startswith(f"{name}."))
+            at = self.source.place(next(of_module, name) if kind == "module" else name)
         return FileFormatError(f"{self.source.path}: {what}{at}; {ADVICE}")
 
     def info(self, name: str) -> TensorInfo | None:
@@ -91,7 +96,7 @@ class Checkpoint:
             for part in parts:
                 self.source.release(part)
 
-        self.stored[name] = Stored(shape, read, release)
+        self.stored[name] = Stored(shape, read, release, self.source.place(parts[0]))
 
     def dense(self, name: str) -> Stored:
         """A tensor that is stored as it is."""
@@ -104,7 +109,7 @@ class Checkpoint:
                 raise self.fail(f"tensor {shown(name)} has shape {list(info.shape)}, which no part of a model has")
             return of_arrays(SCALES[info.dtype], info.shape, {"codes": self.array(name)})
 
-        return Stored(info.shape, read, lambda: self.source.release(name))
+        return Stored(info.shape, read, lambda: self.source.release(name), self.source.place(name))
 
 
 def input_order(checkpoint: Checkpoint, name: str, k: int, size: int) -> np.ndarray | None:
@@ -140,10 +145,18 @@ def open_quantized(path: Path, config: Mapping[str, Any]) -> Foreign | None:
     checkpoint = Checkpoint(source, quantization)
     CONTAINERS[method](checkpoint)
     if not checkpoint.stored:
-        raise FileFormatError(f"{path / CONFIG}: quantization_config says {shown(method)}, but no module is quantized that way; {ADVICE}")
+        at = source.field(("quantization_config", "quant_method"))
+        what = f"quantization_config says {shown(method)}, but no module is quantized that way{at}"
+        raise FileFormatError(f"{path / CONFIG}: {what}; {ADVICE}")
     dense = {name: checkpoint.dense(name) for name in source.tensors if name not in checkpoint.taken}
     plain = {key: value for key, value in source.config.items() if key != "quantization_config"}
-    return Foreign(path, method, plain, checkpoint.stored | dense, source.sidecars, source.eos, source.close)
+
+    def field(keys: Sequence[str]) -> str:
+        return replace(strict_json.where(path / CONFIG), keys=tuple(keys)).at_of
+
+    return Foreign(
+        path, method, plain, checkpoint.stored | dense, source.sidecars, source.eos, source.close, field, source.place("")
+    )  # fmt: skip
 
 
 def integer(checkpoint: Checkpoint, config: Mapping[str, Any], key: str, allowed: tuple[int, ...] | range) -> int:

@@ -43,6 +43,7 @@ SMALL = 1 << 12  # longer arrays are decoded when asked for
 _DAMAGED = "the file is damaged or hostile; fetch or convert it again"
 _SCALARS = {0: "u1", 1: "i1", 2: "u2", 3: "i2", 4: "u4", 5: "i4", 6: "f4", 7: "u1", 10: "u8", 11: "i8", 12: "f8"}
 _BOOL, _STRING, _ARRAY = 7, 8, 9
+_FIELDS = 24  # after magic, version and both counts
 NAMES = ("u8", "i8", "u16", "i16", "u32", "i32", "f32", "bool", "str", "arr", "u64", "i64", "f64")
 
 
@@ -174,8 +175,8 @@ class Metadata(Mapping[str, Any]):
         self._cursor, self._fields, self._places = cursor, fields, places
 
     def at(self, key: str) -> str:
-        """For messages: ` (at byte 7)`, where a field begins; nothing if there is none."""
-        return f" (at byte {self._places[key]})" if key in self._places else ""
+        """For messages: ` (at byte 7)`, where a field begins; for one that is not there, where the fields begin."""
+        return f" (at byte {self._places[key]})" if key in self._places else f" (not among the fields, which begin at byte {_FIELDS})"
 
     def __getitem__(self, key: str) -> Any:
         value = self._fields[key]
@@ -233,7 +234,8 @@ class Container:
         self.version, fields, count = _read_fields(cursor, places)
         self.order = cursor.order
         self.metadata = Metadata(cursor, fields, places)
-        self.tensors: Mapping[str, GgufTensor] = _read_tensors(cursor, count, _alignment(cursor, fields))
+        alignment, self._list = _alignment(cursor, fields), cursor.at
+        self.tensors: Mapping[str, GgufTensor] = _read_tensors(cursor, count, alignment)
 
     def info(self, name: str) -> GgufTensor:
         """One tensor's place. Raises: FileFormatError: no such tensor."""
@@ -241,6 +243,11 @@ class Container:
             return self.tensors[name]
         except KeyError:
             raise FileFormatError(f"{self.path}: no tensor {shown(name)}; `anybit inspect` lists what the file holds") from None
+
+    def place(self, name: str) -> str:
+        """For messages: ` (at byte 4096)`, where a tensor begins; for one that is not there, where the list of tensors does."""
+        info = self.tensors.get(name)
+        return f" (not in the list of tensors at byte {self._list})" if info is None else f" (at byte {info.offset})"
 
     def blocks(self, name: str) -> NDArray[Any]:
         """A read-only view of a tensor's blocks in the map: the kind's structured dtype in the file's byte order, [..., blocks]."""

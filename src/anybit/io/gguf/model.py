@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,16 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 }  # fmt: skip
 
 
+# The field that says what a key of a configuration does.
+_KEYS = {
+    "hidden_size": "embedding_length", "intermediate_size": "feed_forward_length", "num_hidden_layers": "block_count",
+    "num_attention_heads": "attention.head_count", "num_key_value_heads": "attention.head_count_kv", "head_dim": "attention.key_length",
+    "max_position_embeddings": "context_length", "rms_norm_eps": "attention.layer_norm_rms_epsilon", "rope_theta": "rope.freq_base",
+    "factor": "rope.scaling.factor", "original_max_position_embeddings": "rope.scaling.original_context_length",
+    "beta_fast": "rope.scaling.yarn_beta_fast", "beta_slow": "rope.scaling.yarn_beta_slow", "rope_type": "rope.scaling.type",
+}  # fmt: skip
+
+
 class _Fields:
     """Typed reading of a file's metadata under one architecture's prefix."""
 
@@ -95,9 +105,8 @@ def _rope(fields: _Fields, file: Container, context: int, dim: int) -> dict[str,
     if factors:  # frequencies divided one by one: longrope with one set for all lengths and no temperature
         divisors = np.asarray(_values(file, _FACTORS), np.float32)
         if divisors.shape != (dim // 2,):
-            raise FileFormatError(
-                f"{file.path}: tensor '{_FACTORS}' holds {divisors.size} factors, not {dim // 2}; convert the model again"
-            )
+            what = f"holds {divisors.size} factors, not {dim // 2}{file.place(_FACTORS)}"
+            raise FileFormatError(f"{file.path}: tensor '{_FACTORS}' {what}; convert the model again")
         listed = [float(str(x)) for x in divisors]
         long = {"rope_type": "longrope", "factor": 1.0, "short_factor": listed, "long_factor": listed}
         return section | long | {"original_max_position_embeddings": context}
@@ -119,7 +128,7 @@ def _values(file: Container, name: str) -> np.ndarray:
     """float32 values of a small tensor of floats."""
     info = file.info(name)
     if info.kind.name not in ("F32", "F16") or info.nbytes > 1 << 20:
-        raise FileFormatError(f"{file.path}: tensor '{name}' has type {info.kind.name}, not F32; convert the model again")
+        raise FileFormatError(f"{file.path}: tensor '{name}' has type {info.kind.name}, not F32{file.place(name)}; convert the model again")
     return file.blocks(name)["v"].astype(f"u{info.kind.dtype.itemsize}").view(f"f{info.kind.dtype.itemsize}").astype(np.float32)
 
 
@@ -178,7 +187,8 @@ def _with_factor(file: Container, name: str) -> Coded:
         return made
     factor = _values(file, beside)
     if made.format.count("@tensor") != 1 or factor.size != 1:
-        raise FileFormatError(f"{file.path}: tensor '{beside}' is a factor that {file.info(name).kind.name} has no place for")
+        what = f"is a factor that {file.info(name).kind.name} has no place for{file.place(beside)}"
+        raise FileFormatError(f"{file.path}: tensor '{beside}' {what}; convert the model again")
     stored = factor.reshape(1, 1).view(np.uint32)
     blocks = made.blocks
     if blocks is not None:
@@ -196,7 +206,8 @@ def _tensors(file: Container, config: Mapping[str, Any], architecture: Architect
         layer, module, part = match.groups() if match else (None, "", "")
         new = MODULES.get(module) if layer is not None else WHOLE.get(module)
         if new is None:
-            raise FileFormatError(f"{file.path}: tensor {shown(name)} has no place in a {architecture.family} model; update anybit")
+            what = f"has no place in a {architecture.family} model{file.place(name)}"
+            raise FileFormatError(f"{file.path}: tensor {shown(name)} {what}; update anybit")
         heads = config["num_attention_heads" if module == "attn_q" else "num_key_value_heads"]
         order = row_order(heads, info.shape[0]) if architecture.interleaved and module in ("attn_q", "attn_k") else None
 
@@ -207,7 +218,7 @@ def _tensors(file: Container, config: Mapping[str, Any], architecture: Architect
             return made.reordered(order) if len(made.shape) > 1 else _reordered_vector(made, order)
 
         new = f"{new}.{part}" if layer is None else f"model.layers.{layer}.{new}.{part}"
-        found[new] = Stored(info.shape, read, lambda name=name: file.release(name))  # type: ignore[misc]
+        found[new] = Stored(info.shape, read, lambda name=name: file.release(name), file.place(name))  # type: ignore[misc]
     return found
 
 
@@ -230,4 +241,17 @@ def open_gguf(path: Path) -> Foreign:
     if isinstance(template, str):
         sidecars.append(Made("chat_template.jinja", template.encode))
     eos = tuple(config["eos_token_id"] or ())
-    return Foreign(path, "gguf", config, _tensors(file, config, architecture), tuple(sidecars), eos, file.close)
+    tensors = _tensors(file, config, architecture)
+    return Foreign(
+        path, "gguf", config, tensors, tuple(sidecars), eos, file.close, lambda keys: _field(file, keys), file.place("")
+    )  # fmt: skip
+
+
+def _field(file: Container, keys: Sequence[str]) -> str:
+    """For messages: where the file says what a key of its configuration does."""
+    key = keys[-1]
+    if key == "vocab_size":
+        return file.place("token_embd.weight")
+    prefix = "tokenizer.ggml" if key.endswith("_token_id") else file.metadata.get("general.architecture")
+    field = f"{prefix}.{_KEYS.get(key, key)}"
+    return f": field '{field}'{file.metadata.at(field)}"

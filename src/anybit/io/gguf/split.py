@@ -31,9 +31,14 @@ class Joined(Container):
         for file in files:
             for name in file.tensors:
                 if name in self._owner:
-                    raise FileFormatError(f"{file.path}: tensor {shown(name)} is in {self._owner[name].path} too; fetch the files again")
+                    what = f"is in {self._owner[name].path} too{file.place(name)}"
+                    raise FileFormatError(f"{file.path}: tensor {shown(name)} {what}; fetch the files again")
                 self._owner[name] = file
         self.tensors = {name: file.tensors[name] for name, file in self._owner.items()}
+
+    def place(self, name: str) -> str:
+        owner = self._owner.get(name, self._files[0])
+        return owner.place(name).replace(")", f" of {owner.path.name})")
 
     def blocks(self, name: str) -> NDArray[Any]:
         self.info(name)
@@ -65,18 +70,22 @@ def open_all(path: Path) -> Container:
         return first
     match = _NAME.fullmatch(path.name)
     if match is None or int(match[3]) != count or count > MAX_FILES:
-        raise FileFormatError(f"{path}: field 'split.count' is {count}, so it should be called NAME-00001-of-{count:05}.gguf; rename it")
+        what = f"field 'split.count' is {count}, so it should be called NAME-00001-of-{count:05}.gguf"
+        raise FileFormatError(f"{path}: {what}{first.metadata.at('split.count')}; rename it")
     if int(match[2]) != 1 or not _says(first, "split.no", 0):
-        raise FileFormatError(f"{path}: one of {count} files and not the first; give {match[1]}-00001-of-{count:05}.gguf")
+        what = f"one of {count} files and not the first{first.metadata.at('split.no')}"
+        raise FileFormatError(f"{path}: {what}; give {match[1]}-00001-of-{count:05}.gguf")
     files = [first]
     for number in range(1, count):
         file = Container(path.with_name(f"{match[1]}-{number + 1:05}-of-{count:05}.gguf"))
         if not (_says(file, "split.no", number) and _says(file, "split.count", count)):
-            raise FileFormatError(f"{file.path}: fields 'split.no' and 'split.count' do not say {number} of {count}; fetch the files again")
+            what = f"fields 'split.no' and 'split.count' do not say {number} of {count}{file.metadata.at('split.no')}"
+            raise FileFormatError(f"{file.path}: {what}; fetch the files again")
         files.append(file)
     joined, listed = Joined(files), first.metadata.get("split.tensors.count")
     if listed is not None and not _says(first, "split.tensors.count", len(joined.tensors)):
         raise FileFormatError(
-            f"{path}: field 'split.tensors.count' is {shown(listed, 40)}, but there are {len(joined.tensors)}; fetch the files again"
+            f"{path}: field 'split.tensors.count' is {shown(listed, 40)}, but there are {len(joined.tensors)}"
+            f"{first.metadata.at('split.tensors.count')}; fetch the files again"
         )
     return joined

@@ -222,6 +222,8 @@ def _schemes(source: Source, scales: str) -> tuple[Schemes, dict[str, str]]:
         if held.dense:
             continue
         try:
+            if held.order is not None:
+                raise NoFit("its inputs are in another order (desc_act), which compressed-tensors dropped; --to gptq writes it as g_idx")
             if held.role in ("norm", "bias", "embedding") or (held.role == "head" and source.spec.tied):
                 raise NoFit("embeddings are stored dense there; quantize again with --keep embed_tokens, or write dequantized")
             scheme, fitted = _scheme(held, scales)

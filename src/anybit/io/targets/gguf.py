@@ -130,6 +130,8 @@ def _kind_of(held: Held, wanted: str | None) -> tuple[Kind, Fit | None]:
     element = held.format.plain.element.name
     if held.dense:
         return KINDS[_DENSE[element]], None
+    if held.order is not None:
+        raise NoFit("its inputs are in another order (desc_act), which no GGUF type has")
     reasons = []
     for kind in _candidates(wanted):
         try:

@@ -1,7 +1,7 @@
 """GPTQ directories, version 2 (zero points as they are), as GPTQModel, transformers and vLLM read them.
 
 One width (2, 3, 4 or 8 bits) and one group for all linear layers, symmetric or with zero points, scales in float16; the tensors are those
-of `io/containers/gptq.py`. Embedding and head stay dense.
+of `io/containers/gptq.py`. Layers that permute their inputs have the groups of these in g_idx (desc_act). Embedding and head stay dense.
 
 Source: GPTQModel's qlinear and its quantize_config.json, which config.json repeats.
 """
@@ -66,13 +66,12 @@ def _item(held: Held, fitted: Fit) -> Item:
         scales, zeros = np.empty((groups, n), np.uint16), np.full((groups, n), half, np.uint8)
         for start, stop in held.pieces():
             parts = fitted.parts(held.rows(start, stop), (stop - start, k))
-            codes[:, start:stop] = packed_stream(parts["codes"] ^ (half if symmetric else np.uint8(0)), bits).T
+            codes[:, start:stop] = packed_stream(held.by_inputs(parts["codes"]) ^ (half if symmetric else np.uint8(0)), bits).T
             scales[:, start:stop] = parts["scale.0"].T
             if not symmetric:
                 zeros[:, start:stop] = parts["zero"].T
         held.release()
-        index = (np.arange(k) // (k // groups)).astype(np.int32)
-        return dict(zip((name for name, _, _ in entries), (codes, packed_stream(zeros, bits), scales, index), strict=True))
+        return dict(zip((name for name, _, _ in entries), (codes, packed_stream(zeros, bits), scales, held.groups), strict=True))
 
     return Item(held.name, entries, produce)
 
@@ -102,11 +101,12 @@ def _plan(source: Source, kind: str | None) -> Plan:
         told = ", ".join(f"{bits} bits, groups of {group} in '{name}'" for (bits, group, _), name in found.items())
         raise UsageError(f"{source.name}: GPTQ has one width and group for a whole model, and this one has {told}")
     bits, group, symmetric = next(iter(found), (4, 128, True))
+    ordered = any(held.order is not None for held in source.tensors.values())
 
     def write(folder: Path, written: Written) -> dict[str, str]:
         digests, _ = write_items(folder, items, on_written=written, align=1)
         described = {
-            "quant_method": "gptq", "bits": bits, "group_size": group, "desc_act": False, "sym": symmetric, "lm_head": False,
+            "quant_method": "gptq", "bits": bits, "group_size": group, "desc_act": ordered, "sym": symmetric, "lm_head": False,
             "checkpoint_format": "gptq_v2", "pack_dtype": "int32", "true_sequential": True, "damp_percent": 0.01, "dynamic": None,
         }  # fmt: skip
         put(folder / "config.json", (pretty({**source.config, "quantization_config": described}, levels=3) + "\n").encode())

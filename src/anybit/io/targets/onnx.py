@@ -62,6 +62,8 @@ def _matrix(held: Held, kind: str | None) -> _Matrix:
         raise NoFit("embeddings are dense there; quantize again with --keep embed_tokens, or write dequantized")
     if fmt.block is None or len(fmt.levels) != 1 or fmt.offset is not None or not (fmt.block.per_row or fmt.block.kind == "tensor"):
         raise NoFit("DequantizeLinear has one scale a block of a row, a row or a tensor, and no offsets")
+    if held.order is not None:
+        raise NoFit("its inputs are in another order (desc_act), which no operator that is written has")
     size, whole = fmt.block.size, fmt.block.kind == "tensor"
     # onnxruntime multiplies int8 codes with one scale a row by rounded activations; blocks of a whole row it computes as they are
     floats = fmt.element.name.startswith("fp")

@@ -32,7 +32,8 @@ class Held:
 
     `rows(start, stop)` gives the logical parts of some rows (as `io.coded.Coded`), `values(start, stop)` their float32 values; both take
     whole tensors, and cuts at multiples of `unit`. `grids()` are the whole tensor's parts without its codes. `act` is what a quantized
-    layer takes as input, None for float. `release` gives memory back.
+    layer takes as input, None for float. `release` gives memory back. `order`: column j of the parts stands for input order[j] (None: for
+    input j); `values` are by inputs.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Held:
     unit: int = 1
     act: str | None = None
     release: Callable[[], None] = lambda: None
+    order: np.ndarray | None = None
 
     @property
     def module(self) -> str:
@@ -55,6 +57,22 @@ class Held:
     def dense(self) -> bool:
         """Whether its values are stored one by one as float32, float16 or bfloat16."""
         return self.format.plain.explicit in ("fp32", "fp16", "bf16")
+
+    @property
+    def groups(self) -> np.ndarray:
+        """int32[k]: for each input the block of the row that its scale belongs to."""
+        size = self.format.blocks[0].on(self.shape)[1]
+        found = np.empty(self.shape[1], np.int32)
+        found[slice(None) if self.order is None else self.order] = np.arange(self.shape[1]) // size
+        return found
+
+    def by_inputs(self, codes: np.ndarray) -> np.ndarray:
+        """Codes or values of some rows, [rows, k] by columns, in the order of the inputs."""
+        if self.order is None:
+            return codes
+        found = np.empty_like(codes)
+        found[:, self.order] = codes
+        return found
 
     def pieces(self, step: int = 1) -> Iterator[tuple[int, int]]:
         """Runs of rows to be worked on one after another, cut at multiples of `unit` and `step`."""

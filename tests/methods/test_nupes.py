@@ -69,3 +69,39 @@ def test_what_is_asked_for() -> None:
     unseen = rounded(Nupes(), w, "pow4_a0.9@32", Statistics(96, frozenset({"xtx"})))
     assert unseen.notes == ["no token reached it: rounded to nearest"] and unseen.format.element.fields["exponent"] != "0.9"
     assert Nupes(data=False, codes=False).asks(target.spec) == frozenset() and Nupes().asks(target.spec) == {"xtx"}
+
+
+def test_exponent_and_codes_are_learned() -> None:
+    """Less error than nearest codes of any exponent, by codes that leave their neighbours; scales stay."""
+    w, x, _ = layer(n=64)
+    stats, h = gathered(x), damped(x)
+    searched = rounded(Nupes(codes=False), w, "pow3_a0.5@32:fp32", stats)
+    found = rounded(Nupes(steps=300), w, "pow3_a0.5@32:fp32", stats)
+    least = min(loss(w, power_rounded(w, 3, a, 32), h) for a in np.arange(0.3, 1.0005, 0.01))
+    assert loss(w, found.rounded, h) < 0.6 * least
+    assert found.parts is not None and searched.parts is not None
+    assert np.array_equal(found.parts["scale.0"], searched.parts["scale.0"])
+    assert found.format.element.fields["exponent"] != searched.format.element.fields["exponent"]
+    assert (np.abs(found.rounded - w) > np.abs(searched.rounded - w) + 1e-6).mean() > 0.05
+    # values by the definition, with a quantizer of its own
+    a, top = float(found.format.element.fields["exponent"]), 3
+    codes = found.parts["codes"].astype(np.int64)
+    q = np.where(codes >= 4, codes - 8, codes)
+    scale = np.repeat(np.abs(w.astype(np.float64).reshape(64, -1, 32)).max(axis=2), 32, axis=1)
+    assert np.abs(found.rounded - np.sign(q) * scale * (np.abs(q) / top) ** (1 / a)).max() < 1e-6 * np.abs(w).max()
+    again = rounded(Nupes(steps=300), w, "pow3_a0.5@32:fp32", stats)
+    assert again.parts is not None and np.array_equal(again.parts["codes"], found.parts["codes"])
+
+
+def test_learning_never_ends_worse_than_the_search() -> None:
+    w, x, _ = layer(n=20)
+    stats, h = gathered(x), damped(x)
+    for text in ("pow4_a0.5@32", "pow2_a1@96+scale=mse", "pow6_a0.7@tensor"):
+        searched, found = (rounded(Nupes(codes=False, steps=steps), w, text, stats) for steps in (0, 3))
+        assert loss(w, found.rounded, h) <= loss(w, searched.rounded, h) * 1.0001
+    w[:, :32] = 0
+    assert np.isfinite(rounded(Nupes(steps=5), w, "pow4_a0.5@32", stats).rounded).all()
+    with pytest.raises(UsageError, match=r"nupes learns codes of grids that have a scale alone, and pow4_a.*@32:fp16\+off has more"):
+        rounded(Nupes(steps=5), w, "pow4_a0.5@32:fp16+off", stats)
+    with pytest.raises(ValueError, match=r"'steps' is -1; it must be from 0 to 10000"):
+        Nupes(steps=-1)

@@ -189,15 +189,13 @@ def test_over_error_and_out_on_a_device() -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("int4@32+scale=mse", "scale=mse is neither absmax nor floor"),
-        ("ternary@32", "scale=mse is neither absmax nor floor"),
-        ("int4@32+zp", "has zero points or offsets"),
-        ("int4@32+nonfinite=saturate", "nonfinite=saturate with scales"),
-        ("nf4@64:dyn8@256:fp32", "more levels of scales"),
-        ("e8p@channel", "codes several values together"),
-        ("kmeans3@channel", "is learned"),
+        ("kmeans3@channel", "is learned from the array"),
+        ("vq8d2_k2@64", "is learned from the array"),
         ("tf32", "more than 16 bits"),
-        ("int4@32:tf32", "scales of more than 16 bits"),
+        ("int4@32:tf32", "more than 16 bits"),
+        ("uint4@32+off=tf32", "more than 16 bits"),
+        ("fixed8_f4@32+over=wrap", "over=wrap"),
+        ("int8+over=wrap", "over=wrap"),
     ],
 )
 def test_what_a_device_refuses(text: str, reason: str) -> None:

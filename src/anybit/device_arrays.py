@@ -60,6 +60,10 @@ class TorchArrays:
         """Along a new last axis."""
         return self.xp.stack(arrays, dim=-1)
 
+    def joined(self, arrays: list[Any]) -> Any:
+        """One after the other along the first axis."""
+        return self.xp.cat(arrays)
+
     def extremes(self, x: Any, axes: tuple[int, ...]) -> tuple[Any, Any]:
         """Least and largest over some axes."""
         return self.xp.amin(x, dim=axes), self.xp.amax(x, dim=axes)
@@ -72,6 +76,33 @@ class TorchArrays:
 
     def repeat(self, x: Any, times: int, axis: int) -> Any:
         return x.repeat_interleave(times, dim=axis)
+
+    def full(self, shape: tuple[int, ...], value: float, dtype: str, like: Any) -> Any:
+        """A new array of one value where another lies."""
+        return self.xp.full(shape, value, dtype=getattr(self.xp, dtype), device=like.device)
+
+    def bits(self, x: Any, dtype: str) -> Any:
+        """The same bits as another type of the same width."""
+        return x.view(getattr(self.xp, dtype))
+
+    def replaced(self, x: Any, key: Any, values: Any) -> Any:
+        """x with values at a key; x itself, changed, where the library allows it."""
+        x[key] = values
+        return x
+
+    def host(self, x: Any) -> np.ndarray:
+        """A copy as a NumPy array."""
+        return np.array(x.detach().cpu().numpy())
+
+    def moved(self, x: Any, like: Any) -> Any:
+        """An array of any kind as a float32 or float64 one where another lies."""
+        held = x if is_torch(x) else self.xp.from_numpy(np.array(x))
+        return held.detach().to(like.device, self.xp.float64 if held.dtype == self.xp.float64 else self.xp.float32)
+
+    def cholesky(self, h: Any) -> Any:
+        """Lower triangular L with L L^T = h; None: h is not positive definite."""
+        found, info = self.xp.linalg.cholesky_ex(h)
+        return found if int(info) == 0 and bool(found.isfinite().all()) else None
 
     def written(self, values: Any, out: Any) -> Any:
         """values, or out after they were written to it. ShapeError: out does not fit."""
@@ -128,6 +159,9 @@ class JaxArrays:
     def stack(self, arrays: list[Any]) -> Any:
         return self.xp.stack(arrays, axis=-1)
 
+    def joined(self, arrays: list[Any]) -> Any:
+        return self.xp.concatenate(arrays)
+
     def extremes(self, x: Any, axes: tuple[int, ...]) -> tuple[Any, Any]:
         return x.min(axis=axes), x.max(axis=axes)
 
@@ -136,6 +170,26 @@ class JaxArrays:
 
     def repeat(self, x: Any, times: int, axis: int) -> Any:
         return self.xp.repeat(x, times, axis=axis)
+
+    def full(self, shape: tuple[int, ...], value: float, dtype: str, like: Any) -> Any:
+        return self.xp.full(shape, value, dtype=dtype, device=like.sharding)
+
+    def bits(self, x: Any, dtype: str) -> Any:
+        return self.jax.lax.bitcast_convert_type(x, dtype)
+
+    def replaced(self, x: Any, key: Any, values: Any) -> Any:
+        return x.at[key].set(values)
+
+    def host(self, x: Any) -> np.ndarray:
+        return np.array(x)
+
+    def moved(self, x: Any, like: Any) -> Any:
+        held = self.xp.asarray(np.asarray(x))
+        return self.jax.device_put(held.astype("float64" if held.dtype == "float64" else "float32"), like.sharding)
+
+    def cholesky(self, h: Any) -> Any:
+        found = self.xp.linalg.cholesky(h)
+        return found if bool(self.xp.isfinite(found).all()) else None
 
     def written(self, values: Any, out: Any) -> Any:
         if out is not None:

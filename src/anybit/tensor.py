@@ -235,60 +235,103 @@ def _range(array: np.ndarray) -> str:
     return f"from {array.min()} to {array.max()}" if array.size and array.dtype.kind in "iuf" else ""
 
 
-def quantize(w: Any, fmt: Format | Spec | str, method: str = "rtn", name: str = "array", importance: Any = None) -> QTensor:
+def quantize(
+    w: Any, fmt: Format | Spec | str, method: str = "rtn", name: str = "array", importance: Any = None, xtx: Any = None
+) -> QTensor:  # fmt: skip
     """Stores an array in a number format.
 
-    Args: w, real array, the last axis is the reduction axis; fmt, a format, a spec, or the text of one ("int4@128", "mxfp4+scale=mse");
-        method, how codes are chosen; name, for messages; importance, what an error of each value weighs, [k] or w's shape, for methods and
-        scale rules that look at errors ("int4@128+scale=wmse").
-    Raises: NonFiniteError: NaN or Inf in w (first index and count). FormatError: the expression, or a scale that its element cannot hold.
-        ShapeError: an empty or 0-d array, or importance of another shape. UsageError: a method that takes no importance.
+    Args: w, real array, torch tensor or JAX array, the last axis is the reduction axis; fmt, a format, a spec, or the text of one
+        ("int4@128", "mxfp4+scale=mse"); method, how codes are chosen: "rtn", to nearest, or "gptq"; name, for messages; importance, what an
+        error of each value weighs, [k] or w's shape, for methods and scale rules that look at errors ("int4@128+scale=wmse"); xtx, for
+        gptq, float32[k, k], X^T X of the layer's inputs.
+    Returns: a tensor in host memory; of an array on a GPU, codes are chosen there.
+    Raises: NonFiniteError: NaN or Inf in w (first index and count). FormatError: the expression, or a scale that its element cannot hold;
+        on a GPU, a format, policy or method that runs on the CPU only. ShapeError: an empty or 0-d array, or importance or xtx of another
+        shape. UsageError: a method that takes no importance or no xtx, or lacks it.
     """
+    spec = Spec.parse(fmt)
+    array = w if _elsewhere(w) else _host(w)
+    if len(array.shape) == 0 or 0 in array.shape:
+        raise ShapeError(f"{name} of shape {list(array.shape)} cannot be quantized: at least one axis and one value are needed")
+    return QTensor.pack(spec.format, tuple(array.shape), _parts(array, spec, method, name, importance, xtx))
+
+
+def _elsewhere(x: Any) -> bool:
+    """Whether an array lies on a device."""
+    return (is_torch(x) and not on_cpu(x)) or (is_jax(x) and on_gpu(x))
+
+
+def _host(x: Any) -> np.ndarray:
+    """An array in host memory as a NumPy array, its own memory where NumPy has the type."""
+    return torch_view(x.float() if str(x.dtype) == "torch.bfloat16" else x, "x") if is_torch(x) else np.asarray(x)
+
+
+def _parts(array: Any, spec: Spec, method: str, name: str, importance: Any, xtx: Any) -> dict[str, np.ndarray]:
+    """Logical parts by a method, on the host or where the array lies. UsageError: the method does not take what is given."""
     from anybit.methods import METHODS
 
-    spec = Spec.parse(fmt)
-    array = np.asarray(w)
-    if array.ndim == 0 or array.size == 0:
-        raise ShapeError(f"{name} of shape {list(array.shape)} cannot be quantized: at least one axis and one value are needed")
     chosen, more = METHODS[method], {}
-    if importance is not None:
-        if "importance" not in signature(chosen).parameters:
-            raise UsageError(f"method {method} takes no importance; use rtn with a scale rule that searches, as in int4@128+scale=wmse")
-        more["importance"] = importance
-    return QTensor.pack(spec.format, array.shape, chosen(array, spec, name=name, **more))
+    for what, given, instead in (
+        ("importance", importance, "use rtn with a scale rule that searches, as in int4@128+scale=wmse"),
+        ("xtx", xtx, "use gptq"),
+    ):  # fmt: skip
+        if given is not None:
+            if what not in signature(chosen).parameters:
+                raise UsageError(f"method {method} takes no {what}; {instead}")
+            more[what] = given
+    if not _elsewhere(array):
+        return chosen(array, spec, name=name, **{what: _host(given.cpu() if is_torch(given) else given) for what, given in more.items()})
+    from anybit.device_blocks import quantize_on_device
+    from anybit.device_gptq import gptq_on_device
+
+    if method == "gptq":
+        return gptq_on_device(array, spec, xtx, name)
+    _on_device(method)
+    return quantize_on_device(array, spec, name, importance)
 
 
-def fake_quantize(x: Any, fmt: Format | Spec | str, method: str = "rtn", out: Any = None) -> Any:
+def _on_device(method: str) -> None:
+    """FormatError: a method that has no path on a device."""
+    if method != "rtn":
+        raise FormatError(f"method {method} runs on the CPU only; move the array there")
+
+
+def fake_quantize(
+    x: Any, fmt: Format | Spec | str, method: str = "rtn", out: Any = None, importance: Any = None, xtx: Any = None
+) -> Any:  # fmt: skip
     """float32 values of x on the format's grid: quantized and dequantized, x's shape.
 
-    Args: x, real array, torch tensor or JAX array; out, float32 array (or tensor) of x's shape to write to, which may be x. After an error
-        its content is not defined.
-    Returns: x's kind, on its device: tensors and JAX arrays on a GPU stay there, for formats of at most one level of scales and one for the
-        whole array above, under the rules absmax and floor.
-    Raises: as `quantize`; ShapeError: out does not fit. FormatError: on a GPU, a format, rule or method that runs on the CPU only.
+    Args: x, real array, torch tensor or JAX array; method, importance, xtx, as `quantize`; out, float32 array (or tensor) of x's shape to
+        write to, which may be x. After an error its content is not defined.
+    Returns: x's kind, on its device. On a GPU scales and codes are chosen there, with the CPU's bits (but for gptq, see
+        `device_gptq.py`).
+    Raises: as `quantize`; ShapeError: out does not fit.
 
     >>> fake_quantize([0.1, 0.4, 1.0], "fp4_e2m1@32:fp32").tolist()[-1]
     1.0
     """
-    spec = Spec.parse(fmt)
-    if (is_torch(x) and not on_cpu(x)) or (is_jax(x) and on_gpu(x)):
-        from anybit.device_blocks import fake_quantize_on_device
-        from anybit.methods import METHODS
-
-        METHODS[method]
-        if method != "rtn":
-            raise FormatError(f"method {method} runs on the CPU only; move the array there")
-        return fake_quantize_on_device(x, spec, out)
+    spec, more = Spec.parse(fmt), {"importance": importance, "xtx": xtx}
+    if _elsewhere(x):
+        return _fake_quantize_elsewhere(x, spec, method, out, **more)
     if is_torch(x):
-        source = torch_view(x.float() if str(x.dtype) == "torch.bfloat16" else x, "x")
-        return torch_from(_fake_quantize(source, spec, method, None if out is None else torch_view(out, "out")), out)
+        return torch_from(_fake_quantize(_host(x), spec, method, None if out is None else torch_view(out, "out"), **more), out)
     if is_jax(x):
-        return jax_like(_fake_quantize(np.asarray(x), spec, method, None), x, out)
-    return _fake_quantize(np.asarray(x), spec, method, out)
+        return jax_like(_fake_quantize(np.asarray(x), spec, method, None, **more), x, out)
+    return _fake_quantize(np.asarray(x), spec, method, out, **more)
 
 
-def _fake_quantize(array: np.ndarray, spec: Spec, method: str, out: Any) -> np.ndarray:
+def _fake_quantize_elsewhere(x: Any, spec: Spec, method: str, out: Any, importance: Any, xtx: Any) -> Any:
+    from anybit.device_blocks import dequantize_on_device, fake_quantize_on_device
     from anybit.methods import METHODS
+
+    METHODS[method]
+    if method == "gptq" or xtx is not None:
+        return dequantize_on_device(_parts(x, spec, method, "array", importance, xtx), spec.format, x, out)
+    _on_device(method)
+    return fake_quantize_on_device(x, spec, out, importance)
+
+
+def _fake_quantize(array: np.ndarray, spec: Spec, method: str, out: Any, importance: Any, xtx: Any) -> np.ndarray:
     from anybit.methods.round_trip import round_trip
     from anybit.methods.rtn import dequantize_parts
 
@@ -296,8 +339,7 @@ def _fake_quantize(array: np.ndarray, spec: Spec, method: str, out: Any) -> np.n
     if out is not None and not fits:
         given = f"{out.dtype}{list(out.shape)}" if isinstance(out, np.ndarray) else type(out).__name__
         raise ShapeError(f"out must be float32{list(array.shape)} and writable, not {given}")
-    choose = METHODS[method]
-    if method == "rtn" and array.ndim and array.size:
+    if method == "rtn" and array.ndim and array.size and importance is None:
         spec.check()
         own = out is None or not (out.flags.c_contiguous and out.flags.aligned and out.dtype.isnative) or np.may_share_memory(out, array)
         target: np.ndarray = np.empty(array.shape, np.float32) if own else out
@@ -306,7 +348,7 @@ def _fake_quantize(array: np.ndarray, spec: Spec, method: str, out: Any) -> np.n
                 return target
             out[...] = target
             return np.asarray(out)
-    values = dequantize_parts(choose(array, spec), spec.format, array.shape)
+    values = dequantize_parts(_parts(array, spec, method, "array", importance, xtx), spec.format, array.shape)
     if out is None:
         return values
     out[...] = values

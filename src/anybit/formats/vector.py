@@ -14,7 +14,8 @@ from anybit.formats.element import Element, as_real, raise_non_finite
 SIZES = (2, 4, 8)
 _ENTRIES = 1 << 21
 """Scores of groups against vectors that are held at a time: 16 MB."""
-_FAR = 2.0**40
+FAR = 2.0**40
+"""Times the largest number of its vectors: numbers further out are taken for this."""
 
 
 def cut_reason(element: Element, shape: tuple[int, ...]) -> str | None:
@@ -108,7 +109,7 @@ class Vector(Element):
     def _codes(self, x: np.ndarray, round: str, over: str) -> np.ndarray:
         groups = x.reshape(-1, self.dim)
         out = np.empty(len(groups), self.code_dtype)
-        limit = _FAR * max(self.max, -self.min)
+        limit = FAR * max(self.max, -self.min)
         step = 1 << 15
         for start in range(0, len(groups), step):
             # Further out the direction decides alone, and infinities have none.

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 
 import numpy as np
 
 from anybit.errors import FormatError
 from anybit.formats import Element, Format
+from anybit.methods.values import decoded, encoded
 
 Shape = tuple[int, ...]
 Owners = list[np.ndarray]
@@ -72,11 +73,14 @@ class Chain:
     """The levels of one format on one shape. `elements[i]` stores level i, which level i + 1 scales.
 
     Levels 1 and up are small and fixed first, by `settle` or `load`; first-level numbers are then handled for a range of rows of the block
-    grid (its first axis), so that nothing grows with the array.
+    grid (its first axis), so that nothing grows with the array. They may lie elsewhere, where `place` takes what levels above give them.
     """
 
-    def __init__(self, fmt: Format, shape: Shape, elements: list[Element], kind: str = "scale") -> None:
-        self.elements, self.kind = elements, kind
+    def __init__(
+        self, fmt: Format, shape: Shape, elements: list[Element], kind: str = "scale",
+        place: Callable[[np.ndarray], np.ndarray] | None = None,
+    ) -> None:  # fmt: skip
+        self.elements, self.kind, self._place = elements, kind, place
         self.owners = [outer.owners(inner, shape) for inner, outer in pairwise(fmt.blocks)]
         self.higher: list[np.ndarray] = []
         self._factors: list[np.ndarray] = []
@@ -91,7 +95,8 @@ class Chain:
     def _local(self, per_outer: np.ndarray, rows: slice) -> np.ndarray:
         """Numbers on level 1's grid, for each first-level block in some rows."""
         first, *others = self.owners[0]
-        return per_outer[np.ix_(first[rows], *others)]
+        held = per_outer if self._place is None else self._place(per_outer)
+        return held[np.ix_(first[rows], *others)]
 
     def load(self, higher: list[np.ndarray]) -> None:
         """Takes stored codes of levels 1 and up."""
@@ -160,7 +165,7 @@ class Chain:
             held = slice(owners[0][0], owners[0][-1] + 1)
             for each, factor in zip(loss, factors, strict=True):
                 outer = self._local(factor, rows)
-                found = first.decode(first.encode(np.clip(target / outer, first.min, first.max) + 0.0)) * outer
+                found = decoded(first, encoded(first, np.clip(target / outer, first.min, first.max) + 0.0)) * outer
                 each[held] += _reduced(np.add, weight * np.square(target - found), owners)
         best = loss.argmin(axis=0)
         self.load([np.choose(best, tried).astype(self.higher[0].dtype)])
@@ -177,7 +182,7 @@ class Chain:
     def product(self, first: np.ndarray, rows: slice) -> np.ndarray:
         """float32 meaning of first-level codes in some rows: fl(fl(s0 * s1) * s2) ..."""
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-            total = self.elements[0].decode(first).astype(np.float32)
+            total: np.ndarray = decoded(self.elements[0], first).astype(np.float32)
             for factor in self._factors:
                 total = total * self._local(factor, rows)
         return total
@@ -217,12 +222,13 @@ class Chain:
     def _nonzero(self, magnitude: np.ndarray, negative: np.ndarray, round: str) -> np.ndarray:
         first = self.elements[0]
         held = np.clip(magnitude, first.smallest, first.max)
-        return first.encode(np.where(negative, -held, held), round=round)
+        codes: np.ndarray = encoded(first, np.where(negative, -held, held), round)
+        return codes
 
     def offsets(self, target: np.ndarray, rows: slice) -> tuple[np.ndarray, np.ndarray]:
         """First-level codes for target offsets (float64, any sign), and the float32 offsets."""
         first, outer = self.elements[0], self.outer(rows)
         if not self._fitted:
             self._check(0, target / outer, outer, rows)
-        codes = first.encode(np.clip(target / outer, first.min, first.max) + 0.0)  # -0 and 0 are one offset
+        codes = encoded(first, np.clip(target / outer, first.min, first.max) + 0.0)  # -0 and 0 are one offset
         return codes, self.product(codes, rows)

@@ -14,7 +14,7 @@ from anybit.formats.vector import Vector
 from anybit.kernels.rounding import codes as native_codes
 from anybit.methods.chain import FALL, Chain, ReachError, Shape
 from anybit.methods.scales import Range, Rule
-from anybit.methods.values import Values, values_of
+from anybit.methods.values import Elsewhere, Values, decoded, encoded, values_of
 
 LIMIT = 1 << 18
 _LARGEST = float(np.finfo(np.float32).max)
@@ -23,6 +23,9 @@ _LARGEST = float(np.finfo(np.float32).max)
 def codes_of(element: Element, x: np.ndarray, policy: Policy, word: np.ndarray | None) -> np.ndarray:
     """Codes of finite float32 or float64 values under a checked policy; stochastic rounding without words is to nearest."""
     bits = stochastic_bits(policy.round)
+    if isinstance(x, Elsewhere):
+        found: np.ndarray = x.encoded(element, policy.round if bits is None or word is not None else "nearest-even", policy.over, word)
+        return found
     if bits is None:
         return native_codes(element, x, policy.round, policy.over)
     return native_codes(element, x, "nearest-even", policy.over) if word is None else element._stochastic(x, bits, policy.over, word)
@@ -62,7 +65,7 @@ class Grids:
                 whole = round_integral(ratio, policy.round)
             else:
                 whole = np.rint(ratio) if word is None else stochastic_integral(ratio, bits, word)
-            return native_codes(element, whole + box.spread(self.zero), "nearest-even", policy.over)
+            return codes_of(element, whole + box.spread(self.zero), replace(policy, round="nearest-even"), None)
 
     def decode(self, codes: np.ndarray, box: Box, element: Element) -> np.ndarray:
         """float32 values of one box of codes."""
@@ -75,14 +78,16 @@ class Grids:
 
 
 class Chooser:
-    """Chooses grids for an array of one shape: first `settle` the scales of scales over all rows, then `choose` for some rows at a time."""
+    """Chooses grids for an array of one shape: first `settle` the scales of scales over all rows, then `choose` for some rows at a time.
 
-    def __init__(self, spec: Spec, rule: Rule, shape: Shape) -> None:
+    `place`: takes numbers of the levels above to where the values lie, if that is not the host."""
+
+    def __init__(self, spec: Spec, rule: Rule, shape: Shape, place: Callable[[np.ndarray], np.ndarray] | None = None) -> None:
         self.spec, self.fmt, self.rule = spec, spec.format, rule
-        self.scales = Chain(self.fmt, shape, [level.element for level in self.fmt.levels], "scale")
+        self.scales = Chain(self.fmt, shape, [level.element for level in self.fmt.levels], "scale", place)
         self.offsets: Chain | None = None
         if self.fmt.offset is not None:
-            self.offsets = Chain(self.fmt, shape, [self.fmt.offset_element(i) for i in range(len(self.fmt.levels))], "offset")
+            self.offsets = Chain(self.fmt, shape, [self.fmt.offset_element(i) for i in range(len(self.fmt.levels))], "offset", place)
         # Candidates may clip; whether what is taken at last does is for the last encoding to say.
         self._search = Spec(self.fmt, replace(spec.policy, over="saturate")) if spec.policy.over == "error" else spec
         self._searched: dict[int, np.ndarray] = {}
@@ -199,7 +204,7 @@ class Chooser:
         """Stores target scales, and zero points that go with them. `strict`: a scale too large for its element is an error."""
         element, zero, low, high = self.fmt.element, self.fmt.zero, values.low, values.high
         # Nothing that a code can mean may run out of float32.
-        limit = np.full(low.shape, _LARGEST)
+        limit = np.full_like(low, _LARGEST)
         if offset is not None:
             limit = limit - (np.abs(offset) if element.min < 0 else np.maximum(offset, 0))
         reach = max(element.max, -element.min) if zero is None else element.max - element.min
@@ -217,8 +222,8 @@ class Chooser:
             above = np.maximum(high, 0) / np.maximum(element.max - wanted, 0.5)
             below = np.maximum(-low, 0) / np.maximum(wanted - element.min, 0.5)
             codes, scale = self.scales.scales(np.maximum(np.maximum(above, below), target), limit / reach, rows, strict, self.rule.round)
-        stored = zero.encode(wanted)
-        return Grids({"scale.0": codes, "zero": stored, **parts}, scale, zero.decode(stored).astype(np.float32), offset)
+        stored = encoded(zero, wanted)
+        return Grids({"scale.0": codes, "zero": stored, **parts}, scale, decoded(zero, stored).astype(np.float32), offset)
 
     def _check_reach(self, needed: np.ndarray, limit: np.ndarray, rows: slice) -> None:
         """ReachError: a scale that would have to fall so far below the one needed that most values would be clipped."""
@@ -230,7 +235,7 @@ class Chooser:
     def _for_groups(self, values: Values, limit: np.ndarray) -> np.ndarray:
         """float64: for codes of several weights the scale that brings each block's longest group to a typical vector's length, where that
         may be beyond the limit; 0 elsewhere, and for other elements."""
-        element, longest = self.fmt.element, np.zeros(values.low.shape)
+        element, longest = self.fmt.element, np.zeros_like(values.low)
         if not isinstance(element, Vector) or element.learned:
             return longest
         reach, amax = element.typical * element.dim**0.5, np.maximum(values.high, -values.low)
@@ -247,7 +252,7 @@ class Chooser:
 
         Under stochastic rounding that of rounding to nearest: a scale is not chosen by chance.
         """
-        loss = np.zeros(values.low.shape)
+        loss = np.zeros_like(values.low)
         # A power of an error may leave float64, that of its share of the block does not.
         unit = np.maximum(np.maximum(values.high, -values.low), 2.0**-149)
         for box, part in values.parts():

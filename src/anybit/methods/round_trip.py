@@ -51,7 +51,7 @@ def _fields(spec: Spec) -> dict[str, Any] | None:
     element, rule = fmt.element, spec.scale_rule
     if element.dim > 1 or element.learned or element.bits > 16 or fmt.block is None or not fmt.block.per_row:
         return None
-    if fmt.zero is not None or fmt.offset is not None or fmt.pack:
+    if fmt.zero is not None or fmt.offset is not None or fmt.pack or fmt.opened is not None:  # opened: codes are chosen as they are stored
         return None
     if len(fmt.levels) > 2 or (len(fmt.levels) == 2 and str(fmt.levels[0].block) != "tensor"):
         return None

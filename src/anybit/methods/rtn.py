@@ -54,7 +54,7 @@ def part_shapes(fmt: Format, shape: Shape) -> dict[str, tuple[np.dtype, Shape]]:
     return found
 
 
-def _merged(fmt: Format, shape: Shape) -> Shape:
+def merged(fmt: Format, shape: Shape) -> Shape:
     """The same array with fewer leading axes, where blocks do not care: slabs are cut along the first."""
     if all(block.per_row or block.kind == "tensor" for block in fmt.blocks):
         return (prod(shape[:-1]), shape[-1]) if len(shape) > 1 and prod(shape[:-1]) > 1 else shape[-1:]
@@ -62,17 +62,17 @@ def _merged(fmt: Format, shape: Shape) -> Shape:
     return shape[first:]
 
 
-def _slabs(fmt: Format, shape: Shape) -> Iterator[tuple[slice, slice]]:
-    """(rows of the array, rows of the block grid) of slabs of whole blocks."""
+def slabs(fmt: Format, shape: Shape, most: int | None = None) -> Iterator[tuple[slice, slice]]:
+    """(rows of the array, rows of the block grid) of slabs of whole blocks, about `most` (SLAB) values each."""
     block = fmt.blocks[0]
     unit, grid = block.on(shape)[0], block.grid(shape)[0]
-    step = max(1, SLAB // max(1, prod(shape[1:]) * unit))
+    step = max(1, (most or SLAB) // max(1, prod(shape[1:]) * unit))
     for start in range(0, grid, step):
         stop = min(start + step, grid)
         yield slice(start * unit, min(stop * unit, shape[0])), slice(start, stop)
 
 
-def _coded_rows(take: slice, fmt: Format, shape: Shape) -> slice:
+def coded_rows(take: slice, fmt: Format, shape: Shape) -> slice:
     """The codes of a slab's rows: fewer than its rows where the array is a single row, whose weights are coded several together."""
     return take if len(shape) > 1 or fmt.element.dim == 1 else Block.fewer(take, fmt.element.dim)
 
@@ -103,7 +103,7 @@ def quantize_parts(w: Any, spec: Spec | Format | str, name: str = "array", impor
         parts = quantize_parts(x, Spec(fmt.stored, spec.policy), name)
         return {**parts, "codes": fmt.cut(parts["codes"])}
     rule = None if fmt.block is None else SCALES[spec.scale_rule]
-    weights = _importance(importance, x.shape, rule, name, fmt.element.learned)
+    weights = importance_for(importance, x.shape, rule, name, fmt.element.learned)
     x = x if rule is None and not fmt.element.learned else _narrowed(x)
     if fmt.element.learned:
         from anybit.methods.learn import quantize_learned
@@ -114,28 +114,34 @@ def quantize_parts(w: Any, spec: Spec | Format | str, name: str = "array", impor
         if rule is None:
             _encode_plain(x.reshape(-1), spec, parts["codes"].reshape(-1))
         elif x.size:
-            shape = _merged(fmt, x.shape)
+            shape = merged(fmt, x.shape)
             sizes = {part: size for part, (_, size) in part_shapes(fmt, shape).items()}
             flat = None if weights is None else weights.reshape(shape)
             _quantize(x.reshape(shape), flat, spec, Chooser(spec, rule, shape), {p: a.reshape(sizes[p]) for p, a in parts.items()})
-    except _NonFiniteFound:
+    except NonFiniteFound:
         _raise_non_finite(x, name)
     except _BeyondFloat32 as error:
         raise FormatError(
             f"{name} holds values up to {error.args[0]:g}, and what codes mean is float32, which ends at 3.4e38; divide the array"
         ) from None
-    except ScaleRangeError as error:
-        merged, full = (fmt.grids(each)[error.level] for each in (shape, x.shape))
-        place = np.unravel_index(np.ravel_multi_index(error.index, merged), full)
-        raise FormatError(f"{name}: {error.at(tuple(map(int, place)))}") from None
-    except OutOfRangeError as error:
+    except (ScaleRangeError, OutOfRangeError) as error:
         if rule is None:
             raise
-        raise FormatError(
-            f"{name}: a value is {error.value:g} times its block's scale, outside {fmt.element}'s range"
-            f" {fmt.element.min:g} to {fmt.element.max:g}; use over=saturate or scale=absmax"
-        ) from None
+        raise told(error, name, fmt, shape, x.shape) from None
     return parts
+
+
+def told(error: FormatError, name: str, fmt: Format, walked: Shape, shape: Shape) -> FormatError:
+    """What went wrong in an array of a `shape` that was `walked` with fewer axes."""
+    if isinstance(error, ScaleRangeError):
+        few, full = (fmt.grids(each)[error.level] for each in (walked, shape))
+        place = np.unravel_index(np.ravel_multi_index(error.index, few), full)
+        return FormatError(f"{name}: {error.at(tuple(map(int, place)))}")
+    assert isinstance(error, OutOfRangeError)
+    return FormatError(
+        f"{name}: a value is {error.value:g} times its block's scale, outside {fmt.element}'s range"
+        f" {fmt.element.min:g} to {fmt.element.max:g}; use over=saturate or scale=absmax"
+    )
 
 
 def _narrowed(x: np.ndarray) -> np.ndarray:
@@ -151,11 +157,11 @@ class _BeyondFloat32(Exception):
     """A float64 value that no float32 is near to."""
 
 
-class _NonFiniteFound(Exception):
+class NonFiniteFound(Exception):
     """Somewhere in the array, under nonfinite=error; the place is looked up once, in the array as it was given."""
 
 
-def _importance(given: Any, shape: Shape, rule: Rule | None, name: str, learned: bool) -> np.ndarray | None:
+def importance_for(given: Any, shape: Shape, rule: Rule | None, name: str, learned: bool) -> np.ndarray | None:
     """Importance as an array of w's shape (a view). ShapeError, NonFiniteError, FormatError: see quantize_parts."""
     if given is None:
         if rule is not None and rule.weighted:
@@ -175,22 +181,22 @@ def _importance(given: Any, shape: Shape, rule: Rule | None, name: str, learned:
 def _quantize(x: np.ndarray, weights: np.ndarray | None, spec: Spec, chooser: Chooser, parts: Parts) -> None:
     """Fills the parts of an array with blocks."""
     fmt = spec.format
-    slabs = list(_slabs(fmt, x.shape))
+    cuts = list(slabs(fmt, x.shape))
 
     def look(take: slice) -> Values:
-        low, high, finite = _extremes(x[take], spec)
+        low, high, finite = extremes(x[take], spec)
         largest = max(high.max(), -low.min())
         if largest >= BEYOND:
             raise _BeyondFloat32(largest)
         return Values(x[take], fmt.blocks[0], LIMIT, low, high, finite, None if weights is None else weights[take])
 
-    chooser.settle(lambda: ((rows, look(take)) for take, rows in slabs))
-    for take, rows in slabs:
+    chooser.settle(lambda: ((rows, look(take)) for take, rows in cuts))
+    for take, rows in cuts:
         values = look(take)
         grids = chooser.choose(values, rows)
         for part, codes in grids.parts.items():
             parts[part][rows] = codes
-        held = parts["codes"][_coded_rows(take, fmt, x.shape)]
+        held = parts["codes"][coded_rows(take, fmt, x.shape)]
         first = take.start * prod(x.shape[1:])
         _encode(x[take], spec, grids, None if values.finite else (values.low, values.high), held, first)
     for chain, name in ((chooser.scales, "scale"), (chooser.offsets, "offset")):
@@ -216,18 +222,18 @@ def _encode(
         out[held] = codes.reshape(out[held].shape)
 
 
-def _extremes(x: np.ndarray, spec: Spec) -> tuple[np.ndarray, np.ndarray, bool]:
+def extremes(x: np.ndarray, spec: Spec, most: int | None = None) -> tuple[np.ndarray, np.ndarray, bool]:
     """float64 least and largest finite value of each block of a slab (0 where it has none), and whether all values are finite."""
     block = spec.format.blocks[0]
-    low, high = np.full(block.grid(x.shape), np.inf), np.full(block.grid(x.shape), -np.inf)
+    low, high = (np.full_like(x, end, np.float64, shape=block.grid(x.shape)) for end in (np.inf, -np.inf))
     all_finite = True
-    for box in block.boxes(x.shape, LIMIT):
+    for box in block.boxes(x.shape, most or LIMIT):
         values = x[box.take].reshape(box.split)
         least, most = values.min(axis=box.within), values.max(axis=box.within)
         # NaN passes through min and max, an infinity is one of them.
         if not (np.isfinite(least).all() and np.isfinite(most).all()):
             if spec.policy.nonfinite == "error":
-                raise _NonFiniteFound
+                raise NonFiniteFound
             all_finite = False
             good = np.isfinite(values)
             least = values.min(axis=box.within, where=good, initial=np.inf)
@@ -249,7 +255,7 @@ def _encode_plain(x: np.ndarray, spec: Spec, out: np.ndarray) -> None:
         if good.all():
             held[...] = codes_of(element, part, policy, word)
         elif policy.nonfinite == "error":
-            raise _NonFiniteFound
+            raise NonFiniteFound
         elif dim > 1:
             held[...] = element.encode(part, policy.round, policy.over, policy.nonfinite)
         else:
@@ -289,8 +295,8 @@ def dequantize_parts(parts: Parts, fmt: Format, shape: Shape) -> np.ndarray:
         for start in range(0, flat.size, LIMIT):
             flat[start : start + LIMIT] = values_of(fmt.element, codes[start // dim : start // dim + step])
         return out
-    merged = _merged(fmt, shape)
-    _dequantize({p: parts[p].reshape(size) for p, (_, size) in part_shapes(fmt, merged).items()}, fmt, out.reshape(merged))
+    walked = merged(fmt, shape)
+    _dequantize({p: parts[p].reshape(size) for p, (_, size) in part_shapes(fmt, walked).items()}, fmt, out.reshape(walked))
     return out
 
 
@@ -329,9 +335,9 @@ def _grids(parts: Parts, fmt: Format, scales: Chain, offsets: Chain | None, rows
 
 def _dequantize(parts: Parts, fmt: Format, out: np.ndarray) -> None:
     scales, offsets = _chains(parts, fmt, out.shape)
-    for take, rows in _slabs(fmt, out.shape):
+    for take, rows in slabs(fmt, out.shape):
         grids = _grids(parts, fmt, scales, offsets, rows)
-        target, codes = out[take], parts["codes"][_coded_rows(take, fmt, out.shape)]
+        target, codes = out[take], parts["codes"][coded_rows(take, fmt, out.shape)]
         for box in fmt.blocks[0].boxes(target.shape, LIMIT):
             held, part = box.coded(fmt.element.dim), target[box.take]
             target[box.take] = grids.decode(codes[held.take].reshape(held.split), box, fmt.element).reshape(part.shape)

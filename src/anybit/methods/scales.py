@@ -12,7 +12,7 @@ import numpy as np
 
 from anybit.errors import FormatError, UnknownNameError
 from anybit.formats import Element
-from anybit.methods.values import Values, values_of
+from anybit.methods.values import Elsewhere, Values, values_of
 from anybit.registry import Registry
 
 
@@ -53,6 +53,8 @@ class Range:
 
     def rounded(self, ratio: np.ndarray) -> np.ndarray:
         """float32: the nearest value of the element."""
+        if isinstance(ratio, Elsewhere):
+            return values_of(self.element, ratio.encoded(self.element))
         return values_of(self.element, self.element._codes(ratio, "nearest-even", "saturate"))
 
     def seen(self, rule: str) -> Values:

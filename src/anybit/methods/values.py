@@ -5,16 +5,43 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import numpy as np
 
 from anybit.formats import Block, Box, Element
 
+_NONE = np.empty(0, np.float32)
+
+
+class Elsewhere:
+    """Numbers that NumPy cannot reach, under its protocols: see `device_numpy.Placed`. What an element makes of them, they know."""
+
+    __slots__ = ()
+
+    def encoded(self, element: Element, round: str = "nearest-even", over: str = "saturate", word: Any = None) -> Any:
+        """Codes of finite numbers, an infinity counting as one out of range. `word`: for stochastic rounding."""
+        raise NotImplementedError
+
+    def decoded(self, element: Element) -> Any:
+        """float64 values of codes; those of several weights along a further axis."""
+        raise NotImplementedError
+
+
+def encoded(element: Element, x: Any, round: str = "nearest-even") -> Any:
+    """`element.encode` of finite numbers, wherever they lie."""
+    return x.encoded(element, round) if isinstance(x, Elsewhere) else element.encode(x, round=round)
+
+
+def decoded(element: Element, codes: Any) -> Any:
+    """`element.decode` of codes, wherever they lie."""
+    return codes.decoded(element) if isinstance(codes, Elsewhere) else element.decode(codes)
+
 
 def values_of(element: Element, codes: np.ndarray) -> np.ndarray:
     """float32 values of codes; those of a code that stands for several lie side by side along the last axis."""
-    table = element.table.values
-    values = table[codes] if table.size else element.decode(codes).astype(np.float32)
+    table = element.table.values if isinstance(codes, np.ndarray) else _NONE
+    values: np.ndarray = table[codes] if table.size else decoded(element, codes).astype(np.float32)
     return values if element.dim == 1 else values.reshape(*codes.shape[:-1], codes.shape[-1] * element.dim)
 
 
@@ -58,12 +85,13 @@ class Values:
                     part = part - box.spread(self.offset)
                 found = terms(part, weight, *(box.spread(each) for each in numbers))
             if not totals:
-                totals = [np.zeros(self.low.shape) for _ in found]
+                totals = [np.zeros_like(self.low) for _ in found]
             for total, term in zip(totals, found, strict=True):
                 if term.ndim == 0:  # a constant: every block of a box has as many values
                     total[box.grid] += term * prod(box.split[1::2])
                 else:
-                    total[box.grid] += np.broadcast_to(term, part.shape).sum(axis=box.within, dtype=np.float64)
+                    # Widened first: NumPy adds up numbers that it has to convert in runs of its buffer, whose length nothing promises.
+                    total[box.grid] += np.broadcast_to(term, part.shape).astype(np.float64, copy=False).sum(axis=box.within)
         return totals
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -27,14 +28,15 @@ def smallest_reaching(values: Values, share: float) -> np.ndarray:
 
     Bisection over bit patterns, which are ordered like magnitudes: 31 counts of float32, 63 of float64, whatever the block's size.
     """
-    real, pattern = (np.float32, np.uint32) if values.x.dtype == np.float32 else (np.float64, np.uint64)
+    real, pattern = (np.float32, np.int32) if values.x.dtype == np.float32 else (np.float64, np.int64)
     count = values.sums(lambda x, _: (np.ones(()),))[0]
     # 0.999 * 1000 must not become 1000 by rounding.
     wanted = np.maximum(np.ceil(count * share - 1e-9), 1)
-    low = np.zeros(count.shape, pattern)
-    high = np.full(count.shape, np.array(np.finfo(real).max, real).view(pattern), pattern)
+    low: Any = np.zeros_like(count, pattern)
+    high: Any = np.full_like(count, np.array(np.finfo(real).max, real).view(pattern), pattern)
     while np.any(low < high):
         middle = low + (high - low) // pattern(2)
         enough = values.sums(lambda x, _, m: (np.abs(x) <= m,), middle.view(real))[0] >= wanted
         low, high = np.where(enough, low, middle + pattern(1)), np.where(enough, middle, high)
-    return high.view(real).astype(np.float64)
+    limit: np.ndarray = high.view(real).astype(np.float64)
+    return limit

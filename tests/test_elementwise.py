@@ -269,6 +269,12 @@ def test_jax_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
             want = outcome(lambda values=values, text=text: anybit.fake_quantize(values, text))
             got = outcome(lambda values=values, text=text: anybit.fake_quantize(jax.numpy.asarray(values), text))
             assert got == want if isinstance(want, str) else got.tobytes() == want.tobytes(), text
+    w = x[1:4, :64]
+    for text in ("int4@32:fp32+zp", "mxfp4+scale=mse", "uint4@16:uint8@64:fp32+off"):
+        assert np.array_equal(anybit.fake_quantize(jax.numpy.asarray(w), text), anybit.fake_quantize(w, text)), text
+    assert np.array_equal(anybit.encode(jax.numpy.asarray(w), "d4"), anybit.encode(w, "d4"))
+    with pytest.raises(FormatError, match="gptq takes torch tensors"):
+        anybit.quantize(jax.numpy.asarray(w), "int4@32", method="gptq", xtx=w.T @ w)
     narrow = given.astype("bfloat16")
     assert anybit.round(narrow, "int4").dtype == "bfloat16"
     with pytest.raises(FormatError, match="has values that bfloat16 does not"):

@@ -1,4 +1,4 @@
-"""GPTQ where weight and statistics lie: torch tensors and JAX arrays, any element of one weight a code, any blocks.
+"""GPTQ where weight and statistics lie: torch tensors, any element of one weight a code, any blocks.
 
 The same steps as `methods/gptq.py`: scales by the rule and fixed, columns in order of their inputs' squares, each column's error made up
 for by later ones; rows that nearest codes serve better keep them. Within a block of columns sums have the order of the host's loop. The
@@ -37,6 +37,8 @@ def gptq_on_device(w: Any, spec: Spec, xtx: Any, name: str = "array") -> Parts:
     """
     ops, own = arrays_of(w), Spec(plain(spec.format), spec.policy)
     check_xtx(w, xtx, name)
+    if ops.library != "torch":  # which compiles each of the loop's many shapes
+        raise FormatError(f"gptq takes torch tensors and NumPy arrays, not arrays on {ops.place(w)} of {ops.library}; move them to the CPU")
     if own.format.element.dim > 1:
         raise FormatError(f"on {ops.place(w)} gptq of {own.format.element}, which codes several weights together, is not there;"
                           " move the array to the CPU")  # fmt: skip

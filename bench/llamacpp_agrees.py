@@ -21,6 +21,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,7 @@ def main() -> None:
     """Exports, runs both, prints."""
     import anybit
     from anybit.export import prepare, write
+    from anybit.measure.machine import machine
     from anybit.measure.text import default_text
 
     parser = argparse.ArgumentParser()
@@ -92,6 +94,8 @@ def main() -> None:
     options = parser.parse_args()
     base = anybit.load("pycoder-5m")
     windows = np.asarray(default_text(base.tokenizer, TOKENS, 0).ids[:TOKENS]).reshape(-1, WINDOW)
+    asked = subprocess.run([options.peers_python, "-c", "import llama_cpp; print(llama_cpp.__version__)"], capture_output=True, text=True)
+    version = f"llama-cpp-python {asked.stdout.strip()}"
     found = []
     with tempfile.TemporaryDirectory() as folder:
         ids, logits, floats = (Path(folder) / name for name in ("ids.npy", "logits.npy", "float.gguf"))
@@ -124,7 +128,8 @@ def main() -> None:
             file.unlink()
             floats.unlink()
     if options.out:
-        Path(options.out).write_text(json.dumps(found, indent=1))
+        said = {"date": time.strftime("%Y-%m-%d"), "machine": machine(), "model": "pycoder-5m", "tokens": TOKENS, "window": WINDOW}
+        Path(options.out).write_text(json.dumps({**said, "llama_cpp": version, "rows": found}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

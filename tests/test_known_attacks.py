@@ -189,7 +189,13 @@ def test_templates_are_text(tmp_path: Path) -> None:
     assert not any("jinja2" in source or "import pickle" in source or "torch.load" in source for source in sources)
 
 
-@pytest.mark.parametrize("expression", ["(a+)+$", "(a|aa)+$", "((a*)*)*b", "(x+x+)+y", "(a{1000}){1000}", "x*" * 20, "(?=", ")"])
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "(a+)+$", "(a|aa)+$", "((a*)*)*b", "(x+x+)+y", "(a{1000}){1000}", "x*" * 20, "(?=", ")", "(q*){16}z", "q?" * 60 + "q" * 60 + "z",
+        "(q|qq)" * 40 + "z", "(q*q*q*q*|z)(q*q*q*q*|z)y", "((q|z){16}){16}y", "(q{0,100}){3}z",
+    ],
+)  # fmt: skip
 def test_expressions_without_end(expression: str) -> None:
     """CVE-2025-48887 and kin: a tokenizer's expression is looked at before an engine is given it."""
     split = {"type": "Split", "pattern": {"Regex": expression}, "behavior": "Isolated", "invert": False}

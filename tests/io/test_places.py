@@ -14,8 +14,10 @@ import pytest
 from gguf_model import write_gguf
 
 import anybit
-from anybit.errors import AnybitError
+from anybit.errors import AnybitError, FileFormatError
+from anybit.io import strict_json
 from anybit.model import quantize_file
+from anybit.recipes import strict_yaml
 from tests.small import CONFIG, arrays, edit_quantization, write_model
 
 PLACE = re.compile(r"at byte (\d+)(?: of ([\w.-]+))?")
@@ -90,6 +92,16 @@ def test_sizes_of_a_manifest(tmp_path: Path) -> None:
     with (path / "model.safetensors").open("ab") as file:
         file.write(b"x")
     assert there(path, "manifest.json")[1].startswith(b"%d," % size)
+
+
+def test_files_that_are_too_large(tmp_path: Path) -> None:
+    """Where the limit lies."""
+    (tmp_path / "x.json").write_bytes(b" " * 30)
+    with pytest.raises(FileFormatError, match=r"x\.json: 30 bytes are more than the limit of 20 for such a file, passed at byte 20;"):
+        strict_json.read_small(tmp_path / "x.json", 20)
+    (tmp_path / "x.yaml").write_bytes(b"#\n" * (1 << 19) + b"#")
+    with pytest.raises(FileFormatError, match=r"x\.yaml: line 524289: larger than 1048576 bytes"):
+        strict_yaml.read(tmp_path / "x.yaml")
 
 
 FIELDS: list[tuple[dict[str, Any], Callable[[Any], Any], str]] = [

@@ -32,7 +32,7 @@ def measured(files: Sequence[str]) -> list[Mapping[str, Any]]:
     return found
 
 
-def importance(model: str, files: Sequence[str]) -> dict[str, Any]:
+def importance(model: str, files: Sequence[str], shown: bool = False) -> dict[str, Any]:
     """The importance matrix of a dense model over 128 windows of 512 tokens of the files, or of the standard library. Errors as
     `calibration_text`, `FloatSource`."""
     from anybit.calibrate import calibration_text
@@ -42,7 +42,20 @@ def importance(model: str, files: Sequence[str]) -> dict[str, Any]:
 
     source, loaded = FloatSource(model), options.load(model)
     text = calibration_text(loaded.tokenizer, [Path(p) for p in files], length=min(512, loaded.context), separator=separator_of(loaded))
-    return importance_of(source, text.ids)
+    with Reporter(shown) as progress:
+        step = progress.stage("importance", len(source.spec.layers))
+        return importance_of(source, text.ids, lambda done, total: step(1, f"block {done} of {total}"))
+
+
+def imatrix(model: str, file: str) -> dict[str, Any]:
+    """The same as llama.cpp measured it. FileFormatError: no importance matrix, or one of another model."""
+    from anybit.io.gguf.imatrix import check_imatrix, read_imatrix
+    from anybit.sources import open_source
+
+    found = read_imatrix(Path(file))
+    linear = {name: held.shape for name, held in open_source(model).tensors.items() if held.role == "linear"}
+    check_imatrix(Path(file), found, linear)
+    return found
 
 
 def kinds(export: Export) -> list[tuple[str, str, bool, int, str]]:

@@ -7,6 +7,7 @@ prompt is never cut without a word, and nothing here works on padded batches.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ MAX_STEPS = 64  # normalizers, pre-tokenizers, decoders, post-processors
 MAX_DEPTH = 8  # of sequences in sequences
 MAX_GROWTH = 64  # times that replacements may lengthen a text
 MAX_REGEX = 2048
+MAX_BITS = 16  # of the number of ways in which an expression can match without repetitions that have no end
 MODELS = ("BPE", "Unigram", "WordPiece", "WordLevel")
 _STAGES = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 _ADVICE = "save the model's fast tokenizer again (tokenizer.save_pretrained)"
@@ -192,6 +194,20 @@ class _Reader:
                 raise self.fail(where, f"makes a text more than {MAX_GROWTH} times as long")
 
 
+class _Group:
+    """What is known of a group that is being read: in how many ways (as bits) its present alternative can match and how many repetitions
+    without end follow each other in it; the ways of all alternatives before, and the most such repetitions."""
+
+    def __init__(self) -> None:
+        self.bits, self.endless, self.ways, self.most_endless = 0.0, 0, 0.0, 0
+
+    def another(self) -> None:
+        """An alternative ends."""
+        self.ways += 2.0**self.bits
+        self.most_endless = max(self.most_endless, self.endless)
+        self.bits, self.endless = 0.0, 0
+
+
 def slow(expression: str) -> str | None:
     """Why an expression could take time without bound, or None: repetitions of what can itself match in several ways, or too many in a row.
 
@@ -201,8 +217,7 @@ def slow(expression: str) -> str | None:
     """
     if len(expression) > MAX_REGEX:
         return f"it has {len(expression)} characters, {MAX_REGEX} at most"
-    groups: list[list[int]] = [[0, 0]]  # for each open group: whether it can match in several ways, and its unbounded repetitions in a row
-    size, at, closed = 1, 0, None
+    groups, size, at = [_Group()], 1, 0
     while at < len(expression):
         unit = _UNIT.match(expression, at)
         assert unit is not None
@@ -210,35 +225,36 @@ def slow(expression: str) -> str | None:
         if text == "(":
             if len(groups) > MAX_DEPTH:
                 return f"groups more than {MAX_DEPTH} deep"
-            groups.append([0, 0])
+            groups.append(_Group())
             if expression.startswith("?", at):  # (?:  (?=  (?i:
                 at += 1
+            continue
+        if text == "|":
+            groups[-1].another()
             continue
         if text == ")":
             if len(groups) == 1:
                 return "a bracket closes nothing"
+            groups[-1].another()
             closed = groups.pop()
-            groups[-1] = [groups[-1][0] | closed[0], groups[-1][1] + closed[1]]
-        elif text == "|":
-            groups[-1] = [1, 0]
         repeat = _QUANTIFIER.match(expression, at)
-        if repeat is None or text == "|":
-            if groups[-1][1] > 4:
-                return "more than four repetitions follow each other"
-            continue
-        at = repeat.end()
-        least, comma, most = repeat[1], repeat[2], repeat[3]
-        unbounded = repeat[0][0] in "*+" or (comma is not None and not most)
-        count = max((int(n) for n in (least, most) if n), default=1)
-        size *= max(1, count if not unbounded else 1)
-        if size > 10_000:
-            return "its counts multiply to more than 10000"
-        if closed is not None and closed[0] and (unbounded or count > 16):
-            return "it repeats a group that repeats or chooses"
-        exact = repeat[1] is not None and comma is None
-        groups[-1] = [int(groups[-1][0] or not exact), groups[-1][1] + int(unbounded)]
-        if groups[-1][1] > 4:
+        unbounded, fewest, most = False, 1, 1
+        if repeat is not None:
+            at = repeat.end()
+            unbounded = repeat[0][0] in "*+" or (repeat[2] is not None and not repeat[3])
+            fewest = int(repeat[1] or 0) if repeat[0][0] == "{" else int(repeat[0][0] == "+")
+            most = max(fewest, 1) if unbounded else int(repeat[3]) if repeat[3] else fewest if repeat[1] else 1
+            size *= max(1, 1 if unbounded else most)
+            if size > 10_000:
+                return "its counts multiply to more than 10000"
+            if closed is not None and (closed.ways > 1 or closed.most_endless) and (unbounded or most > 16):
+                return "it repeats a group that repeats or chooses"
+        groups[-1].bits += math.log2(max(most - fewest, 0) + 1) + (math.log2(closed.ways) * most if closed else 0)
+        groups[-1].endless += int(unbounded) + (closed.most_endless * most if closed else 0)
+        if groups[-1].endless > 4:
             return "more than four repetitions follow each other"
+        if groups[-1].bits > MAX_BITS:
+            return f"it can match in more than 2^{MAX_BITS} ways"
     return None if len(groups) == 1 else "a bracket is not closed"
 
 

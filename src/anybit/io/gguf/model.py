@@ -196,18 +196,31 @@ def _with_factor(file: Container, name: str) -> Coded:
     return replace(made, rows=lambda start, stop: {**made.rows(start, stop), "scale.1": stored}, blocks=blocks)
 
 
+def new_name(name: str) -> str | None:
+    """Hugging Face's name of a tensor; None: it has no place in a model.
+
+    >>> new_name("blk.3.ffn_up.weight")
+    'model.layers.3.mlp.up_proj.weight'
+    """
+    match = _NAME.fullmatch(name)
+    layer, module, part = match.groups() if match else (None, "", "")
+    new = MODULES.get(module) if layer is not None else WHOLE.get(module)
+    if new is None:
+        return None
+    return f"{new}.{part}" if layer is None else f"model.layers.{layer}.{new}.{part}"
+
+
 def _tensors(file: Container, config: Mapping[str, Any], architecture: Architecture) -> dict[str, Stored]:
     """The tensors by Hugging Face's names. FileFormatError: one that the model's description has no place for."""
     found: dict[str, Stored] = {}
     for name, info in file.tensors.items():
         if name in (_FACTORS, _LONG, _SHORT) or name.endswith((".scale", ".input_scale", ".attn_rot_embd")):
             continue
-        match = _NAME.fullmatch(name)
-        layer, module, part = match.groups() if match else (None, "", "")
-        new = MODULES.get(module) if layer is not None else WHOLE.get(module)
+        new = new_name(name)
         if new is None:
             what = f"has no place in a {architecture.family} model{file.place(name)}"
             raise FileFormatError(f"{file.path}: tensor {shown(name)} {what}; update anybit")
+        module = name.split(".")[-2]
         heads = config["num_attention_heads" if module == "attn_q" else "num_key_value_heads"]
         order = row_order(heads, info.shape[0]) if architecture.interleaved and module in ("attn_q", "attn_k") else None
 
@@ -217,7 +230,6 @@ def _tensors(file: Container, config: Mapping[str, Any], architecture: Architect
                 return made
             return made.reordered(order) if len(made.shape) > 1 else _reordered_vector(made, order)
 
-        new = f"{new}.{part}" if layer is None else f"model.layers.{layer}.{new}.{part}"
         found[new] = Stored(info.shape, read, lambda name=name: file.release(name), file.place(name))  # type: ignore[misc]
     return found
 

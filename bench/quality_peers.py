@@ -43,8 +43,10 @@ MODEL = "pycoder-5m"
 ORIGINAL = {"version": 1, "rules": [{"match": "layers", "format": "bf16"}]}
 HERE = Path(__file__).parent
 INTEGERS = ((4, 32), (4, 128), (3, 128), (2, 64))
-AUTOROUND = 200, 128, 256, 2
-"""Iterations; windows of the calibration text, how many of their 512 tokens, windows an iteration (its default: 8): fewer, for time."""
+LEARNED = ((2, 64), (4, 32), (3, 32), (2, 32))
+"""AutoRound's bits and blocks: about what the recipes best-2.25, best-4.5, best-3.5 and best-2.65 store."""
+AUTOROUND = 200, 128, 512, 8
+"""Iterations, windows of the calibration text, their tokens, windows an iteration: its defaults, but for windows of 2048 tokens."""
 K_QUANTS = {"q4_k": 4.5, "q3_k": 3.4375, "q2_k": 2.625}
 """Bits in the file: 144, 110 and 84 bytes for 256 weights."""
 GGUF = {
@@ -78,7 +80,7 @@ def main() -> None:
         script = [args.llmcompressor, HERE / "peer_quality_llmcompressor.py", folder, kept]
         file = work / f"made-gptq-{bits}-{group}.npz"
         cases[f"llm-compressor GPTQ int{bits}@{group}"] = dense(original, *made(file, script, [bits, group]), bits + 16 / group)
-    for bits, group in INTEGERS if args.autoround else ():
+    for bits, group in LEARNED if args.autoround else ():
         script = [args.autoround, HERE / "peer_quality_autoround.py", folder, kept]
         file = work / f"made-autoround-{bits}-{group}.npz"
         cases[f"AutoRound int{bits}@{group}"] = dense(original, *made(file, script, [bits, group, *AUTOROUND]), bits + 16 / group)

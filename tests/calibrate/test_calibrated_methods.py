@@ -27,6 +27,9 @@ class Weights:
         held = self._model.weights[name]
         return held.weight.dequantize() if isinstance(held, Linear) else held
 
+    def rows(self, name: str, index: np.ndarray) -> np.ndarray:
+        return self.array(name)[index]
+
 
 def test_blocks_come_nearer() -> None:
     model = anybit.load("pycoder-5m")

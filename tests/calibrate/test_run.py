@@ -33,6 +33,9 @@ class Weights:
         held = self._model.weights[name]
         return held.weight.dequantize() if isinstance(held, Linear) else held
 
+    def rows(self, name: str, index: np.ndarray) -> np.ndarray:
+        return self.array(name)[index]
+
 
 @pytest.fixture(scope="module")
 def model() -> Model:

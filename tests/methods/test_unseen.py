@@ -80,6 +80,9 @@ class Weights:
         held = self._model.weights[name]
         return self._changed.get(name, held.weight.dequantize() if isinstance(held, Linear) else held)
 
+    def rows(self, name: str, index: np.ndarray) -> np.ndarray:
+        return self.array(name)[index]
+
 
 def plan() -> Plan:
     names = [name for name in anybit.load("pycoder-5m").linears if "layers" in name]

@@ -22,6 +22,7 @@ from synthetic import BILLION, dense_model
 SRC = Path(__file__).parents[2] / "src"
 HOLDS = """
 import json, sys, time
+from collections import deque
 import numpy as np
 from anybit.calibrate import calibrate
 from anybit.measure.memory import memory, reset_peak
@@ -37,8 +38,7 @@ wanted = recipe.calibration
 ids = np.random.default_rng(0).integers(0, 2048, (wanted.sequences, wanted.length)).astype(np.int32)
 reset_peak()
 begun = time.time()
-for _ in calibrate(source, plan, ids, sys.argv[3]):
-    pass
+deque(calibrate(source, plan, ids, sys.argv[3]), 0)
 print(json.dumps({"peak": memory().peak_bytes, "estimate": costs.quantize_bytes, "seconds": time.time() - begun, "said": costs.seconds}))
 """
 

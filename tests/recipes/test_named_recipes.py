@@ -33,10 +33,12 @@ PAPERS = {
 
 
 def shortened(name: str) -> Recipe:
-    """A recipe with two short windows of text, and fewer turns where it searches."""
+    """A recipe with two short windows of text, fewer turns where it searches, and every other format where it allocates them."""
     value = read(named()[name]) | {"name": name, "calibration": {"sequences": 2, "length": 64}}
     if name == "awq":
         value["steps"] = [{"awq": {"grid": 4, "clip": True}}]
+    if "allocation" in value:
+        value["allocation"] = value["allocation"] | {"formats": value["allocation"]["formats"][::2]}
     for rule in value["rules"]:
         for key, few in (("adaround", 30), ("signround", 30)):
             if rule.get("rounding") == key:

@@ -11,6 +11,7 @@ from anybit.calibrate.finished import load_finished
 from anybit.calibrate.forward import members, run_block
 from anybit.recipes.quantize import quantize_recipe
 from anybit.recipes.schema import Recipe, load_recipe, named, parse_recipe
+from anybit.recipes.source import FloatSource
 from anybit.recipes.strict_yaml import read
 
 RUNS_AS = {
@@ -29,7 +30,8 @@ def shortened(name: str, **changes: object) -> Recipe:
 def check_layers(work: Path, model: anybit.Model, made: anybit.Model, ids: np.ndarray) -> None:
     """Every linear layer as calibration ran it, against the stored one, on the inputs that came to it."""
     spec, ends = model.spec, load_finished(work / "ends.safetensors")
-    x = ends.arrays[spec.embedding][ids]
+    changed = ends.arrays.get(spec.embedding)  # kept there only where a step changed it
+    x = FloatSource("pycoder-5m").rows(spec.embedding, ids) if changed is None else changed[ids]
     for index, layer in enumerate(spec.layers):
         done = load_finished(work / f"block-{index}.safetensors")
         runs = RoundedBlock(Block(layer, index, done.arrays, done.groups))

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
 from anybit.errors import FileFormatError
 from anybit.formats import Spec
+from anybit.io.safetensors import DTYPES
+from anybit.io.safetensors_writer import plan, raw
 from anybit.io.save import atomic_file
 from anybit.methods.statistics import Statistics
 from anybit.methods.step import Added, Group, Pre, Target
@@ -21,8 +22,11 @@ if TYPE_CHECKING:
     from anybit.calibrate.run import Finished
 
 
+_NAMES = {np.dtype(bool): "BOOL", **{DTYPES[name]: name for name in DTYPES if name[1:].isdigit()}}
+
+
 def save_finished(path: Path, finished: Finished) -> None:
-    """Writes the file in one step."""
+    """Writes the file in one step, an array at a time: no copy of them all is made."""
     arrays = {f"array:{name}": array for name, array in finished.arrays.items()}
     groups = []
     for role, group in finished.groups.items():
@@ -44,8 +48,13 @@ def save_finished(path: Path, finished: Finished) -> None:
                        "pre": pre_list, "targets": targets, "act_scale": group.act_scale})  # fmt: skip
     loss = None if math.isnan(finished.loss) else finished.loss
     head = {"index": finished.index, "loss": loss, "notes": finished.notes, "groups": groups}
+    entries = [(name, _NAMES[array.dtype], array.shape) for name, array in arrays.items()]
+    start, gaps, _ = plan(entries, {"block": json.dumps(head)})
     with atomic_file(path) as file:
-        file.write(save({name: np.ascontiguousarray(a) for name, a in arrays.items()}, {"block": json.dumps(head)}))
+        file.write(start)
+        for array, gap in zip(arrays.values(), gaps, strict=True):
+            file.write(raw(array))
+            file.write(bytes(gap))
 
 
 def load_finished(path: Path, only: str | None = None) -> Finished:

@@ -38,6 +38,9 @@ class FloatModel(Protocol):
     def array(self, name: str) -> np.ndarray:
         """float32 values of a tensor, read now."""
 
+    def rows(self, name: str, index: np.ndarray) -> np.ndarray:
+        """float32 values of some rows of a matrix: `array(name)[index]` without the others."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -95,7 +98,8 @@ def calibrate(
     model: FloatModel, plan: Plan, ids: np.ndarray | None, work: str | Path | None = None, resume: bool = False,
     progress: Callable[[Event], Any] | None = None,
 ) -> Iterator[Finished]:  # fmt: skip
-    """Quantizes a model's blocks in order; the last thing that it yields are embedding, final norm and head (index -1).
+    """Quantizes a model's blocks in order; the last thing that it yields (index -1) is the final norm with embedding and head, as far as
+    they are rounded or a step changed them. Memory is that of one block where the caller drops each before it asks for the next.
 
     Args: ids, int32[sequences, length] calibration tokens (None, for a plan without data: no block is run, losses are NaN); work, a folder
         for hidden states and finished blocks (None: a temporary one), where block-i.safetensors and ends.safetensors stay; resume, go on
@@ -126,19 +130,24 @@ def calibrate(
                 progress(Event(index, layers, f"layer {index}", None, left))
             finished = _one(model, plan, held, index, len(ids), cross)
             held.keep(finished)
+            loss = finished.loss
             yield finished
+            del finished  # whoever takes it may drop it: the next block's weights come
             if progress:
                 spent = time.perf_counter() - begun
-                progress(Event(index + 1, layers, f"layer {index}", finished.loss, spent / (index + 1 - start) * (layers - index - 1)))
+                progress(Event(index + 1, layers, f"layer {index}", loss, spent / (index + 1 - start) * (layers - index - 1)))
         last = _head(model, plan, held, _ends(model, plan), len(ids))
         held.done(last)
         yield last
 
 
 def _embedded(model: FloatModel, plan: Plan, ids: np.ndarray) -> Callable[[int], np.ndarray]:
-    """Hidden states of a sequence before the first block. Its caller drops it soon, and the ends are read again when their turn comes: a
-    large vocabulary's float32 matrices would outweigh a block."""
-    table = _ends(model, plan)[model.spec.embedding]
+    """Hidden states of a sequence before the first block. A large vocabulary's float32 matrices would outweigh a block: where no step
+    changes them, only the rows that are needed are read; otherwise the ends are read again when their turn comes."""
+    name = model.spec.embedding
+    if not plan.model_steps:
+        return lambda i: model.rows(name, ids[i])
+    table = _ends(model, plan)[name]
     return lambda i: table[ids[i]]
 
 
@@ -255,9 +264,11 @@ def _advance(block: Block, held: Work, spec: ModelSpec, sequences: int, cross: b
 
 
 def _ends(model: FloatModel, plan: Plan) -> dict[str, np.ndarray]:
-    """Embedding, final norm and head after the model's steps; a tied head is there under its name only if a step untied it."""
+    """Embedding, final norm and head after the model's steps; a tied head is there under its name only if a step untied it. Without
+    steps, of the matrices only those that are rounded."""
     spec = model.spec
-    names = [t.name for t in spec.tensors if t.name in (spec.embedding, spec.norm, spec.head)]
+    wanted = {spec.norm} | {name for name in (spec.embedding, spec.head) if plan.model_steps or name in plan.choices}
+    names = [t.name for t in spec.tensors if t.name in wanted]
     arrays = {name: model.array(name) for name in names}
     if plan.model_steps:
         arrays = {name: np.array(array) for name, array in arrays.items()}

@@ -2,7 +2,7 @@
 
     state.json            {"version": 1, "digest": ..., "done": n, "shape": [...], "cross": false, "hidden": "hidden-n.f32"}
     hidden-n.f32          float32[sequences, length, width] before block n (original-n.f32: the original model's, where a step needs them)
-    block-i.safetensors   a finished block; ends.safetensors: embedding, final norm and head, when all is done
+    block-i.safetensors   a finished block; ends.safetensors, when all is done: the final norm, and of embedding and head what changed
 
 state.json is replaced last, in one step, so that a kill at any moment leaves the state before or the state after; the hidden states before
 block n are not touched while block n is worked on.

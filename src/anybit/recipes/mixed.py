@@ -175,6 +175,7 @@ def candidates(
         layers[each] = {}
         for finished in calibrate(source, plan, ids if not plan.data_free else None, progress=step):
             layers[each] |= linears(finished)
+            del finished  # its float weights
         if wanted.cost == "hawq":
             for name in names:
                 losses[name][each] = watch.found[name]

@@ -176,12 +176,14 @@ def estimate(plan: Plan, table: list[Row], spec: ModelSpec, recipe: Recipe) -> E
                 most = max(most, wide * k * k + 24 * max(prod(shapes[name]) for name in names))
                 work += 2 * tokens * k * k * both + 4 * k**3 + sum(2 * shapes[name][0] * k * k for name in names)
             held += 4 * k * (1024 if "rows" in needs else 4)
-        # float32 weights; beside them what was gathered and codes while a matrix is rounded, or rounded weights while the block runs
+        # float32 weights; beside them what was gathered and codes while a matrix is rounded, or rounded weights while it runs on data
         widest = sum(shapes[name][0] for names in groups.values() for name in names)
         length = recipe.calibration.length if tokens else 0
         running = 4 * length * (2 * widest + layer.mixer.heads * 3 * min(512, length))
-        block = max(block, 4 * weights + held + running, 5 * weights + held + most, 9 * weights + running)
-    ends = 8 * sum(prod(row.shape) for row in table if row.name in (spec.embedding, spec.head))
+        block = max(block, 4 * weights + held + running, 5 * weights + held + most, (9 * weights + running) if tokens else 0)
+    outer = [row for row in table if row.name in (spec.embedding, spec.head)]
+    read = [prod(row.shape) for row in outer if plan.model_steps or row.name in plan.choices]
+    ends = 4 * sum(read) + 12 * max(read, default=0)
     spill = 4 * tokens * spec.width * (4 if any("cross" in plan.needs(n) for x in spec.layers for n in members(x).values()) else 2)
     parameters = sum(prod(row.shape) for row in table)
     model = sum(row.nbytes if row.nbytes is not None else 2 * prod(row.shape) for row in table)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -90,7 +91,7 @@ def quantize_recipe(
         def whole(formats: Override) -> Iterator[Model]:
             todo = make_plan(recipe, model.spec, override=formats)
             with _folder(None, out) as aside:
-                list(calibrate(model, todo, None if todo.data_free else tokens, aside))
+                deque(calibrate(model, todo, None if todo.data_free else tokens, aside), 0)
                 _save(model, todo, recipe, aside, aside / "model", about, path)
                 yield load(aside / "model")
 
@@ -104,7 +105,7 @@ def quantize_recipe(
             raise OutputError(f"{each} exists already; remove it or choose another name")
     with _folder(work, out) as folder:
         given = None if plan.data_free else tokens
-        layers = tuple(Summary.of(done) for done in calibrate(model, plan, given, folder, resume, progress))
+        layers = tuple(map(Summary.of, calibrate(model, plan, given, folder, resume, progress)))  # of one block at a time
         written = _save(model, plan, recipe, folder, target, about, path, card)
     accuracy = None
     if gated:

@@ -33,7 +33,18 @@ class FloatSource:
         """float32 values, a copy. NonFiniteError: NaN or infinity, with tensor, index and count."""
         array, dtype = self.source.get(name)
         check_finite(array, dtype, name, self.where, self.source.place)
-        values = np.array(float32_of(array, dtype, name, self.where), np.float32)
+        values = float32_of(array, dtype, name, self.where)
+        if np.may_share_memory(values, array):
+            values = values.copy()
+        self.source.release(name)
+        return values
+
+    def rows(self, name: str, index: np.ndarray) -> np.ndarray:
+        """float32 values of some of a matrix' rows. NonFiniteError: one of them holds NaN or infinity."""
+        array, dtype = self.source.get(name)
+        values = float32_of(array[index], dtype, name, self.where)
+        if not np.isfinite(values).all():
+            check_finite(array, dtype, name, self.where, self.source.place)
         self.source.release(name)
         return values
 

@@ -5,7 +5,8 @@
 LIBGGML_BASE is llama.cpp's libggml-base.so, as llama-cpp-python installs it: every matrix of the blocks goes through its
 `ggml_quantize_chunk`, what `llama_model_quantize` calls, and through ours; both results run on our engine with float activations, over the
 same held-out text. Embedding and head stay. Twice: without data ("plain"), and with one importance matrix for both ("imatrix"), the mean
-of squared inputs over calibration text (128 windows of 512 tokens).
+of squared inputs over calibration text (128 windows of 512 tokens). llama.cpp makes IQ1_S, IQ2_XXS and IQ2_XS with importance alone:
+"plain" gives it ones.
 """
 
 from __future__ import annotations
@@ -28,11 +29,12 @@ from anybit.io.targets.gguf import RULES
 from anybit.measure.accuracy import evaluate
 from anybit.measure.text import default_text
 from anybit.methods import METHODS
+from anybit.methods.points import quantize_to_points
 from anybit.methods.scales import SCALES
 from anybit.recipes.source import FloatSource
 from anybit.tensor import QTensor
 
-TYPES = "q2_k,q3_k,q4_k,q5_k,q6_k,q4_0,q4_1,q5_0,q5_1,q8_0,iq4_nl,iq4_xs,tq2_0,mxfp4"
+TYPES = "q2_k,q3_k,q4_k,q5_k,q6_k,q4_0,q4_1,q5_0,q5_1,q8_0,iq4_nl,iq4_xs,tq2_0,mxfp4,iq3_s,iq3_xxs,iq2_s,iq2_xs,iq2_xxs,iq1_m,iq1_s"
 MODEL = "pycoder-5m"
 
 
@@ -42,6 +44,7 @@ class Ggml:
     def __init__(self, path: str) -> None:
         self.lib = ctypes.CDLL(path)
         self.lib.ggml_quantize_chunk.restype = ctypes.c_size_t
+        self.lib.ggml_quantize_requires_imatrix.restype = ctypes.c_bool
         self.lib.ggml_quantize_chunk.argtypes = (
             ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p
         )  # fmt: skip
@@ -50,6 +53,8 @@ class Ggml:
         """A matrix in a type's blocks, read back by our reader."""
         one = KINDS[kind.upper()]
         blocks = np.zeros((w.shape[0], w.shape[1] // one.weights), one.dtype)
+        if importance is None and self.lib.ggml_quantize_requires_imatrix(one.code):
+            importance = np.ones(w.shape[1])
         weigh = None if importance is None else np.ascontiguousarray(importance, np.float32)
         size = self.lib.ggml_quantize_chunk(
             one.code, w.ctypes.data, blocks.ctypes.data, 0, *w.shape, None if weigh is None else weigh.ctypes.data
@@ -68,8 +73,12 @@ def packed(fmt: Any, shape: tuple[int, ...], parts: dict[str, np.ndarray]) -> QT
 
 def ours(kind: str, w: np.ndarray, importance: np.ndarray | None) -> QTensor:
     """As `anybit export --to gguf:KIND` chooses codes."""
+    one = KINDS[kind.upper()]
+    if one.points is not None:
+        fmt = anybit.Format(one.format)
+        return QTensor.pack(fmt, w.shape, quantize_to_points(w, fmt, one.points, importance))
     rule = RULES.get(kind, "absmax")
-    spec = Spec.parse(f"{KINDS[kind.upper()].format}+scale={rule}")
+    spec = Spec.parse(f"{one.format}+scale={rule}")
     given = importance if SCALES[rule].searches else None
     return QTensor.pack(spec.format, w.shape, METHODS["rtn"](w, spec, importance=given))
 

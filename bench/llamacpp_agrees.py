@@ -33,6 +33,7 @@ ACTS = {
     "f32": None, "f16": None, "bf16": None, "q4_0": _BY_32, "q4_1": _BY_32, "q5_0": _BY_32, "q5_1": _BY_32, "q8_0": _BY_32,
     "q1_0": _BY_32, "q2_0": _BY_32, "iq4_nl": _BY_32, "mxfp4": _BY_32, "nvfp4": _BY_32, "q2_k": _BY_256, "q3_k": _BY_256, "q4_k": _BY_256,
     "q5_k": _BY_256, "q6_k": _BY_256, "iq4_xs": _BY_256, "tq1_0": _BY_256, "tq2_0": _BY_256,
+    "iq1_s": _BY_256, "iq1_m": _BY_256, "iq2_xxs": _BY_256, "iq2_xs": _BY_256, "iq2_s": _BY_256, "iq3_xxs": _BY_256, "iq3_s": _BY_256,
 }  # fmt: skip
 """By type of the weights the format that llama.cpp's CPU code rounds activations to (`vec_dot_type`): Q8_0 and Q8_1, whose codes are chosen
 with a float32 scale that is rounded to float16 afterwards, or Q8_K, with a float32 one; |q| <= 127 in all of them. Beside F16 and BF16 it

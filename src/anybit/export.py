@@ -82,7 +82,10 @@ def prepare(
         if all(held.dense for held in matrices):
             if convert:
                 raise UsageError(f"{path} is not quantized, and convert quantizes nothing; use `anybit export {path} OUT --to {to}`")
-            made = quantized_source(source, spec, keep, act, method, target.fused, importance)
+            points = target.points(kind) if kind else None
+            if points is not None and method != "rtn":
+                raise UsageError(f"{to} takes its codes from a list of points, and {method} chooses each by itself; leave --method out")
+            made = quantized_source(source, spec, keep, act, method, target.fused, importance, points)
             requantized = frozenset(name for name, held in made.tensors.items() if held is not source.tensors[name])
             source = made
         elif importance is not None:

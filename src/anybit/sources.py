@@ -13,6 +13,7 @@ import numpy as np
 from anybit.errors import UsageError
 from anybit.foreign import check_foreign
 from anybit.formats import Format, Spec
+from anybit.formats.points import Points
 from anybit.io.coded import Coded
 from anybit.io.foreign import Foreign, Stored, open_foreign
 from anybit.io.hf import CONFIG, open_model
@@ -22,6 +23,7 @@ from anybit.io.targets import Held, Source
 from anybit.io.targets.target import unit_of
 from anybit.layouts import LAYOUTS
 from anybit.methods import METHODS
+from anybit.methods.points import quantize_to_points
 from anybit.methods.rtn import dequantize_parts
 from anybit.models import describe
 from anybit.stored import DENSE_FORMATS, brought_elements, check_dtype, chosen_names, resolve, stored_linear
@@ -146,11 +148,12 @@ def _of_foreign(foreign: Foreign, name: str) -> Source:
 # ---------------------------------------------------------------------------------------------- dense matrices in a format
 def quantized_source(
     source: Source, spec: Spec, keep: str | None, act: str | None, method: str = "rtn", fused: tuple[tuple[str, ...], ...] = (),
-    importance: Mapping[str, np.ndarray] | None = None,
+    importance: Mapping[str, np.ndarray] | None = None, points: Points | None = None,
 ) -> Source:  # fmt: skip
     """The same model whose dense matrices are quantized when their turn comes, but for those that `keep` matches.
 
-    `fused`: modules that share the one scale of a whole tensor, where the format has one; `importance`: float[k] by tensor, where known.
+    `fused`: modules that share the one scale of a whole tensor, where the format has one; `importance`: float[k] by tensor, where known;
+    `points`: the list that codes must be from, which are then searched for instead of rounded by `method`.
     UsageError: a matrix that is quantized already.
     """
     matrices = {name: held for name, held in source.tensors.items() if held.role not in ("norm", "bias")}
@@ -162,7 +165,7 @@ def quantized_source(
     groups = _groups(chosen, fused if last is not None and last.kind == "tensor" else ())
     made: dict[str, Held] = {}
     for group in groups:
-        made |= _quantized([matrices[name] for name in group], spec, act, method, (importance or {}).get(group[0]))
+        made |= _quantized([matrices[name] for name in group], spec, act, method, (importance or {}).get(group[0]), points)
     return replace(source, tensors={name: made.get(name, held) for name, held in source.tensors.items()})
 
 
@@ -176,7 +179,9 @@ def _groups(names: list[str], fused: tuple[tuple[str, ...], ...]) -> list[list[s
     return list(found.values())
 
 
-def _quantized(group: list[Held], spec: Spec, act: str | None, method: str, importance: np.ndarray | None) -> dict[str, Held]:
+def _quantized(
+    group: list[Held], spec: Spec, act: str | None, method: str, importance: np.ndarray | None, points: Points | None
+) -> dict[str, Held]:
     """Matrices that are quantized together as one, each cut out of the result; made on first use, dropped when all are released."""
     starts = np.cumsum([0, *(held.shape[0] for held in group)])
     kept: dict[str, QTensor] = {}
@@ -188,7 +193,11 @@ def _quantized(group: list[Held], spec: Spec, act: str | None, method: str, impo
             whole = values[0] if len(values) == 1 else np.concatenate(values)
             del values
             weigh = {} if importance is None else {"importance": importance}  # not every method weighs errors
-            parts = METHODS[method](whole, spec, name=f"tensor '{group[0].name}'", **weigh)
+            name = f"tensor '{group[0].name}'"
+            if points is None:
+                parts = METHODS[method](whole, spec, name=name, **weigh)
+            else:
+                parts = quantize_to_points(whole, spec.format, points, name=name, **weigh)
             shape = whole.shape
             del whole
             for held in group:
@@ -214,7 +223,7 @@ def _quantized(group: list[Held], spec: Spec, act: str | None, method: str, impo
 
         unit = unit_of(spec.format, held.shape)
         return Held(
-            held.name, held.role, held.shape, spec.format, rows, values, lambda: tensor(index).grids(), unit, act, release
+            held.name, held.role, held.shape, spec.format, rows, values, lambda: tensor(index).grids(), unit, act, release, None, points
         )  # fmt: skip
 
     return {held.name: one(i, held) for i, held in enumerate(group)}

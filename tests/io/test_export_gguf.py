@@ -11,10 +11,13 @@ import pytest
 import anybit
 from anybit.errors import OutputError, ShapeError, UnknownNameError, UsageError
 from anybit.export import prepare, write
+from anybit.formats import Format
 from anybit.io import gguf as our_gguf
 from anybit.io.gguf.container import Container
 from anybit.io.gguf.kind import KINDS, writers
 from anybit.io.gguf.writer import Entry, Value, header, write_gguf
+from anybit.methods.points import quantize_to_points
+from anybit.methods.rtn import dequantize_parts
 from tests.io.exported import WIDE, differing, export, model, quantized, values
 
 RNG = np.random.default_rng(0)
@@ -128,6 +131,62 @@ def test_kinds_quantize_dense_models(tmp_path: Path, kind: str) -> None:
     assert spec is not None
     want = anybit.quantize(values(source)["model.layers.0.mlp.up_proj.weight"], spec).dequantize()
     assert np.array_equal(loaded.linears["model.layers.0.mlp.up_proj.weight"].weight.dequantize(), want)
+
+
+# ---------------------------------------------------------------------------------------------- lists of points
+LISTS = [name for name in KINDS if KINDS[name].points is not None]
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_points_are_searched_written_and_read(tmp_path: Path, name: str) -> None:
+    """A dense model goes into the type; gguf-py reads what we meant; what is read goes into another file byte for byte."""
+    source = model(tmp_path / "model")
+    made = export(source, tmp_path / "one.gguf", f"gguf:{name.lower()}")
+    assert len(made.requantized) == 7
+    file = Container(tmp_path / "one.gguf")
+    assert file.info("blk.0.ffn_up.weight").kind.name == name
+    assert file.metadata["general.file_type"] not in (0, 1)
+    points, up = KINDS[name].points, "model.layers.0.mlp.up_proj.weight"
+    assert points is not None
+    w, fmt = values(source)[up], Format(KINDS[name].format)
+    want = dequantize_parts(quantize_to_points(w, fmt, points), fmt, w.shape)
+    assert np.array_equal(anybit.load(tmp_path / "one.gguf").linears[up].weight.dequantize(), want)
+    gguf = pytest.importorskip("gguf")
+    for tensor in gguf.GGUFReader(tmp_path / "one.gguf").tensors:
+        if tensor.name == "blk.0.ffn_up.weight":
+            assert np.array_equal(gguf.dequantize(tensor.data, tensor.tensor_type).reshape(w.shape), want)
+    export(tmp_path / "one.gguf", tmp_path / "two.gguf", "gguf")
+    again = Container(tmp_path / "two.gguf")
+    for key, info in file.tensors.items():
+        assert again.info(key).kind.name == info.kind.name, key
+        assert again.blocks(key).tobytes() == file.blocks(key).tobytes(), key
+
+
+def test_importance_reaches_the_search(tmp_path: Path) -> None:
+    source, up = model(tmp_path / "model"), "model.layers.0.mlp.up_proj.weight"
+    weigh = np.ones(256)
+    weigh[::3] = 40.0
+    errors = []
+    for given in (None, {up: weigh}):
+        out = tmp_path / f"{given is None}.gguf"
+        export(source, out, "gguf:iq2_xs", importance=given)
+        errors.append(float((weigh * np.square(values(out)[up] - values(source)[up])).sum()))
+    assert errors[1] < errors[0] * 0.98
+
+
+def test_codes_that_no_list_has(tmp_path: Path) -> None:
+    """The format alone is not enough: weights that were rounded one by one are refused, with what is wrong."""
+    source = quantized(tmp_path, KINDS["IQ2_S"].format)
+    plan = prepare(source, "gguf")
+    assert len(plan.plan.refused) == 7
+    with pytest.raises(UsageError, match=r"8 weights side by side are not always one of its 1024 points, in rows 0 to 255"):
+        write(plan, tmp_path / "out")
+    with pytest.raises(UsageError, match="gptq chooses each by itself; leave --method out"):
+        prepare(tmp_path / "model", "gguf:iq2_s", method="gptq")
+    short = model(tmp_path / "short", {**WIDE, "intermediate_size": 320})
+    with pytest.raises(UsageError, match=r"rows of 320 are no whole blocks of 256"):
+        write(prepare(short, "gguf:iq3_s"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_fields_of_a_model(tmp_path: Path) -> None:

@@ -157,14 +157,14 @@ class Chain:
         first, second = self.elements
         steps = 1 + 0.3 * np.arange(-8, 7) / first.max
         tried = [second.encode(second.decode(self.higher[0]) * step) for step in (1.0, *steps[steps != 1])]
-        factors = [second.decode(codes).astype(np.float32) for codes in tried]
         loss = np.zeros((len(tried), *self.higher[0].shape))  # float64: squares of scales leave float32
         for rows, target, weight in targets:
             own, *others = self.owners[0]
             owners = [own[rows], *others]
             held = slice(owners[0][0], owners[0][-1] + 1)
-            for each, factor in zip(loss, factors, strict=True):
-                outer = self._local(factor, rows)
+            local = np.ix_(owners[0] - held.start, *others)
+            for each, codes in zip(loss, tried, strict=True):
+                outer = second.decode(codes[held]).astype(np.float32)[local]
                 found = decoded(first, encoded(first, np.clip(target / outer, first.min, first.max) + 0.0)) * outer
                 each[held] += _reduced(np.add, weight * np.square(target - found), owners)
         best = loss.argmin(axis=0)

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from anybit.formats.points import Points
 from anybit.io.gguf.fields import Fields
 from anybit.registry import Registry
 
@@ -29,7 +30,7 @@ class Kind:
     `convert` takes blocks, structured[rows, blocks] in either byte order, and gives the logical parts of these rows: "codes" in the order
     of the weights and one entry a block of each level of `format`, in any shape that has the rows first. ValueError: a block that `format`
     cannot express, with the reason. `refine` may give a wider format for what a tensor really holds. `fields`: the
-    same as data.
+    same as data. `points`: the list that its codes must be from, where not every code of `format` is one of the type's.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Kind:
     convert: Convert
     refine: Callable[[np.ndarray], str | None] | None = None
     fields: Fields | None = None
+    points: Points | None = None
 
     def format_of(self, blocks: np.ndarray) -> str:
         """The expression for a tensor."""
@@ -83,13 +85,14 @@ def register(
     format: str,
     refine: Callable[[np.ndarray], str | None] | None = None,
     at: Fields | None = None,
+    points: Points | None = None,
 ) -> Callable[[Convert], Convert]:
     """Declares a tensor type: decorates its conversion. `fields`: names and dtypes of a block, in order and without gaps; `at`: where the
-    parts lie in them.
+    parts lie in them; `points`: the list that codes are from.
     """
 
     def add(convert: Convert) -> Convert:
-        KINDS.add(name, Kind(name, code, weights, np.dtype(list(fields.items())), format, convert, refine, at))
+        KINDS.add(name, Kind(name, code, weights, np.dtype(list(fields.items())), format, convert, refine, at, points))
         return convert
 
     return add

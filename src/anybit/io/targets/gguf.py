@@ -1,7 +1,8 @@
 """GGUF files for llama.cpp: every type that is packed here (`io/gguf/`), with the model's fields and tokenizer.
 
 A tensor takes the narrowest type that has every one of its values: int3@128 goes into Q4_0, whose blocks repeat its scales. What no type
-holds is refused; a kind, as in gguf:q4_k, quantizes dense models to one type.
+holds is refused; a kind, as in gguf:q4_k, quantizes dense models to one type. Codes of IQ1 to IQ3 must be from the type's list of points:
+those of a tensor that has their format are looked up.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ _DENSE = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
 # llama.cpp's number for a model that is mostly of a type: shown, not used
 _FILE_TYPES = {
     "F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "Q2_K": 10, "Q3_K": 12, "Q4_K": 15, "Q5_K": 17, "Q6_K": 18,
-    "IQ4_NL": 25, "IQ4_XS": 30, "BF16": 32, "TQ1_0": 36, "TQ2_0": 37, "MXFP4": 38,
+    "IQ2_XXS": 19, "IQ2_XS": 20, "IQ3_XXS": 23, "IQ1_S": 24, "IQ4_NL": 25, "IQ3_S": 26, "IQ2_S": 28, "IQ4_XS": 30, "IQ1_M": 31, "BF16": 32,
+    "TQ1_0": 36, "TQ2_0": 37, "MXFP4": 38,
 }  # fmt: skip
 _SECOND = "fp4_e2m1@16:fp8_e4m3fn@tensor:fp32"
 
@@ -132,7 +134,7 @@ def _kind_of(held: Held, wanted: str | None) -> tuple[Kind, Fit | None]:
         return KINDS[_DENSE[element]], None
     if held.order is not None:
         raise NoFit("its inputs are in another order (desc_act), which no GGUF type has")
-    reasons = []
+    reasons, absent = [], []
     for kind in _candidates(wanted):
         try:
             if held.shape[1] % kind.weights:
@@ -141,12 +143,31 @@ def _kind_of(held: Held, wanted: str | None) -> tuple[Kind, Fit | None]:
             if kind.name == "NVFP4" and held.format.plain.explicit != _SECOND:
                 raise NoFit("it has other scales")
             fitted.check(held)
-            return kind, fitted
+            missing = _missing(held, fitted, kind)
+            if missing is None:
+                return kind, fitted
+            absent.append(f"{kind.name}: {missing}")
         except NoFit as error:
             reasons.append((kind.name, str(error)))
-    # the most telling reason: of a type that has the element
-    told = [f"{name}: {why}" for name, why in reasons if not why.startswith(("codes in", "level"))] or [f"{n}: {w}" for n, w in reasons]
+    # the most telling reason: of a type that has the format, or at least the element
+    told = (
+        absent
+        or [f"{name}: {why}" for name, why in reasons if not why.startswith(("codes in", "level"))]
+        or [f"{n}: {w}" for n, w in reasons]
+    )
     raise NoFit(f"no GGUF type has all its values ({told[-1]})")
+
+
+def _missing(held: Held, fitted: Fit, kind: Kind) -> str | None:
+    """Why codes of a tensor are not from the type's list of points; None: they are, or it has none. Reads all codes."""
+    if kind.points is None or held.points is kind.points:
+        return None
+    for start, stop in held.pieces():
+        parts = fitted.parts(held.rows(start, stop), (stop - start, held.shape[1]))
+        reason = kind.points.refusal(parts["codes"], parts["scale.0"])
+        if reason is not None:
+            return f"{reason}, in rows {start} to {stop - 1}"
+    return None
 
 
 def _plan(source: Source, kind: str | None) -> Plan:
@@ -242,4 +263,4 @@ def _chat_template(source: Source) -> str | None:
     return template if isinstance(template, str) else None
 
 
-TARGETS.add("gguf", Target("gguf", "a file for llama.cpp", "gguf[:TYPE]", _spec, _plan))
+TARGETS.add("gguf", Target("gguf", "a file for llama.cpp", "gguf[:TYPE]", _spec, _plan, points=lambda kind: KINDS[kind.upper()].points))

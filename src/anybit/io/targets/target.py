@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from anybit.formats import Format
+from anybit.formats.points import Points
 from anybit.io.foreign import Sidecar
 from anybit.models import ModelSpec
 from anybit.registry import Registry
@@ -33,7 +34,7 @@ class Held:
     `rows(start, stop)` gives the logical parts of some rows (as `io.coded.Coded`), `values(start, stop)` their float32 values; both take
     whole tensors, and cuts at multiples of `unit`. `grids()` are the whole tensor's parts without its codes. `act` is what a quantized
     layer takes as input, None for float. `release` gives memory back. `order`: column j of the parts stands for input order[j] (None: for
-    input j); `values` are by inputs.
+    input j); `values` are by inputs. `points`: the list that its codes are known to be from.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Held:
     act: str | None = None
     release: Callable[[], None] = lambda: None
     order: np.ndarray | None = None
+    points: Points | None = None
 
     @property
     def module(self) -> str:
@@ -151,7 +153,8 @@ class Target:
 
     `spec(kind)` is the format in which dense matrices are quantized where a kind is named (UnknownNameError: no such kind), None if the
     target quantizes nothing; `plan(source, kind)` says what becomes of every tensor. `fused` lists modules, by the last part of
-    their names, whose tensors share one scale of the whole tensor.
+    their names, whose tensors share one scale of the whole tensor. `points(kind)` is the list that codes of a kind must be from, where
+    not every code of its format is one of the kind's.
     """
 
     name: str
@@ -160,6 +163,7 @@ class Target:
     spec: Callable[[str], str | None]
     plan: Callable[[Source, str | None], Plan]
     fused: tuple[tuple[str, ...], ...] = field(default=())
+    points: Callable[[str], Points | None] = lambda kind: None
 
 
 TARGETS: Registry[Target] = Registry("export target", "anybit.io.targets")

@@ -18,8 +18,9 @@ from anybit.calibrate.run import UNTIED
 from anybit.errors import UsageError
 from anybit.formats import Format, Spec
 from anybit.kernels import choose
-from anybit.kernels.cpu import op_spec
+from anybit.kernels.cpu import native, op_spec
 from anybit.layouts import LAYOUTS, default_layout, sizes_known
+from anybit.methods.panels import panels
 from anybit.methods.static_activations import StaticActivations
 from anybit.methods.step import Correction, GroupStep, ModelStep, Rounding, Step
 from anybit.models.spec import ModelSpec
@@ -173,7 +174,9 @@ def estimate(plan: Plan, table: list[Row], spec: ModelSpec, recipe: Recipe) -> E
                 # statistics themselves too, damped, for what comes after rounding and for two inputs
                 more = both > 1 or any(plan.choices[name].corrections for name in names if name in plan.choices)
                 wide = (28 if k <= 8192 else 18) if more else (12 if k <= 8192 else 8)
-                most = max(most, wide * k * k + 24 * max(prod(shapes[name]) for name in names))
+                # and of its rows codes, values and, in panels that the threads are at, four copies
+                n = max(shapes[name][0] for name in names)
+                most = max(most, wide * k * k + (9 * n + 16 * native.threads() * (panels(n)[0].stop if n else 0)) * k)
                 work += 2 * tokens * k * k * both + 4 * k**3 + sum(2 * shapes[name][0] * k * k for name in names)
             held += 4 * k * (1024 if "rows" in needs else 4)
         # float32 weights; beside them what was gathered and codes while a matrix is rounded, or rounded weights while it runs on data

@@ -101,8 +101,18 @@ def feed_back(target: Target, found: Curvature, parts: Parts, block: int = BLOCK
 def better(target: Target, spec: Spec, found: Curvature, parts: Parts, codes: np.ndarray, after: np.ndarray) -> Parts:
     """In each row, of the codes that are there and others (written to; their losses are given) those of less loss; a note counts what was
     kept."""
-    w, old, values = target.weight, parts["codes"], dequantize_parts(parts, spec.format, target.weight.shape)
-    taken = np.concatenate(by_panels(len(w), lambda rows: found.exceed(w[rows] - values[rows], after[rows])))
+    w, old, fmt = target.weight, parts["codes"], spec.format
+    apart = all(a.shape[:1] in ((1,), (len(w),)) for name, a in parts.items() if name != "table")
+    values = None if apart else dequantize_parts(parts, fmt, w.shape)
+
+    def exceeds(rows: slice) -> np.ndarray:
+        if values is not None:
+            return found.exceed(w[rows] - values[rows], after[rows])
+        some = {name: a if name == "table" or len(a) == 1 else a[rows] for name, a in parts.items()}
+        error = dequantize_parts(some, fmt, w[rows].shape)
+        return found.exceed(np.subtract(w[rows], error, out=error), after[rows])
+
+    taken = np.concatenate(by_panels(len(w), exceeds))
     if not taken.all():
         kept = int((old[~taken] != codes[~taken]).any(axis=1).sum())
         if kept:

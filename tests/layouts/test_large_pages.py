@@ -1,6 +1,7 @@
 """Codes that a weight keeps lie where the system may serve them by large pages."""
 
 import gc
+import os
 import sys
 from pathlib import Path
 
@@ -15,7 +16,7 @@ THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 def resident() -> int:
     """Bytes of this process in memory."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux's mappings")

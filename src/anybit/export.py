@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -126,13 +125,7 @@ def write(export: Export, out: str | Path, card: Callable[[], str] | None = None
     if plan.pour is not None and plan.file is not None and out.suffix == Path(plan.file).suffix:
         with atomic_file(out, replace=False) as file:
             check_space(out, plan.nbytes)
-
-            def pour(piece: Any) -> None:
-                view = memoryview(piece).cast("B")
-                while view.nbytes:  # an unbuffered write may take less
-                    view = view[file.write(view) :]
-
-            plan.pour(pour, written)
+            plan.pour(file.write, written)
         return out.stat().st_size
     digests: dict[str, str] = {}
     with atomic_directory(out, digests) as temp:

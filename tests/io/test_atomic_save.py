@@ -21,8 +21,9 @@ import anybit
 from anybit.errors import FileFormatError, OutputError
 from anybit.io import save
 from anybit.io.manifest import contents_digest, verify_directory
+from anybit.io.output import create
 from anybit.io.safetensors_writer import write_safetensors
-from anybit.io.save import atomic_directory, atomic_file, create, remove_stale, write_all
+from anybit.io.save import atomic_directory, atomic_file, remove_stale
 
 CALLS = ("mkdir", "open", "write", "fsync", "rename", "close")
 
@@ -32,8 +33,8 @@ def fill(temp: Path) -> None:
     write_safetensors(temp / "model.safetensors", [("a", "U8", (100,)), ("b", "U8", (70,))], [("a", bytes(100)), ("b", bytes(range(70)))])
     (temp / "config.json").write_text("{}")
     (temp / "sub").mkdir()
-    with create(temp / "sub" / "x") as fd:
-        write_all(fd, b"x" * 10, temp / "sub" / "x")
+    with create(temp / "sub" / "x") as file:
+        file.write(b"x" * 10)
 
 
 def save_directory(target: Path) -> None:
@@ -237,13 +238,14 @@ def test_killed_at_every_call(tmp_path: Path, run: Callable[[Path], None]) -> No
 def test_killed_at_random_times_in_a_real_process(tmp_path: Path) -> None:
     """A loop of saves in a fresh interpreter, killed a few times; every directory that exists verifies."""
     source = (
-        "import sys, itertools\nfrom pathlib import Path\nfrom anybit.io.save import atomic_directory, create, write_all\n"
+        "import sys, itertools\nfrom pathlib import Path\n"
+        "from anybit.io.output import create\nfrom anybit.io.save import atomic_directory\n"
         "print('ready', flush=True)\n"
         "for i in itertools.count():\n"
         "    with atomic_directory(Path(sys.argv[1]) / f'{sys.argv[2]}-{i}') as temp:\n"
         "        for name in 'abc':\n"
-        "            with create(temp / name) as fd:\n"
-        "                for piece in range(50): write_all(fd, bytes([i % 256]) * 4096, temp / name)\n"
+        "            with create(temp / name) as file:\n"
+        "                for piece in range(50): file.write(bytes([i % 256]) * 4096)\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(anybit.__file__).parents[1])}
     for run, delay in enumerate((0.03, 0.07, 0.11, 0.17)):

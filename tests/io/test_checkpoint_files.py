@@ -23,6 +23,7 @@ from anybit.io.checkpoint import QuantizedEntry, save_checkpoint
 from anybit.io.hf import open_model
 from anybit.io.inspect import inspect_model
 from anybit.io.manifest import contents_digest, verify_directory
+from anybit.io.output import PAGE
 from anybit.io.quantization import PartInfo, Quantization, StoredLayer, parse_quantization, quantization_json
 from anybit.io.safetensors import SafeFile
 from anybit.io.safetensors_writer import plan
@@ -157,11 +158,11 @@ def announced(produce: Callable[[], Mapping[str, Any]]) -> list[tuple[str, Quant
 
 
 def test_memory_holds_one_tensor(tmp_path: Path) -> None:
-    size, count = 1 << 20, 24
+    size, count = 4 << 20, 8
 
     def entry(value: int) -> QuantizedEntry:
         stored = StoredLayer(
-            "int4@32", "tile16x4", (1024, 2048), {"scale.0": PartInfo("U8", (size // 16,)), "codes": PartInfo("U8", (size,))}
+            "int4@32", "tile16x4", (2048, 4096), {"scale.0": PartInfo("U8", (size // 16,)), "codes": PartInfo("U8", (size,))}
         )
         return QuantizedEntry(stored, lambda: {"codes": np.full(size, value, np.uint8), "scale.0": np.zeros(size // 16, np.uint8)})
 
@@ -171,7 +172,7 @@ def test_memory_holds_one_tensor(tmp_path: Path) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert done == [f"l{i}.weight" for i in range(count)]
-    assert peak < 1.5 * size * 17 / 16
+    assert peak < 1.5 * size * 17 / 16 + 1.25 * PAGE  # a tensor, and what waits for a whole page to write
 
 
 def test_opening_a_big_checkpoint_reads_only_headers(tmp_path: Path) -> None:

@@ -158,13 +158,13 @@ def test_writer_never_overwrites(tmp_path: Path) -> None:
 
 
 def test_writer_holds_one_tensor_at_a_time(tmp_path: Path) -> None:
-    size, count = 1 << 20, 40
+    size, count = 8 << 20, 5
     made = ((f"t{i}", np.full(size, i, np.uint8)) for i in range(count))
     tracemalloc.start()
     write_safetensors(tmp_path / "a", [(f"t{i}", "U8", (size,)) for i in range(count)], made)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 1.5 * size  # one tensor and the small change; two would be 2.0
+    assert peak < 1.5 * size  # one tensor, and the 2 MiB at most that wait for a whole page to write; two would be 2.0
 
 
 def resident(path: Path) -> int:

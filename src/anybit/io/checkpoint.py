@@ -13,10 +13,11 @@ import numpy as np
 
 from anybit.errors import DoesNotFitError, ShapeError
 from anybit.io.foreign import Sidecar
+from anybit.io.output import create
 from anybit.io.quantization import PART_NAME, Quantization, StoredLayer, Table, quantization_json
 from anybit.io.safetensors import ALIGN, DTYPES, entry_nbytes
 from anybit.io.safetensors_writer import Entry, raw, write_safetensors
-from anybit.io.save import atomic_directory, create, write_all
+from anybit.io.save import atomic_directory
 
 SHARD_BYTES = 5_000_000_000
 
@@ -179,8 +180,8 @@ def save_checkpoint(
 
 def put(path: Path, data: bytes) -> None:
     """Writes a small file. OutputError: it exists, or the disk fails."""
-    with create(path) as fd:
-        write_all(fd, data, path)
+    with create(path) as file:
+        file.write(data)
 
 
 def check_space(target: Path, needed: int) -> None:

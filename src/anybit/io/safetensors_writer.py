@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from anybit.errors import ShapeError
+from anybit.io.output import create
 from anybit.io.safetensors import ALIGN, MAX_HEADER, PAD, bad_name, entry_nbytes
-from anybit.io.save import create, write_all
 
 Entry = tuple[str, str, tuple[int, ...]]  # name, dtype, shape
 
@@ -84,8 +84,8 @@ def write_safetensors(
     """
     head, gaps, size = plan(entries, metadata, align)
     digest = hashlib.sha256(head)
-    with create(path) as fd:
-        write_all(fd, head, path)
+    with create(path) as file:
+        file.write(head)
         source = iter(data)
         for (name, dtype, shape), gap in zip(entries, gaps, strict=True):
             left = entry_nbytes(dtype, shape)
@@ -99,10 +99,10 @@ def write_safetensors(
                     raise ShapeError(f"tensor '{name}': {came[1].nbytes - left} bytes more than {dtype} {list(shape)} holds")
                 left -= came[1].nbytes
                 digest.update(came[1])
-                write_all(fd, came[1], path)
+                file.write(came[1])
                 came = None  # freed before the next is made
             digest.update(bytes(gap))
-            write_all(fd, bytes(gap), path)
+            file.write(bytes(gap))
         if _next(source) is not None:
             raise ShapeError("data came after the last tensor was complete")
     return Written(size, digest.hexdigest())

@@ -22,62 +22,17 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
 
 from anybit.errors import AnybitError, OutputError
 from anybit.io.manifest import MANIFEST, listing, manifest_text, read_manifest
+from anybit.io.output import DISK, Output, create, failed, opened
 from anybit.io.strict_json import shown
-
-CHUNK = 4 << 20
 
 _TEMP = re.compile(r"\.anybit-tmp-(\d{1,10})-(?:(\d{1,20})-)?[0-9a-f]{12}")
 _UNTOUCHED = 3600  # seconds without a change after which a temporary may be abandoned, on a file system without locks
 _TRIES = 100
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
 _MINE: set[Path] = set()
-_DISK = {
-    errno.ENOSPC: "the disk is full; free some space or choose another place",
-    errno.EDQUOT: "the disk quota is used up; free some space or choose another place",
-    errno.EFBIG: "the file would exceed the allowed file size; choose another place or a smaller shard size",
-    errno.EIO: "the disk reported an input/output error; choose another disk",
-    errno.EROFS: "the file system is read-only; choose another place",
-}
-
-
-def _failed(target: Path, error: OSError) -> OutputError:
-    reason = _DISK.get(error.errno or 0) or f"{error.strerror or error}; check the path and its permissions"
-    return OutputError(f"cannot write {target}: {reason}")
-
-
-@contextmanager
-def create(path: str | os.PathLike[str]) -> Iterator[int]:
-    """A new file's descriptor, closed at the end. Raises: OutputError: it exists, or cannot be made or closed."""
-    path = Path(path)
-    try:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-    except FileExistsError:
-        raise OutputError(f"{path} exists; remove it or choose another name") from None
-    except OSError as error:
-        raise _failed(path, error) from None
-    try:
-        yield fd
-    except BaseException:
-        os.close(fd)
-        raise
-    try:
-        os.close(fd)
-    except OSError as error:
-        raise _failed(path, error) from None
-
-
-def write_all(fd: int, data: Any, path: str | os.PathLike[str]) -> None:
-    """Writes every byte of a buffer, however few the system takes at a time. Raises: OutputError."""
-    view = memoryview(data).cast("B")
-    try:
-        while view.nbytes:
-            view = view[os.write(fd, view[:CHUNK]) :]
-    except OSError as error:
-        raise _failed(Path(path), error) from None
 
 
 def sync(path: Path) -> None:
@@ -219,7 +174,7 @@ def _prepare(target: Path, replace: bool) -> None:
     except OSError as error:
         if isinstance(error, OutputError):
             raise
-        raise _failed(target, error) from None
+        raise failed(target, error) from None
 
 
 @contextmanager
@@ -243,8 +198,8 @@ def _temporary(target: Path, replace: bool, make: Callable[[Path], None]) -> Ite
             _remove(temp)
             if isinstance(error, OutputError) and str(temp) in str(error):  # the temporary's name would tell a user nothing
                 raise OutputError(str(error).replace(str(temp), str(target))) from None
-            if isinstance(error, OSError) and not isinstance(error, AnybitError) and (error.errno in _DISK or temp.name in str(error)):
-                raise _failed(target, error) from error
+            if isinstance(error, OSError) and not isinstance(error, AnybitError) and (error.errno in DISK or temp.name in str(error)):
+                raise failed(target, error) from error
             raise
         finally:
             _unlock(lock)
@@ -266,8 +221,8 @@ def atomic_directory(target: str | os.PathLike[str], digests: dict[str, str] | N
         text = manifest_text(temp, names, digests or {})
         for name in names:
             sync(temp / name)
-        with create(temp / MANIFEST) as fd:
-            write_all(fd, text, target)
+        with create(temp / MANIFEST) as file:
+            file.write(text)
         sync(temp / MANIFEST)
         for folder in [temp, *(path for path in temp.rglob("*") if path.is_dir())]:
             sync(folder)
@@ -302,17 +257,16 @@ def _empty(path: Path) -> None:
 
 
 @contextmanager
-def atomic_file(target: str | os.PathLike[str], replace: bool = True) -> Iterator[BinaryIO]:
-    """A binary file to write, which takes `target`'s place when the block ends without an exception, and vanishes otherwise.
+def atomic_file(target: str | os.PathLike[str], replace: bool = True) -> Iterator[Output]:
+    """A file to write, which takes `target`'s place when the block ends without an exception, and vanishes otherwise.
 
     Raises: OutputError: the disk fails, the directory does not exist, or `target` exists and `replace` is False.
     """
     target = Path(os.path.abspath(target))
     with _temporary(target, replace, _empty) as temp:
-        with open(temp, "r+b") as file:
+        with opened(temp, 0) as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
+            file.sync()
         _put_in_place(temp, target, replace)
 
 

@@ -23,7 +23,7 @@ from anybit.io.gguf.model import MODULES, WHOLE, row_order
 from anybit.io.gguf.model_fields import architecture_of, interleaved, model_fields, rope_factors
 from anybit.io.gguf.tokenizer_fields import tokenizer_fields
 from anybit.io.gguf.writer import Entry, Value, write_gguf
-from anybit.io.save import create, write_all
+from anybit.io.output import create
 from anybit.io.targets.fit import Fit, NoFit, fit
 from anybit.io.targets.target import SLAB, TARGETS, Held, Parts, Plan, Source, Step, Target, Written
 
@@ -205,11 +205,11 @@ def _plan(source: Source, kind: str | None) -> Plan:
 
     def write(folder: Path, written: Written) -> dict[str, str]:
         digest = hashlib.sha256()
-        with create(folder / FILE) as fd:
+        with create(folder / FILE) as file:
 
             def put(piece: Any) -> None:
                 digest.update(piece)
-                write_all(fd, piece, folder / FILE)
+                file.write(piece)
 
             pour(put, written)
         return {FILE: digest.hexdigest()}

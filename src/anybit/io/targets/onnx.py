@@ -24,8 +24,8 @@ from anybit.errors import UnknownNameError, UsageError
 from anybit.formats import Format
 from anybit.io.checkpoint import pretty, put
 from anybit.io.onnx_writer import OPSET, OnnxGraph
+from anybit.io.output import create
 from anybit.io.safetensors_writer import raw
-from anybit.io.save import create, write_all
 from anybit.io.targets.fit import Fit, NoFit, fit
 from anybit.io.targets.target import TARGETS, Held, Plan, Source, Step, Target, Written
 from anybit.models.spec import Attention, Layer
@@ -326,12 +326,12 @@ def _plan(source: Source, kind: str | None) -> Plan:
 
         digest, at = hashlib.sha256(), 0
         sizes = [(name, nbytes) for name, _, _, nbytes in builder.graph.weights]
-        with create(folder / DATA) as fd:
+        with create(folder / DATA) as file:
 
             def pour(piece: bytes | memoryview) -> None:
                 nonlocal at
                 digest.update(piece)
-                write_all(fd, piece, folder / DATA)
+                file.write(piece)
                 at += len(piece)
 
             index, left = 0, 0
@@ -350,8 +350,8 @@ def _plan(source: Source, kind: str | None) -> Plan:
         model = builder.graph.model(DATA, ALIGN, "anybit", __version__, {"": OPSET, CONTRIB: 1})
         put(folder / FILE, model)
         put(folder / "config.json", (pretty(source.config, levels=2) + "\n").encode())
-        for file in source.sidecars:
-            put(folder / file.name, file.read_bytes())
+        for sidecar in source.sidecars:
+            put(folder / sidecar.name, sidecar.read_bytes())
         return {DATA: digest.hexdigest()}
 
     return Plan(tuple(steps), write, (), None)

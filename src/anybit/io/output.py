@@ -1,0 +1,105 @@
+"""New files, written in large pieces at multiples of their size.
+
+A system that keeps files in memory in pieces as large as the writes that made them keeps 2 MiB in one place for a write of 2 MiB at a
+multiple of 2 MiB, and many small pages for anything else. A map of the file is then read faster: fewer addresses have to be looked up.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+from anybit.errors import OutputError
+
+PAGE = 2 << 20
+_MOST = 2 * PAGE  # bytes a call: an interrupt waits for no more
+DISK = {
+    errno.ENOSPC: "the disk is full; free some space or choose another place",
+    errno.EDQUOT: "the disk quota is used up; free some space or choose another place",
+    errno.EFBIG: "the file would exceed the allowed file size; choose another place or a smaller shard size",
+    errno.EIO: "the disk reported an input/output error; choose another disk",
+    errno.EROFS: "the file system is read-only; choose another place",
+}
+
+
+def failed(target: Path, error: OSError) -> OutputError:
+    """The one line that says why a path cannot be written."""
+    reason = DISK.get(error.errno or 0) or f"{error.strerror or error}; check the path and its permissions"
+    return OutputError(f"cannot write {target}: {reason}")
+
+
+class Output:
+    """A file being written from its beginning. Holds the bytes after the last multiple of `PAGE`, until `flush`.
+
+    Raises: OutputError, of every method: the disk fails. What has been written by then is unknown.
+    """
+
+    def __init__(self, fd: int, path: Path) -> None:
+        self._fd, self._path = fd, path
+        self._rest = bytearray()
+
+    def write(self, data: Any) -> None:
+        """Appends every byte of a buffer, in C order. Pieces of whole pages are not copied."""
+        view = memoryview(data)
+        view = view.cast("B") if view.nbytes else memoryview(b"")
+        if self._rest:
+            missing = PAGE - len(self._rest)
+            self._rest += view[:missing]
+            view = view[missing:]
+            if len(self._rest) < PAGE:
+                return
+            self.flush()
+        whole = view.nbytes - view.nbytes % PAGE
+        self._put(view[:whole])
+        self._rest += view[whole:]
+
+    def flush(self) -> None:
+        """Hands what is held to the system. Once, at the end: what comes after it no longer lies at multiples of `PAGE`."""
+        self._put(memoryview(self._rest))
+        self._rest = bytearray()
+
+    def _put(self, view: memoryview) -> None:
+        try:
+            while view.nbytes:  # the system may take less than it is given
+                view = view[os.write(self._fd, view[:_MOST]) :]
+        except OSError as error:
+            raise failed(self._path, error) from None
+
+    def sync(self) -> None:
+        """Flushes, and waits until everything is on the disk."""
+        self.flush()
+        try:
+            os.fsync(self._fd)
+        except OSError as error:
+            raise failed(self._path, error) from None
+
+
+@contextmanager
+def opened(path: Path, flags: int) -> Iterator[Output]:
+    """A path opened for writing, flushed and closed at the end of a block that does not fail. Raises: OutputError."""
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | flags, 0o666)
+    except FileExistsError:
+        raise OutputError(f"{path} exists; remove it or choose another name") from None
+    except OSError as error:
+        raise failed(path, error) from None
+    try:
+        output = Output(fd, path)
+        yield output
+        output.flush()
+    except BaseException:
+        os.close(fd)
+        raise
+    try:
+        os.close(fd)
+    except OSError as error:
+        raise failed(path, error) from None
+
+
+def create(path: str | os.PathLike[str]) -> AbstractContextManager[Output]:
+    """A new file to write, as `opened`. Raises: OutputError: also, the file exists."""
+    return opened(Path(path), os.O_CREAT | os.O_EXCL)

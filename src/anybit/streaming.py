@@ -74,7 +74,8 @@ def quantize_file(
         if tensor.role in ("norm", "bias"):
             array, dtype = source.get(tensor.name)
             check_finite(array, dtype, tensor.name, where, place)
-            plain.append((tensor.name, dtype, array))
+            plain.append((tensor.name, dtype, array.copy()))  # a view of some kilobytes may keep a large page in memory
+            source.release(tensor.name)
     return save_checkpoint(
         out, source.config, entries, plain, (*source.sidecars, *files), tables=tables_of([spec.format]), policy=spec.policy_text,
         attention_product=attention, on_written=_counted(progress, matrices),

@@ -16,7 +16,7 @@ from typing import Any
 from anybit.errors import OutputError
 
 PAGE = 2 << 20
-_MOST = 2 * PAGE  # bytes a call: an interrupt waits for no more
+_MOST = 4 << 20  # bytes a call: an interrupt waits for no more
 DISK = {
     errno.ENOSPC: "the disk is full; free some space or choose another place",
     errno.EDQUOT: "the disk quota is used up; free some space or choose another place",

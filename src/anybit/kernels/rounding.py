@@ -107,6 +107,18 @@ def codes(element: Element, x: np.ndarray, round: str, over: str) -> np.ndarray:
     return out.reshape(x.shape)
 
 
+def nearest(element: Element, x: np.ndarray, round: str, over: str) -> np.ndarray | None:
+    """float32: what the codes of finite float32 numbers mean, in one pass; None: there is no native way, or some are out of range."""
+    if x.dtype != np.float32 or x.size < _LEAST or not x.dtype.isnative:
+        return None
+    plan = rounding(element, round, over, "saturate")
+    if plan is None:
+        return None
+    flat = np.ascontiguousarray(x).reshape(-1)
+    out = np.empty_like(flat)
+    return None if plan.values(flat, out)[2] else out.reshape(x.shape)
+
+
 _LEAST = 1 << 9
 """Numbers from which the native call is worth its way."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -12,10 +13,12 @@ from anybit.formats.rounding import round_integral, stochastic_bits
 from anybit.formats.stochastic import stochastic_integral
 from anybit.formats.vector import Vector
 from anybit.kernels.rounding import codes as native_codes
+from anybit.kernels.rounding import nearest as native_nearest
 from anybit.methods.chain import FALL, Chain, ReachError, Shape
 from anybit.methods.scales import Range, Rule
 from anybit.methods.values import Elsewhere, Values, decoded, encoded, values_of
 
+Walk = Callable[[Callable[[slice, Values], Any]], Iterable[Any]]
 LIMIT = 1 << 18
 _LARGEST = float(np.finfo(np.float32).max)
 
@@ -50,12 +53,8 @@ class Grids:
     def encode(self, values: np.ndarray, box: Box, spec: Spec, word: np.ndarray | None = None) -> np.ndarray:
         """Codes of one box of finite values. `word`: a random word for each, for stochastic rounding; without, that is to nearest."""
         element, policy = spec.format.element, spec.policy
+        ratio = self._ratio(values, box)
         with np.errstate(over="ignore", under="ignore"):
-            if self.offset is not None:
-                values = values - box.spread(self.offset)
-            ratio = values / box.spread(self.divisor)
-            if self.symmetric is not None:
-                ratio = np.clip(ratio, -self.symmetric, self.symmetric)
             if self.zero is None:
                 return codes_of(element, ratio, policy, word)
             if not spec.format.whole_zero:
@@ -67,9 +66,29 @@ class Grids:
                 whole = np.rint(ratio) if word is None else stochastic_integral(ratio, bits, word)
             return codes_of(element, whole + box.spread(self.zero), replace(policy, round="nearest-even"), None)
 
+    def _ratio(self, values: np.ndarray, box: Box) -> np.ndarray:
+        """Values over their scales, less their offsets."""
+        with np.errstate(over="ignore", under="ignore"):
+            if self.offset is not None:
+                values = values - box.spread(self.offset)
+            ratio = values / box.spread(self.divisor)
+            return ratio if self.symmetric is None else np.clip(ratio, -self.symmetric, self.symmetric)
+
     def decode(self, codes: np.ndarray, box: Box, element: Element) -> np.ndarray:
         """float32 values of one box of codes."""
-        value = values_of(element, codes)
+        return self._placed(values_of(element, codes), box)
+
+    def rounded(self, values: np.ndarray, box: Box, spec: Spec) -> np.ndarray:
+        """float32: what the codes of one box of finite values mean, but for the sign of a zero. Stochastic rounding is to nearest."""
+        element, policy = spec.format.element, spec.policy
+        if self.zero is None and stochastic_bits(policy.round) is None and not isinstance(values, Elsewhere):
+            found = native_nearest(element, self._ratio(values, box), policy.round, policy.over)
+            if found is not None:
+                return self._placed(found, box)
+        return self.decode(self.encode(values, box, spec), box, element)
+
+    def _placed(self, value: np.ndarray, box: Box) -> np.ndarray:
+        """The element's values on the grid."""
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
             if self.zero is not None:
                 value = value - box.spread(self.zero)
@@ -93,25 +112,26 @@ class Chooser:
         self._searched: dict[int, np.ndarray] = {}
         self._wished: dict[int, list[np.ndarray]] = {}
 
-    def settle(self, walk: Callable[[], Iterable[tuple[slice, Values]]]) -> None:
-        """Fixes the scales of scales and of offsets. `walk` gives (rows of the block grid, their values) for the whole array, twice."""
+    def settle(self, walk: Walk) -> None:
+        """Fixes the scales of scales and of offsets. `walk` calls its argument with all rows of the block grid and their values, some at
+        a time, and gives what it returns, in order; more than once."""
         if self.offsets is not None and self.offsets.deep:
-            self.offsets.settle((rows, self._offset_targets(values, rows)) for rows, values in walk())
+            self.offsets.settle(walk(lambda rows, values: (rows, self._offset_targets(values, rows))))
             if self.rule.stiffness is not None and self.fmt.zero is None:
                 of_offset = self.rule.stiffness
                 self.offsets.fit(
-                    (rows, self._offset_targets(values, rows), of_offset(self._see(values, None), None)) for rows, values in walk()
-                )  # fmt: skip
+                    walk(lambda rows, values: (rows, self._offset_targets(values, rows), of_offset(self._see(values, None), None)))
+                )
         if self.scales.deep:
-            self.scales.settle((rows, np.abs(self._candidates(values, rows)[0])) for rows, values in walk())
+            self.scales.settle(walk(lambda rows, values: (rows, np.abs(self._candidates(values, rows)[0]))))
             if self.rule.stiffness is not None:
                 of_scale = self.rule.stiffness
 
-                def stiff(values: Values, rows: slice) -> tuple[slice, np.ndarray, np.ndarray]:
+                def stiff(rows: slice, values: Values) -> tuple[slice, np.ndarray, np.ndarray]:
                     wished = self._candidates(values, rows)[0]
                     return rows, wished, of_scale(self._see(values, self._offset(values, rows)[1]), wished)
 
-                self.scales.fit(stiff(values, rows) for rows, values in walk())
+                self.scales.fit(walk(stiff))
 
     def _candidates(self, values: Values, rows: slice) -> list[np.ndarray]:
         """The rule's scales. One that fits scales of scales searches for long, and is asked once: 8 bytes a block."""
@@ -256,8 +276,7 @@ class Chooser:
         # A power of an error may leave float64, that of its share of the block does not.
         unit = np.maximum(np.maximum(values.high, -values.low), 2.0**-149)
         for box, part in values.parts():
-            found = grids.decode(grids.encode(part, box, self._search), box, self.fmt.element)
-            error = np.subtract(part, found, dtype=np.float64)
+            error = np.subtract(part, grids.rounded(part, box, self._search), dtype=np.float64)
             cost = self.rule.cost(error if self.rule.loss is None else error / box.spread(unit))
             if values.importance is not None:
                 cost = cost * values.importance[box.take].reshape(box.split)

@@ -107,16 +107,24 @@ def codes(element: Element, x: np.ndarray, round: str, over: str) -> np.ndarray:
     return out.reshape(x.shape)
 
 
-def nearest(element: Element, x: np.ndarray, round: str, over: str) -> np.ndarray | None:
-    """float32: what the codes of finite float32 numbers mean, in one pass; None: there is no native way, or some are out of range."""
-    if x.dtype != np.float32 or x.size < _LEAST or not x.dtype.isnative:
-        return None
+SUMS = ("pairs", "scales", "loss")
+_LARGEST = float(np.finfo(np.float32).max)
+
+
+def block_sums(
+    element: Element, round: str, over: str, what: str, x: np.ndarray, size: int, scale: np.ndarray, offset: np.ndarray | None = None,
+    before: np.ndarray | None = None, weight: np.ndarray | None = None, end: float | None = None,
+) -> np.ndarray | None:  # fmt: skip
+    """float64[blocks, sums] of numbers float32[n] in blocks of `size`, one after the other, as native/sums.h says; None: no native way.
+
+    what: of `SUMS`. scale, offset, before: float32, one a block; weight: float64, of as many numbers as repeat; end: where ratios end.
+    """
     plan = rounding(element, round, over, "saturate")
     if plan is None:
         return None
-    flat = np.ascontiguousarray(x).reshape(-1)
-    out = np.empty_like(flat)
-    return None if plan.values(flat, out)[2] else out.reshape(x.shape)
+    numbers = (None if each is None else np.ascontiguousarray(each, np.float32).reshape(-1) for each in (scale, offset, before))
+    found: np.ndarray = native.block_sums(plan._native, SUMS.index(what), x, size, *numbers, weight, _LARGEST if end is None else end)
+    return found
 
 
 _LEAST = 1 << 9

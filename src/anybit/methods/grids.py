@@ -12,8 +12,8 @@ from anybit.formats import Box, Element, Policy, Spec
 from anybit.formats.rounding import round_integral, stochastic_bits
 from anybit.formats.stochastic import stochastic_integral
 from anybit.formats.vector import Vector
+from anybit.kernels.rounding import block_sums
 from anybit.kernels.rounding import codes as native_codes
-from anybit.kernels.rounding import nearest as native_nearest
 from anybit.methods.chain import FALL, Chain, ReachError, Shape
 from anybit.methods.scales import Range, Rule
 from anybit.methods.values import Elsewhere, Values, decoded, encoded, values_of
@@ -53,8 +53,12 @@ class Grids:
     def encode(self, values: np.ndarray, box: Box, spec: Spec, word: np.ndarray | None = None) -> np.ndarray:
         """Codes of one box of finite values. `word`: a random word for each, for stochastic rounding; without, that is to nearest."""
         element, policy = spec.format.element, spec.policy
-        ratio = self._ratio(values, box)
         with np.errstate(over="ignore", under="ignore"):
+            if self.offset is not None:
+                values = values - box.spread(self.offset)
+            ratio = values / box.spread(self.divisor)
+            if self.symmetric is not None:
+                ratio = np.clip(ratio, -self.symmetric, self.symmetric)
             if self.zero is None:
                 return codes_of(element, ratio, policy, word)
             if not spec.format.whole_zero:
@@ -66,29 +70,9 @@ class Grids:
                 whole = np.rint(ratio) if word is None else stochastic_integral(ratio, bits, word)
             return codes_of(element, whole + box.spread(self.zero), replace(policy, round="nearest-even"), None)
 
-    def _ratio(self, values: np.ndarray, box: Box) -> np.ndarray:
-        """Values over their scales, less their offsets."""
-        with np.errstate(over="ignore", under="ignore"):
-            if self.offset is not None:
-                values = values - box.spread(self.offset)
-            ratio = values / box.spread(self.divisor)
-            return ratio if self.symmetric is None else np.clip(ratio, -self.symmetric, self.symmetric)
-
     def decode(self, codes: np.ndarray, box: Box, element: Element) -> np.ndarray:
         """float32 values of one box of codes."""
-        return self._placed(values_of(element, codes), box)
-
-    def rounded(self, values: np.ndarray, box: Box, spec: Spec) -> np.ndarray:
-        """float32: what the codes of one box of finite values mean, but for the sign of a zero. Stochastic rounding is to nearest."""
-        element, policy = spec.format.element, spec.policy
-        if self.zero is None and stochastic_bits(policy.round) is None and not isinstance(values, Elsewhere):
-            found = native_nearest(element, self._ratio(values, box), policy.round, policy.over)
-            if found is not None:
-                return self._placed(found, box)
-        return self.decode(self.encode(values, box, spec), box, element)
-
-    def _placed(self, value: np.ndarray, box: Box) -> np.ndarray:
-        """The element's values on the grid."""
+        value = values_of(element, codes)
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
             if self.zero is not None:
                 value = value - box.spread(self.zero)
@@ -272,11 +256,20 @@ class Chooser:
 
         Under stochastic rounding that of rounding to nearest: a scale is not chosen by chance.
         """
+        if self.rule.loss is None and grids.zero is None and values.rows is not None:
+            (x, size, weight), policy = values.rows, self._search.policy
+            round = policy.round if stochastic_bits(policy.round) is None else "nearest-even"
+            found = block_sums(
+                self.fmt.element, round, policy.over, "loss", x, size, grids.scale, grids.offset, None, weight, grids.symmetric
+            )
+            if found is not None:
+                return found.reshape(values.low.shape)
         loss = np.zeros_like(values.low)
         # A power of an error may leave float64, that of its share of the block does not.
         unit = np.maximum(np.maximum(values.high, -values.low), 2.0**-149)
         for box, part in values.parts():
-            error = np.subtract(part, grids.rounded(part, box, self._search), dtype=np.float64)
+            found = grids.decode(grids.encode(part, box, self._search), box, self.fmt.element)
+            error = np.subtract(part, found, dtype=np.float64)
             cost = self.rule.cost(error if self.rule.loss is None else error / box.spread(unit))
             if values.importance is not None:
                 cost = cost * values.importance[box.take].reshape(box.split)

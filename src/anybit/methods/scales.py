@@ -12,6 +12,7 @@ import numpy as np
 
 from anybit.errors import FormatError, UnknownNameError
 from anybit.formats import Element
+from anybit.kernels.rounding import block_sums
 from anybit.methods.values import Elsewhere, Values, values_of
 from anybit.registry import Registry
 
@@ -56,6 +57,18 @@ class Range:
         if isinstance(ratio, Elsewhere):
             return values_of(self.element, ratio.encoded(self.element))
         return values_of(self.element, self.element._codes(ratio, "nearest-even", "saturate"))
+
+    def sums(self, what: str, terms: Callable[..., tuple[np.ndarray, ...]], scale: np.ndarray, *offset: np.ndarray) -> list[np.ndarray]:
+        """float64, one a block each: the native sums `what` (see `block_sums`) of the values' codes under scales and offsets, float32; or,
+        where there is no native way, those of `terms(values, importance, scale, *offset)`."""
+        values = self.seen("kquant")
+        if values.rows is not None:
+            x, size, weight = values.rows
+            before, after = values.offset, offset[0] if offset else None
+            found = block_sums(self.element, "nearest-even", "saturate", what, x, size, scale, after, before, weight)
+            if found is not None:
+                return [column.reshape(scale.shape) for column in found.T]
+        return values.sums(terms, scale, *offset)
 
     def seen(self, rule: str) -> Values:
         """The values. FormatError: a zero point, under which there is only a width."""

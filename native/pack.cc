@@ -98,6 +98,8 @@ template <int bits> AB_INLINE uint64_t squeeze(uint64_t x) {  // a code in each 
 }
 
 template <int bits> AB_INLINE uint64_t spread(uint64_t x) {
+  if constexpr (bits == 1)  // bit i of byte i; adding 128 less that bit sets the top bit where it is set, and carries no further
+    return ((((x & 0xff) * 0x0101010101010101u & 0x8040201008040201u) + 0x00406070787c7e7fu) >> 7) & 0x0101010101010101u;
   constexpr uint64_t one = 0x0101010101010101u * ((1u << bits) - 1), pair = 0x0000000100000001u * ((1u << 2 * bits) - 1);
   constexpr uint64_t two = 0x0001000100010001u * ((1u << bits) - 1), four = (uint64_t{1} << 4 * bits) - 1;
   x = (x & four) | (x & four << 4 * bits) << (32 - 4 * bits);

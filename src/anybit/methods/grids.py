@@ -256,21 +256,22 @@ class Chooser:
 
         Under stochastic rounding that of rounding to nearest: a scale is not chosen by chance.
         """
-        if self.rule.loss is None and grids.zero is None and values.rows is not None:
-            (x, size, weight), policy = values.rows, self._search.policy
+        # A power of an error may leave float64, that of its share of the block does not.
+        unit = np.maximum(np.maximum(values.high, -values.low), 2.0**-149) if self.rule.powered else None
+        if grids.zero is None and values.rows is not None:
+            (x, size, weight), policy, what = values.rows, self._search.policy, "loss" if unit is None else "power"
             round = policy.round if stochastic_bits(policy.round) is None else "nearest-even"
             found = block_sums(
-                self.fmt.element, round, policy.over, "loss", x, size, grids.scale, grids.offset, None, weight, grids.symmetric
-            )
+                self.fmt.element, round, policy.over, what, x, size, grids.scale, grids.offset, None, weight, grids.symmetric,
+                None if unit is None else unit.reshape(-1), self.rule.number or 2.0,
+            )  # fmt: skip
             if found is not None:
                 return found.reshape(values.low.shape)
         loss = np.zeros_like(values.low)
-        # A power of an error may leave float64, that of its share of the block does not.
-        unit = np.maximum(np.maximum(values.high, -values.low), 2.0**-149)
         for box, part in values.parts():
             found = grids.decode(grids.encode(part, box, self._search), box, self.fmt.element)
             error = np.subtract(part, found, dtype=np.float64)
-            cost = self.rule.cost(error if self.rule.loss is None else error / box.spread(unit))
+            cost = self.rule.cost(error if unit is None else error / box.spread(unit))
             if values.importance is not None:
                 cost = cost * values.importance[box.take].reshape(box.split)
             loss[box.grid] += cost.sum(axis=box.within)

@@ -78,7 +78,6 @@ class Range:
 
 
 Candidates = Callable[..., list[np.ndarray]]
-Loss = Callable[..., np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ class Rule:
     candidates: from a Range (and the number in the rule's name, if it takes one) to scales, each one a block: float64, 0 where a block is
         zero, negative where the rule mirrors a block. With several, the one of least loss after storing it is taken, block by block; the
         first also decides the scales of the scales and must itself be in range.
-    loss: what an error of each value costs (float64, same shape; then the rule's number); None: its square. Importance multiplies it.
+    powered: an error of a value costs the power of its magnitude that the rule's number says, not its square. Importance multiplies it.
     offsets: from a Range without offset to the offsets wanted, one a block, for formats that have them; None: each block's least value.
     symmetric: codes of two's complement keep off the most negative one.
     allowed: least and largest number that the name may end in; None: no number. number: the one given, or the default (None: none).
@@ -101,7 +100,7 @@ class Rule:
 
     name: str
     candidates: Candidates
-    loss: Loss | None = None
+    powered: bool = False
     offsets: Callable[[Range], np.ndarray] | None = None
     stiffness: Callable[[Range, np.ndarray | None], np.ndarray] | None = None
     symmetric: bool = False
@@ -125,7 +124,7 @@ class Rule:
 
     def cost(self, error: np.ndarray) -> np.ndarray:
         """float64: what errors of values cost."""
-        return np.square(error, dtype=np.float64) if self.loss is None else self.loss(error.astype(np.float64, copy=False), *self._more)
+        return np.power(np.abs(error, dtype=np.float64), self._more[0]) if self.powered else np.square(error, dtype=np.float64)
 
 
 _NUMBER = re.compile(r"([a-z0-9]*?[a-z])(\d{1,4}(?:\.\d{1,4})?)")

@@ -21,15 +21,13 @@ from anybit.io.hf import Source as Directory
 from anybit.io.packed import logical
 from anybit.io.targets import Held, Source
 from anybit.io.targets.target import unit_of
-from anybit.layouts import LAYOUTS
+from anybit.layouts import LAYOUTS, sizes_known
 from anybit.methods import METHODS
 from anybit.methods.points import quantize_to_points
 from anybit.methods.rtn import dequantize_parts
 from anybit.models import describe
 from anybit.stored import DENSE_FORMATS, brought_elements, check_dtype, chosen_names, resolve, stored_linear
 from anybit.tensor import QTensor
-
-_CUT = ("tile16x4", "tile16x1", "base3")
 
 
 def held_tensor(
@@ -38,8 +36,8 @@ def held_tensor(
 ) -> Held:  # fmt: skip
     """A tensor of ours, unpacked some rows at a time. `order`: of the inputs, where the layer permutes them."""
     rows = tensor.shape[0]
-    tiled = tensor.layout in _CUT
-    unit = lcm(unit_of(tensor.format, tensor.shape), LAYOUTS[tensor.layout].tile[0]) if tiled else rows
+    cut = len(tensor.shape) == 2 and sizes_known(tensor.format, tensor.shape, tensor.layout)  # what packs as a whole is taken as a whole
+    unit = lcm(unit_of(tensor.format, tensor.shape), LAYOUTS[tensor.layout].tile[0]) if cut else rows
 
     def part(start: int, stop: int) -> QTensor:
         return tensor if (start, stop) == (0, rows) else tensor.narrow(start, stop)

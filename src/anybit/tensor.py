@@ -9,7 +9,7 @@ from functools import cached_property
 from inspect import signature
 from math import lcm, prod
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,7 +18,9 @@ from anybit.errors import FormatError, ShapeError, UsageError
 from anybit.formats import Format, Spec, bound
 from anybit.formats.element import as_real
 from anybit.layouts import LAYOUTS, default_layout, rows_owned
-from anybit.layouts.tile import Tile16x1
+
+if TYPE_CHECKING:
+    from anybit.kernels import Kernel, Prepare
 
 
 def _read_only(parts: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
@@ -135,34 +137,37 @@ class QTensor:
 
     @cached_property
     def native(self) -> Any:
-        """The native weight over the stored parts, made on first use; its `kind` says which integer path serves it."""
-        from anybit.kernels import cpu
+        """The native weight that multiplies float activations, made on first use; its `kind` says which integer path serves it."""
+        from anybit.kernels import choose
+        from anybit.kernels.cpu import op_spec
 
+        return self.prepared(choose(op_spec(self.format, self.layout, None), native=True).kernel)
+
+    def prepared(self, kernel: Kernel) -> Any:
+        """The native weight as a native kernel takes it, made on first use. ShapeError: the tensor is no matrix."""
         if len(self.shape) != 2:
             raise ShapeError(f"matmul needs a matrix, not an array of shape {list(self.shape)}")
-        shape = (self.shape[0], self.shape[1])
-        if self.layout in ("tile16x4", "base3") and self.format.block is not None:
-            return cpu.coded_weight(self.bound, shape, self.parts, self.grids(), trits=self.layout == "base3")
-        if self.layout == "tile16x1":
-            return cpu.dense_weight(self.format.element.name, shape, self.parts["codes"])
-        if self.layout == "escape" and self.format.dense:
-            return cpu.dense_weight(self.format.element.name, shape, self.parts["codes"], self.parts["index"])
-        if self.format.pack:  # decoded here, once
-            return QTensor.pack(self.format.plain, self.shape, self.logical()).native
-        if default_layout(self.format, self.shape) != "rows":
-            return self.to(default_layout(self.format, self.shape)).native
-        from anybit.methods.rtn import dequantize_parts
+        if kernel.prepare is None:
+            return self.native
+        if kernel.prepare not in self._prepared:
+            self._prepared[kernel.prepare] = kernel.prepare(self)
+        return self._prepared[kernel.prepare]
 
-        expanded = dequantize_parts(self.logical(), self.format, self.shape)
-        return cpu.dense_weight("fp32", shape, Tile16x1().pack(Format("fp32"), shape, {"codes": expanded.view(np.uint32)})["codes"])
+    @cached_property
+    def _prepared(self) -> dict[Prepare, Any]:
+        return {}
 
-    def dequantize(self) -> np.ndarray:
-        """float32, the tensor's shape: the value of every code times its scale, rounded once a product (docs/contract.md)."""
-        if len(self.shape) == 2 and self.layout != "rows":
-            return np.asarray(self.native.rows())
+    def expanded(self) -> np.ndarray:
+        """As `dequantize`, without a native weight."""
         from anybit.methods.rtn import dequantize_parts
 
         return dequantize_parts(self.logical(), self.format, self.shape)
+
+    def dequantize(self) -> np.ndarray:
+        """float32, the tensor's shape: the value of every code times its scale, rounded once a product (docs/contract.md)."""
+        if len(self.shape) == 2 and self.layout != "rows":  # which no kernel reads as they lie
+            return np.asarray(self.native.rows())
+        return self.expanded()
 
     def rows(self, ids: Any) -> np.ndarray:
         """float32[len(ids), k]: the values of some rows (an embedding look-up). ShapeError: ids are no list of this matrix's rows."""

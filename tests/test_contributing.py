@@ -16,6 +16,7 @@ BLOCKS: dict[str, str] = dict(re.findall(r"```python\n# (\S+\.py)\n(.*?)```", (R
 # Example: its test in the document, and tests of the repository that have to see and accept what it adds.
 EXAMPLES = {
     "src/anybit/formats/elements/cubes.py": ("tests/formats/test_cubes.py", ["tests/formats/test_element_oracles.py", "-k", "cubes"]),
+    "src/anybit/layouts/halves.py": ("tests/layouts/test_halves.py", ["tests/layouts/test_every_layout.py", "-k", "halves"]),
     "src/anybit/methods/clipped.py": ("tests/methods/test_clipped.py", []),
     "src/anybit/kernels/untiled.py": ("tests/kernels/test_untiled.py", []),
 }

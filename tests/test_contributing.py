@@ -19,6 +19,7 @@ EXAMPLES = {
     "src/anybit/layouts/halves.py": ("tests/layouts/test_halves.py", ["tests/layouts/test_every_layout.py", "-k", "halves"]),
     "src/anybit/methods/clipped.py": ("tests/methods/test_clipped.py", []),
     "src/anybit/kernels/untiled.py": ("tests/kernels/test_untiled.py", []),
+    "src/anybit/io/targets/npz.py": ("tests/io/test_npz.py", []),
 }
 # A pytest plugin that lets the package see the example's folder as if the file lay in its own.
 PLUGIN = """

@@ -76,3 +76,6 @@ def test_they_pass_the_lint_and_type_rules(name: str, tmp_path: Path) -> None:
     for node in ast.walk(ast.parse(BLOCKS[name])):
         if isinstance(node, ast.FunctionDef):
             assert node.returns is not None and all(a.annotation for a in node.args.args if a.arg != "self"), node.name
+    for node in ast.parse(BLOCKS[name]).body:  # as tests/test_architecture.py asks of the package; each family's `parse` is covered
+        if name.startswith("src/") and isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+            assert ast.get_docstring(node) or node.name == "parse", node.name

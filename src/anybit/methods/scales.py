@@ -155,6 +155,11 @@ class Rules(Registry[Rule]):
 SCALES = Rules("scale rule", "anybit.methods.scale_rules")
 
 
+def counted(importance: np.ndarray) -> np.ndarray:
+    """float64[k]: what errors weigh where scales are searched; channels without input count a little."""
+    return np.asarray(importance + 0.01 * importance.mean())
+
+
 def scale_rule(name: str, **details: Any) -> Callable[[Candidates], Candidates]:
     """Registers a function as a rule; `details` are the other fields of Rule."""
 

@@ -3,24 +3,42 @@
     python bench/recipes.py [NAME ...] [--tokens 32768] [--write]
 
 Quantizes after each recipe (all by default), evaluates against the original on the held-out text, prints a line each; --write puts the
-figures into the recipe's file.
+figures into the recipe's file. Recipes whose allocations differ in their budgets alone share what their layers cost.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import anybit
 from anybit.measure.accuracy import evaluate
 from anybit.measure.text import default_text
+from anybit.recipes import mixed
 from anybit.recipes.quantize import quantize_recipe
-from anybit.recipes.schema import load_recipe, named
+from anybit.recipes.schema import Recipe, load_recipe, named
 
 MODEL = "pycoder-5m"
+
+
+def share_costs() -> None:
+    """Has `mixed.candidates` answer from what it found for a recipe without steps that differs in name and budgets alone."""
+    make, held = mixed.candidates, dict[str, Any]()
+
+    def found(path: str, recipe: Recipe, *rest: Any) -> Any:
+        said = json.loads(recipe.text)
+        allocation = {key: said["allocation"].get(key) for key in ("formats", "cost")}
+        key = json.dumps({**said, "name": "", "allocation": allocation})
+        if recipe.steps or key not in held:
+            held[key] = make(path, recipe, *rest)
+        return held[key]
+
+    mixed.candidates = found
 
 
 def main() -> None:
@@ -29,6 +47,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=32_768)
     parser.add_argument("--write", action="store_true")
     args = parser.parse_args()
+    share_costs()
     original = anybit.load(MODEL)
     text = default_text(original.tokenizer, args.tokens)
     for name in args.names or named():

@@ -63,6 +63,17 @@ def test_a_plan_is_what_quantize_makes(recipe: str, tmp_path: Path) -> None:
     assert made["digest"] == plan["digest"]
 
 
+def test_a_plan_with_an_allocation_shows_the_budget_and_not_the_rules_format(tmp_path: Path) -> None:
+    path = tmp_path / "mixed.yaml"
+    formats = ["int6@64", "int2@64", "int4@64"]
+    path.write_text(f"version: 1\nallocation: {{bits: 3.5, formats: {formats}, cost: hawq}}\nrules: [{{match: layers, format: int8@64}}]\n")
+    plan = as_json("plan", "pycoder-5m", "-r", str(path))
+    assert plan["quantized_bits_per_weight"] == pytest.approx(3.5, rel=1e-3)
+    assert {row["format"] for row in plan["layers"] if "layers" in row["name"]} == {"int2@64 to int6@64"}
+    text = call("plan", "pycoder-5m", "-r", str(path))
+    assert "each of 3 is quantized and measured first: time for 4 and more" in text and "3.5 bits a weight" in text
+
+
 def test_what_does_not_fit_is_refused(recipe: str) -> None:
     found = CliRunner().invoke(cli.main, ["plan", "pycoder-5m", "-r", recipe, "--ram", "10M", "--json"])
     assert isinstance(found.exception, DoesNotFitError) and found.exception.exit_code == 3

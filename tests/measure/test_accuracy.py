@@ -5,7 +5,15 @@ import pytest
 from numpy.typing import NDArray
 
 from anybit.errors import NonFiniteError, UsageError
-from anybit.measure.accuracy import Accuracy, clustered, evaluate, kl_difference, native_row_stats, row_stats_numpy
+from anybit.measure.accuracy import (
+    Accuracy,
+    clustered,
+    evaluate,
+    kl_difference,
+    native_row_stats,
+    perplexity_difference,
+    row_stats_numpy,
+)  # fmt: skip
 
 VOCAB = 11
 
@@ -81,6 +89,27 @@ def test_paired_difference_against_brute_force(ids: NDArray[np.int32]) -> None:
     difference = kl_difference(found["a"], found["b"])
     assert difference.mean == pytest.approx(mean, rel=1e-9)
     assert difference.se == pytest.approx(se, rel=1e-9)
+
+
+def test_paired_difference_of_perplexities() -> None:
+    """Against leaving out one window at a time; and a loss that is the same much larger everywhere differs by a known factor."""
+    rng = np.random.default_rng(4)
+    counts = np.full(300, 16, np.int64)
+    shared = rng.standard_normal(300) * 8
+    a, b = (Accuracy(16 * level + shared + rng.standard_normal(300), None, counts, np.arange(300), None, None) for level in (1.3, 1.2))
+
+    def difference(kept: NDArray[np.bool_]) -> float:
+        return float(np.exp(a.nll[kept].sum() / counts[kept].sum()) - np.exp(b.nll[kept].sum() / counts[kept].sum()))
+
+    found, every = perplexity_difference(a, b), np.ones(300, bool)
+    left_out = np.array([difference(every & (np.arange(300) != i)) for i in range(300)])
+    assert found.mean == pytest.approx(difference(every), rel=1e-12)
+    assert found.se == pytest.approx(math.sqrt(299 / 300 * np.square(left_out - left_out.mean()).sum()), rel=0.02)  # of order 1 / windows
+    assert found.se < 0.5 * math.hypot(a.perplexity.se, b.perplexity.se), "what the windows share cancels"
+    moved = Accuracy(a.nll + 0.25 * counts, None, counts, a.windows, None, None)
+    found = perplexity_difference(moved, a)
+    assert found.mean == pytest.approx(math.expm1(0.25) * a.perplexity.mean, rel=1e-9)
+    assert found.se == pytest.approx(math.expm1(0.25) * a.perplexity.se, rel=1e-9)
 
 
 def test_windows_of_one_token_give_the_usual_standard_error() -> None:

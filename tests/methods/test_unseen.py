@@ -10,6 +10,7 @@ from anybit.errors import NonFiniteError
 from anybit.formats import Spec
 from anybit.linear import Linear
 from anybit.methods.gptq import Gptq
+from anybit.methods.nearest import Nearest
 from anybit.methods.rtn import quantize_parts
 from anybit.methods.statistics import NEEDS, Statistics
 from anybit.methods.step import STEPS, Correction, Group, GroupStep, Rounding, Target
@@ -107,3 +108,18 @@ def test_inputs_that_are_not_finite_are_refused_by_name(value: float) -> None:
     bad[5, 6] = value
     with pytest.raises(NonFiniteError, match=r"layer 3, input of model.layers.3.self_attn.o_proj.weight: its input is not finite at"):
         list(calibrate(Weights({name: bad}), plan(), np.arange(32, dtype=np.int32).reshape(2, 16)))
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+@pytest.mark.parametrize("act", [None, "int8", "fp8_e4m3fn@token"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_layers_that_nothing_is_gathered_of_are_named_too(value: float, act: str | None) -> None:
+    """Only the first layer's statistics are asked for; the others run, rounded."""
+    name = "model.layers.3.self_attn.v_proj.weight"
+    bad = np.array(Weights({}).array(name))
+    bad[5, 6] = value
+    choices = {n: Assignment(Spec.parse("int4@64"), Gptq() if ".0." in n else Nearest(), act=act) for n in plan().choices if n != name}
+    ids = np.arange(32, dtype=np.int32).reshape(2, 16)
+    with pytest.raises(NonFiniteError, match=r"layer 3(, input of model\.layers\.3\.self_attn\.o_proj\.weight)?: .*not finite") as error:
+        list(calibrate(Weights({name: bad}), Plan(choices), ids))
+    assert (act == "fp8_e4m3fn@token") == ("o_proj" in str(error.value)), "where activations are rounded it is seen at once"

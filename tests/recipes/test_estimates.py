@@ -43,7 +43,7 @@ print(json.dumps({"peak": memory().peak_bytes, "estimate": costs.quantize_bytes,
 """
 
 
-def recipe(sequences: int, length: int, rounding: str = "gptq") -> dict[str, object]:
+def recipe(sequences: int, length: int, rounding: object = "gptq") -> dict[str, object]:
     rule = {"match": "layers", "format": "int4@128", "rounding": rounding}
     return {"version": 1, "rules": [rule], "calibration": {"sequences": sequences, "length": length}}
 
@@ -91,6 +91,16 @@ def test_peak_memory_is_what_was_said(rounding: str, tmp_path: Path) -> None:
     found = peak(tmp_path / "m", recipe(4, 128, rounding), tmp_path / "work")
     print(f"\n{found}")
     assert found["estimate"] / 1.3 <= found["peak"] <= found["estimate"]
+
+
+@needs_proc
+def test_more_tokens_go_to_disk(tmp_path: Path) -> None:
+    """64 MiB more of hidden states, before a block and after it, of a model that is wide and has few weights."""
+    config = {**BILLION, "hidden_size": 1024, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+              "num_key_value_heads": 2, "head_dim": 32, "vocab_size": 2048}  # fmt: skip
+    dense_model(tmp_path / "m", config)
+    few, many = (peak(tmp_path / "m", recipe(n, 512, {"nearest": {"importance": True}}), tmp_path / f"{n}") for n in (2, 34))
+    assert many["peak"] - few["peak"] < (64 << 20) / 4, (few, many)
 
 
 @needs_proc

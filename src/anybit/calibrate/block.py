@@ -9,6 +9,7 @@ import numpy as np
 
 from anybit.calibrate.forward import ROLES, FloatBlock, bias_of, members
 from anybit.calibrate.inputs import branch, clear, cleared, round_activations, transformed
+from anybit.errors import NonFiniteError
 from anybit.formats import Spec
 from anybit.methods.statistics import Statistics
 from anybit.methods.step import Correction, Group, Producer, Rounding, Target
@@ -101,21 +102,24 @@ class RoundedBlock(FloatBlock):
 
     def __init__(self, block: Block, original: bool = False) -> None:
         super().__init__(block.arrays)
-        self.groups = block.groups
+        self.groups, self.index = block.groups, block.index
         targets = [t for g in block.groups.values() for t in g.targets if t.parts is not None and not original]
         self._targets = {t.name: t for t in targets}
         self._weights = {t.name: t.rounded for t in targets}
         self._inputs: dict[str, np.ndarray] = {}
 
     def prepare(self, role: str, x: np.ndarray) -> np.ndarray:
-        """See `Runs.prepare`."""
+        """See `Runs.prepare`. NonFiniteError: an input that the activations' format cannot hold, with the layer's name."""
         group = self.groups.get(role)
         if group is None:
             return x
         whole = transformed(group.pre, x)
         ready = clear(whole, cleared(group))
         if all(target.name in self._targets for target in group.targets):
-            ready = round_activations(ready, group.act, group.targets[0].format, group.act_scale)
+            try:
+                ready = round_activations(ready, group.act, group.targets[0].format, group.act_scale)
+            except NonFiniteError as error:
+                raise NonFiniteError(f"layer {self.index}, input of {group.targets[0].name}: {error}") from None
         self._inputs[role] = whole
         return ready
 

@@ -20,7 +20,7 @@ import numpy as np
 from anybit.calibrate.block import Assignment, Block, RoundedBlock
 from anybit.calibrate.forward import ROLES, members, rms_norm, run_block
 from anybit.calibrate.work import Work
-from anybit.errors import UsageError
+from anybit.errors import NonFiniteError, UsageError
 from anybit.formats import codes_shape
 from anybit.methods.prune import zeros_again
 from anybit.methods.statistics import Statistics
@@ -104,7 +104,8 @@ def calibrate(
     Args: ids, int32[sequences, length] calibration tokens (None, for a plan without data: no block is run, losses are NaN); work, a folder
         for hidden states and finished blocks (None: a temporary one), where block-i.safetensors and ends.safetensors stay; resume, go on
         with what lies there.
-    Raises: NonFiniteError: an input is not finite, with the layer's name. UsageError: the work folder holds another run's.
+    Raises: NonFiniteError: an input or a block's output is not finite, with the layer's name. UsageError: the work folder holds what
+        another run left.
     """
     spec = model.spec
     if ids is None:
@@ -244,7 +245,7 @@ def _gather(block: Block, plan: Plan, held: Work, spec: ModelSpec, sequences: in
 
 def _advance(block: Block, held: Work, spec: ModelSpec, sequences: int, cross: bool) -> float:
     """Writes the hidden states after the block, and gives the relative squared error of its outputs: of the rounded block against the
-    float block on the same inputs, over the change that the block makes, on up to eight sequences."""
+    float block on the same inputs, over the change that the block makes, on up to eight sequences. NonFiniteError: it is not finite."""
     if not sequences:
         return math.nan
     runs, original = RoundedBlock(block), RoundedBlock(block, original=True)
@@ -253,6 +254,11 @@ def _advance(block: Block, held: Work, spec: ModelSpec, sequences: int, cross: b
     for i in range(sequences):
         x = held.hidden(i)
         y = run_block(block.layer, runs, x, spec.norm_eps)
+        if not np.isfinite(y.sum(dtype=np.float64)) and not np.isfinite(y).all():
+            token = i * len(y) + int(np.argwhere(~np.isfinite(y))[0][0])
+            raise NonFiniteError(
+                f"layer {block.index}: its output is not finite at calibration token {token}; the model or the text is damaged"
+            )
         if i in measured:
             z = run_block(block.layer, original, x, spec.norm_eps)
             wrong += float(np.square(y - z, dtype=np.float64).sum())

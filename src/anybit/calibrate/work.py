@@ -2,6 +2,7 @@
 
     state.json            {"version": 1, "digest": ..., "done": n, "shape": [...], "cross": false, "hidden": "hidden-n.f32"}
     hidden-n.f32          float32[sequences, length, width] before block n (original-n.f32: the original model's, where a step needs them)
+    choice.json           the formats that an allocation chose, for runs that go on (recipes/kept.py)
     block-i.safetensors   a finished block; ends.safetensors, when all is done: the final norm, and of embedding and head what changed
 
 state.json is replaced last, in one step, so that a kill at any moment leaves the state before or the state after; the hidden states before
@@ -27,6 +28,12 @@ if TYPE_CHECKING:
     from anybit.calibrate.run import Finished
 
 STATE, ENDS = "state.json", "ends.safetensors"
+
+
+def refuse_unfinished(folder: Path) -> None:
+    """UsageError: a run that was killed left its state here."""
+    if (folder / STATE).exists():
+        raise UsageError(f"{folder} holds an unfinished run: give --resume to go on with it, or remove the folder")
 
 
 class Work:
@@ -111,7 +118,7 @@ class Work:
         if not path.exists():
             return None
         if not self._resume:
-            raise UsageError(f"{self._folder} holds an unfinished run: give --resume to go on with it, or remove the folder")
+            refuse_unfinished(self._folder)
         state = strict_json.read(path)
         wanted = {"version": 1, "digest": self._digest, "shape": list(self.shape), "cross": self._cross}
         if not isinstance(state, dict) or type(state.get("done")) is not int or state["done"] < 0:

@@ -107,10 +107,28 @@ def kl_difference(a: Accuracy, b: Accuracy) -> Estimate:
     """
     if a.kl is None or b.kl is None:
         raise UsageError("KL divergences need a reference model; give --reference MODEL")
+    in_a, in_b = _common(a, b)
+    return clustered(a.kl[in_a] - b.kl[in_b], a.counts[in_a])
+
+
+def perplexity_difference(a: Accuracy, b: Accuracy) -> Estimate:
+    """Perplexity of `a` less that of `b` with its paired error over the windows that both saw: the delta method for both, whose residuals
+    are taken together before they are squared. UsageError: no window in common."""
+    in_a, in_b = _common(a, b)
+    counts = a.counts[in_a]
+    means = [float(nll.sum()) / int(counts.sum()) for nll in (a.nll[in_a], b.nll[in_b])]
+    most = [math.exp(mean) for mean in means]
+    # centred already: `clustered` subtracts a mean of zero
+    residuals = most[0] * (a.nll[in_a] - counts * means[0]) - most[1] * (b.nll[in_b] - counts * means[1])
+    return Estimate(most[0] - most[1], clustered(residuals, counts).se)
+
+
+def _common(a: Accuracy, b: Accuracy) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Where the windows that both saw stand in either."""
     common, in_a, in_b = np.intersect1d(a.windows, b.windows, return_indices=True)
     if not len(common) or not np.array_equal(a.counts[in_a], b.counts[in_b]):
         raise UsageError("the two results were not measured on the same windows")
-    return clustered(a.kl[in_a] - b.kl[in_b], a.counts[in_a])
+    return in_a, in_b
 
 
 def row_stats_numpy(reference: NDArray[np.float32] | None, logits: NDArray[np.float32], targets: NDArray[np.int32]) -> Rows:

@@ -8,10 +8,14 @@ from typing import ClassVar
 import numpy as np
 
 from anybit.methods.between import Between, between
+from anybit.methods.curvature import curvature
 from anybit.methods.nearest import Nearest
 from anybit.methods.scales import SCALES
 from anybit.methods.statistics import Statistics
 from anybit.methods.step import STEPS, Parts, Rounding, Target
+
+LEAST = 1e-6
+"""Damping of statistics that float32's roundings alone have made singular; raised where that is not enough."""
 
 
 def objective(target: Target, parts: Parts, h: np.ndarray) -> np.ndarray:
@@ -21,20 +25,22 @@ def objective(target: Target, parts: Parts, h: np.ndarray) -> np.ndarray:
 
 
 def start_and_curvature(target: Target, stats: Statistics) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Importance for the scale search where the rule makes one, and H = X^T X over its mean diagonal; None without inputs."""
-    if stats.xtx is None or not stats.count or not stats.xtx.diagonal().any():
+    """Importance for the scale search where the rule makes one, and H = X^T X over its mean diagonal, as little damped as it must be to
+    have a least error; None where there is nothing to go by."""
+    found = curvature(stats, LEAST, "natural")
+    if found is None:
         return None, None
-    h = stats.xtx.astype(np.float64)
+    target.hear(*found.notes)
     rule = None if target.format.block is None else SCALES[target.spec.scale_rule]
     searches = rule is not None and (rule.searches or rule.weighted)
-    return stats.importance if searches else None, h / np.mean(h.diagonal())
+    return stats.importance if searches else None, found.matrix.astype(np.float64)
 
 
 def prepared(target: Target, stats: Statistics) -> tuple[Between, np.ndarray] | None:
-    """The neighbours of each weight and H. None: no input was seen, and the target is rounded to nearest, with a note."""
+    """The neighbours of each weight and H. None: no input was seen, or H has no factor; the target is rounded to nearest, with a note."""
     importance, h = start_and_curvature(target, stats)
     if h is None:
-        target.notes.append("no token reached it: rounded to nearest")
+        target.hear(f"{stats.missing}: rounded to nearest")
         Nearest().round(target, stats)
         return None
     return between(target, importance), h

@@ -40,8 +40,12 @@ class Descent(Correction):
         """See `Correction.correct`."""
         assert target.parts is not None
         found = curvature(stats, self.damp, "natural", target.format.element.dim)
-        if found is None or exact(target) is not None or target.format.opened is not None:
+        if exact(target) is not None or target.format.opened is not None:
             return
+        if found is None:
+            target.hear(f"{stats.missing}: its codes stay")
+            return
+        target.hear(*found.notes)
         target.parts = descended(target, dict(target.parts), found, self.sweeps, self.refit)
 
 

@@ -8,6 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from anybit.formats import Spec
+from anybit.methods.curvature import check_options, curvature
 from anybit.methods.rtn import dequantize_parts, quantize_parts
 from anybit.methods.statistics import Statistics
 from anybit.methods.step import STEPS, Added, Correction, Target
@@ -32,8 +33,7 @@ class Lorc(Correction):
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise ValueError(f"'rank' is {self.rank}; it must be at least 1")
-        if not self.damp > 0:
-            raise ValueError(f"'damp' is {self.damp}; it must be more than 0")
+        check_options(self.damp, "natural")
         Spec.parse(self.format).check()
 
     def asks(self, spec: Spec) -> frozenset[str]:
@@ -46,12 +46,12 @@ class Lorc(Correction):
         rank = min(self.rank, *error.shape)
         factor = None
         if self.weighted:
-            if stats.xtx is None or not stats.count or not np.diag(stats.xtx).any():
-                target.notes.append("no token reached it: its low-rank part is not weighted")
+            found = curvature(stats, self.damp, "natural")
+            if found is None:
+                target.hear(f"{stats.missing}: its low-rank part is not weighted")
             else:
-                h = stats.xtx.astype(np.float64) / stats.count
-                h[np.diag_indices_from(h)] += self.damp * np.mean(np.diag(h))
-                factor = np.linalg.cholesky(h)
+                target.hear(*found.notes)
+                factor = found.factor
         left, sizes, right = np.linalg.svd(error if factor is None else error @ factor, full_matrices=False)
         roots = np.sqrt(sizes[:rank])
         b, a = left[:, :rank] * roots, roots[:, None] * right[:rank]

@@ -57,8 +57,12 @@ class Nupes(Rounding):
     def round(self, target: Target, stats: Statistics) -> None:
         """See `Rounding.round`. Changes the target's format to that of the exponent found."""
         bits, given = _power(target.format)
-        h = stats.xtx if self.data and stats.count else None
-        found = curvature(stats, self.damp) if self.codes or self.steps else None
+        h, found = None, curvature(stats, self.damp) if self.data or self.codes or self.steps else None
+        if self.data and stats.xtx is not None and found is not None:
+            h = stats.xtx
+            if found.damping > self.damp:  # as they are, an error could have any sign
+                h = h + np.float32(found.damping * h.diagonal().mean()) * np.eye(len(h), dtype=np.float32)
+        found = found if self.codes or self.steps else None
 
         @cache
         def cost(a: float) -> float:

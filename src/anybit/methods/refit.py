@@ -38,8 +38,12 @@ class Refit(Correction):
         """See `Correction.correct`."""
         assert target.parts is not None
         found = curvature(stats, self.damp, "natural")
-        if found is None or target.format.block is None or target.format.opened is not None:
+        if target.format.block is None or target.format.opened is not None:
             return  # opened integers keep the scales that they are stored with
+        if found is None:
+            target.hear(f"{stats.missing}: its scales stay")
+            return
+        target.hear(*found.notes)
         parts = dict(target.parts)
         for _ in range(self.sweeps):
             parts = table_refitted(target.weight, refitted(target.weight, parts, target.spec, found), target.spec, found)

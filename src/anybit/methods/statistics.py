@@ -67,6 +67,11 @@ class Statistics:
         return sum(a.nbytes for a in held)
 
     @property
+    def missing(self) -> str:
+        """Why there is no curvature of X^T X to go by, where there is none: the beginning of a note."""
+        return "its statistics have no factor at any damping" if self.count else "no token reached it"
+
+    @property
     def rows(self) -> np.ndarray | None:
         """float32[r, k] inputs of some tokens; None where nobody asked for them."""
         if "rows" not in self.needs:

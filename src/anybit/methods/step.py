@@ -124,6 +124,10 @@ class Target:
         if is_torch(self.weight):
             self.weight = host_copy(self.weight.float())  # type: ignore[attr-defined]
 
+    def hear(self, *notes: str) -> None:
+        """Something that the user should hear, said once: several steps may find the same."""
+        self.notes.extend(note for note in notes if note not in self.notes)
+
     @property
     def format(self) -> Format:
         """What its codes mean."""

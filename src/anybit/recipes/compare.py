@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from anybit.errors import AnybitError, NoRecipeError, UsageError
-from anybit.measure.accuracy import Accuracy, evaluate, kl_difference
+from anybit.measure.accuracy import Accuracy, evaluate, kl_difference, perplexity_difference
 from anybit.measure.speed import model_speed
 from anybit.measure.text import EvalText
 from anybit.model import Model, load
@@ -154,11 +154,12 @@ def as_json(result: Comparison, about: Mapping[str, Any]) -> dict[str, Any]:
     rows = []
     for entry in result.entries:
         difference = kl_difference(entry.accuracy, best.accuracy)
+        perplexity = perplexity_difference(entry.accuracy, result.original)
         rows.append({
             "recipe": entry.recipe.name, "about": entry.recipe.about, "digest": entry.recipe.digest,
             "quantized_bits_per_weight": entry.bits, "bytes": entry.nbytes, "quantize_seconds": entry.seconds,
             **entry.accuracy.describe(), "kl_over_best": difference.mean, "kl_over_best_se": difference.se,
-            "perplexity_over_original": entry.accuracy.perplexity.mean - result.original.perplexity.mean,
+            "perplexity_over_original": perplexity.mean, "perplexity_over_original_se": perplexity.se,
             "decode_tokens_per_s": entry.decode, "prefill_tokens_per_s": entry.prefill,
             "cache_bytes_per_token": entry.cache_bytes_per_token, "layer_errors": list(entry.layer_errors), "notes": list(entry.notes),
             "histogram": entry.histogram, "front": entry.front,

@@ -5,14 +5,16 @@ sensitivity (arXiv 2011.10680, eq. 4) with the layer's own X^T X for the Hessian
 Both add up over layers, which is an approximation; so the uniform formats that fit the budgets are measured beside the result, on the
 same text, and the best of all is taken.
 
-Every candidate is quantized with the recipe's rounding, corrections and steps. Steps change several layers together, so that none can be
-exchanged for another candidate's: with steps the cost is "hawq", and what is compared at the end is quantized anew, each as a whole.
+Every candidate is quantized with the recipe's rounding, corrections and steps. Steps change several layers together, so that no layer can
+be exchanged for another candidate's: with steps the cost "kl" is that of the layer alone in the float model as the candidate's own steps
+left it, against that model, and what is compared at the end is quantized anew, each as a whole.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from math import prod
@@ -21,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from anybit.calibrate import Event, calibrate
+from anybit.calibrate import Event, Finished, Plan, calibrate
 from anybit.errors import DoesNotFitError, UsageError
 from anybit.formats import Spec
 from anybit.linear import Linear
@@ -31,6 +33,7 @@ from anybit.methods.step import Correction, Target
 from anybit.model import Model, load
 from anybit.recipes.allocate import Budget, allocate
 from anybit.recipes.build import linears
+from anybit.recipes.moved import moved, noting_biases
 from anybit.recipes.plan import Override, make_plan, stored_bytes
 from anybit.recipes.schema import Allocation, Recipe
 from anybit.recipes.source import FloatSource
@@ -137,15 +140,11 @@ def candidates(
 
     Args: ids, int32[sequences, length] calibration tokens; progress(what, done, total); tokens, how many of them KL is measured on;
         whole, makes the model with given formats by tensor name (needed where the recipe has steps).
-    Raises: UsageError: the recipe has no allocation, or steps and the cost "kl".
+    Raises: UsageError: the recipe has no allocation, or a format's size depends on the data.
     """
     wanted = recipe.allocation
     if wanted is None:
         raise UsageError(f"recipe {recipe.name} has no allocation")
-    if recipe.steps and wanted.cost == "kl":
-        raise UsageError(
-            f"recipe {recipe.name}: cost kl measures one layer at a time, and its steps change several together; take cost: hawq"
-        )
     assert whole is not None or not recipe.steps
     source = FloatSource(path)
     base = make_plan(recipe, source.spec)
@@ -172,14 +171,28 @@ def candidates(
             if progress and event.loss is not None:
                 progress(f"quantize to {each}", i * event.total + event.done, len(specs) * event.total)
 
-        layers[each] = {}
-        for finished in calibrate(source, plan, ids if not plan.data_free else None, progress=step):
-            layers[each] |= linears(finished)
-            del finished  # its float weights
+        made: dict[str, Linear] = {}
+        layers[each] = made
+
+        def rounded(plan: Plan, made: dict[str, Linear] = made, step: Callable[[Event], None] = step) -> Iterator[Finished]:
+            for finished in calibrate(source, plan, ids if not plan.data_free else None, progress=step):
+                made |= linears(finished)
+                yield finished
+                del finished  # its float weights
+
         if wanted.cost == "hawq":
+            deque(rounded(plan), 0)
             for name in names:
                 losses[name][each] = watch.found[name]
-    if wanted.cost == "kl":
+        elif recipe.steps:
+            plan, biases = noting_biases(plan)
+            after = moved(model, rounded(plan), biases)
+            alone = {name: with_layers(after, {name: made[name]}) for name in names}
+            for name, loss in measured_kl(after, alone, text, progress).items():
+                losses[name][each] = loss
+        else:
+            deque(rounded(plan), 0)
+    if wanted.cost == "kl" and not recipe.steps:
         cases = [(name, each) for name in names for each in specs]
         found_kl = measured_kl(
             model, {f"{name} {each}": with_layers(model, {name: layers[each][name]}) for name, each in cases}, text, progress

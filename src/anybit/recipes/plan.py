@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import prod
 from typing import Any
@@ -24,7 +24,7 @@ from anybit.methods.panels import panels
 from anybit.methods.static_activations import StaticActivations
 from anybit.methods.step import Correction, GroupStep, ModelStep, Rounding, Step
 from anybit.models.spec import ModelSpec
-from anybit.recipes.schema import Recipe
+from anybit.recipes.schema import Allocation, Recipe
 from anybit.stored import DENSE_FORMATS
 
 Override = Mapping[str, Spec]
@@ -89,7 +89,7 @@ def step_name(step: Rounding | Correction | ModelStep | GroupStep) -> str:
 
 @dataclass(frozen=True)
 class Row:
-    """One matrix of the plan. `nbytes` stored (None: known only when it is made)."""
+    """One matrix of the plan. `nbytes` stored (None: known only when it is made); of an allocation, its share of the budget."""
 
     name: str
     shape: tuple[int, ...]
@@ -108,18 +108,25 @@ def stored_bytes(fmt: Format, shape: tuple[int, ...]) -> int | None:
     return sum(dtype.itemsize * prod(size) for dtype, size in LAYOUTS[layout].parts(fmt, shape).values())
 
 
-def rows(plan: Plan, spec: ModelSpec, dtypes: Mapping[str, str]) -> list[Row]:
-    """The layer table, in the order of execution."""
+def rows(plan: Plan, spec: ModelSpec, dtypes: Mapping[str, str], allocation: Allocation | None = None) -> list[Row]:
+    """The layer table, in the order of execution. With an allocation, whose formats nobody knows yet, what they lie between, and each
+    matrix' share of the budget of stored bits."""
     found = []
+    offered = sorted((Spec.parse(each) for each in allocation.formats), key=lambda s: s.format.bits_per_weight) if allocation else []
     for tensor in spec.tensors:
         if tensor.role in ("norm", "bias"):
             continue
         choice = plan.choices.get(tensor.name)
         fmt = Format(DENSE_FORMATS[dtypes[tensor.name]]) if choice is None else choice.spec.format
         method = "kept" if choice is None else " + ".join([step_name(choice.rounding), *(step_name(s) for s in choice.corrections)])
-        kernel = "dense" if choice is None else kernel_of(choice, gives_scale(plan.group_steps))
+        kernels = [choice] if choice is None or not offered else [replace(choice, spec=each) for each in offered]
+        kernel = ", ".join(dict.fromkeys("dense" if each is None else kernel_of(each, gives_scale(plan.group_steps)) for each in kernels))
         act = "float" if choice is None or choice.act is None else choice.act
-        found.append(Row(tensor.name, tensor.shape, str(fmt), method, act, kernel, stored_bytes(fmt, tensor.shape)))
+        shown, nbytes = str(fmt), stored_bytes(fmt, tensor.shape)
+        if allocation is not None and choice is not None:
+            shown = f"{offered[0].format} to {offered[-1].format}"
+            nbytes = None if allocation.bits is None else int(allocation.bits * prod(tensor.shape) / 8)
+        found.append(Row(tensor.name, tensor.shape, shown, method, act, kernel, nbytes))
     return found
 
 
@@ -237,5 +244,5 @@ def running_bytes(recipe: Recipe, path: str) -> int:
 
     source = FloatSource(path)
     plan = make_plan(recipe, source.spec)
-    table = rows(plan, source.spec, {t.name: source.dtype(t.name) for t in source.spec.tensors})
+    table = rows(plan, source.spec, {t.name: source.dtype(t.name) for t in source.spec.tensors}, recipe.allocation)
     return estimate(plan, table, source.spec, recipe).run_bytes

@@ -30,6 +30,7 @@ from anybit.measure.accuracy import Accuracy, evaluate
 from anybit.measure.text import DEFAULT_TOKENS, default_text, separator_of, text_from_files
 from anybit.model import Model, load
 from anybit.recipes.build import Summary, linear_named, linears
+from anybit.recipes.kept import Kept
 from anybit.recipes.mixed import Mixed, choose_formats
 from anybit.recipes.plan import Override, make_plan
 from anybit.recipes.schema import Gates, Recipe
@@ -70,7 +71,6 @@ def quantize_recipe(
 ) -> Result:  # fmt: skip
     """Quantizes a stored model after a recipe. Arguments: calibration, text files (none: the standard library outside the evaluation
     modules); work, a folder that keeps hidden states and finished layers, for resuming (None: a temporary one beside `out`); override,
-    
         formats by tensor name in the place of the rules' (None: the recipe's allocation chooses, if it has one); evaluation, text files for
         the gates (none: the held-out modules); card, what makes the model card (None: there is none).
 
@@ -82,6 +82,11 @@ def quantize_recipe(
     tokens, about = None, dict[str, Any]()
     if recipe.allocation is not None or not make_plan(recipe, model.spec, override=override).data_free:
         tokens, about = calibration_tokens(path, recipe, calibration)
+    gated = recipe.gates != Gates()
+    target = out.with_name(f"{out.name}.rejected") if gated else out
+    for each in {out, target}:
+        if each.exists():
+            raise OutputError(f"{each} exists already; remove it or choose another name")
     mixed = None
     if recipe.allocation is not None and override is None:
         assert tokens is not None
@@ -95,14 +100,14 @@ def quantize_recipe(
                 _save(model, todo, recipe, aside, aside / "model", about, path)
                 yield load(aside / "model")
 
-        mixed = choose_formats(path, recipe, tokens, told, whole=whole)
+        kept = None if work is None else Kept(Path(work), f"{recipe.digest} {model.digest} {about['tokens_sha256']}", resume)
+        mixed = None if kept is None else kept.read()
+        if mixed is None:
+            mixed = choose_formats(path, recipe, tokens, told, whole=whole)
+            if kept is not None:
+                kept.write(mixed)
         override = mixed.formats
     plan = make_plan(recipe, model.spec, f"{model.digest} {about.get('tokens_sha256', '')}", override)
-    gated = recipe.gates != Gates()
-    target = out.with_name(f"{out.name}.rejected") if gated else out
-    for each in {out, target}:
-        if each.exists():
-            raise OutputError(f"{each} exists already; remove it or choose another name")
     with _folder(work, out) as folder:
         given = None if plan.data_free else tokens
         layers = tuple(map(Summary.of, calibrate(model, plan, given, folder, resume, progress)))  # of one block at a time

@@ -14,11 +14,11 @@ from anybit.report.table import Column, significant, size
 
 COLUMNS = [
     Column("recipe", "left"), Column("bits"), Column("bytes"), Column("KL"), Column("over the\nbest"), Column("perplexity"),
-    Column("top-1"), Column("decode\ntok/s"), Column("prefill\ntok/s"), Column("made in"), Column("", "left"),
+    Column("over the\noriginal"), Column("top-1"), Column("decode\ntok/s"), Column("prefill\ntok/s"), Column("made in"), Column("", "left"),
 ]  # fmt: skip
 LEGEND = (
-    "KL: mean nats a token from the original, ± standard error; over the best: paired difference on the same windows; * not beaten in both"
-    " KL and bytes"
+    "KL: mean nats a token from the original, ± standard error; over the best, over the original: paired differences on the same windows;"
+    " * not beaten in both KL and bytes"
 )
 
 
@@ -30,6 +30,7 @@ def table_rows(results: Mapping[str, Any]) -> list[list[str]]:
         rows.append([
             row["recipe"] + (" *" if row["front"] else ""), f"{row['quantized_bits_per_weight']:.4g}", size(row["bytes"]),
             f"{significant(row['kl_mean'], 3)} ± {significant(row['kl_mean_se'], 1)}", over, significant(row["perplexity"], 4),
+            f"{row['perplexity_over_original']:+.2g} ± {significant(row['perplexity_over_original_se'], 1)}",
             f"{100 * row['same_top1']:.1f} %", _speed(row["decode_tokens_per_s"]), _speed(row["prefill_tokens_per_s"]),
             f"{row['quantize_seconds']:.0f} s", row["about"],
         ])  # fmt: skip

@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from anybit.cli import options
+
+if TYPE_CHECKING:
+    from anybit.recipes.schema import Allocation
 
 
 @click.command(
@@ -32,7 +36,7 @@ def command(model: str, recipe_name: str, ram: str | None, as_json: bool) -> Non
     recipe = load_recipe(recipe_name)
     source = FloatSource(model)
     plan = make_plan(recipe, source.spec)
-    table = rows(plan, source.spec, {t.name: source.dtype(t.name) for t in source.spec.tensors})
+    table = rows(plan, source.spec, {t.name: source.dtype(t.name) for t in source.spec.tensors}, recipe.allocation)
     costs, bits = estimate(plan, table, source.spec, recipe), bits_per_weight(table, plan)
     disk = shutil.disk_usage(Path.cwd()).free
     reasons = []
@@ -59,12 +63,19 @@ def command(model: str, recipe_name: str, ram: str | None, as_json: bool) -> Non
         facts([
             *(("not taken over", note) for note in recipe.notes),
             ("steps", ", ".join(type(step).__name__ for step in (*plan.model_steps, *plan.group_steps)) or "none"),
+            *([("allocation", describe_allocation(recipe.allocation))] if recipe.allocation is not None else []),
             ("stored", f"{size(costs.model_bytes)}" + (f", {float(bits):.4g} bits a weight in the quantized layers" if bits else "")),
             ("quantizing", f"about {size(costs.quantize_bytes)} of memory, {size(costs.spill_bytes)} of disk, {costs.seconds:.0f} s"),
             ("running", f"about {size(costs.run_bytes)} with the KV cache of one full context"),
         ])  # fmt: skip
     if reasons:
         raise DoesNotFitError(f"{'; '.join(reasons)}; take fewer bits or sequences, or a machine with more")
+
+
+def describe_allocation(wanted: Allocation) -> str:
+    """What happens before the formats are known."""
+    count = len(wanted.formats)
+    return f"formats are chosen for the least {wanted.cost}; each of {count} is quantized and measured first: time for {count + 1} and more"
 
 
 def parse_size(text: str) -> int:

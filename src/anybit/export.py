@@ -48,9 +48,9 @@ class Export:
         refused = self.plan.refused
         if refused:
             first = refused[0]
-            more = f" and {len(refused) - 1} more" if len(refused) > 1 else ""
+            have = f" and {len(refused) - 1} more have" if len(refused) > 1 else " has"
             advice = "give the original model with a kind of this target, or write --to dequantized"
-            raise UsageError(f"{self.to} holds no {first.held}, as '{first.name}'{more} has: {first.note}; {advice}")
+            raise UsageError(f"{self.to} holds no {first.held}, as '{first.name}'{have}: {first.note}; {advice}")
 
 
 def parse_target(to: str) -> tuple[Target, str | None]:

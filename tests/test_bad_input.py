@@ -14,7 +14,7 @@ from small import CONFIG, arrays, edit_quantization, edit_tensors, write_model
 
 import anybit
 from anybit.errors import AnybitError, FileFormatError, NonFiniteError, OutputError
-from anybit.io import checkpoint
+from anybit.io import checkpoint, output
 from anybit.model import quantize_file
 
 UP = "model.layers.1.mlp.up_proj.weight"
@@ -122,6 +122,7 @@ def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         return write(fd, data)
 
     monkeypatch.setattr(os, "write", full)
+    monkeypatch.setattr(output, "PAGE", 512)  # many writes of a small file
     refused_out(path, "the disk is full; free some space or choose another place", 4)
 
 

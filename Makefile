@@ -57,7 +57,7 @@ $(NEON)/%.generic.o: native/%.cc $(wildcard native/*.h)
 	@mkdir -p $(NEON)
 	$(ARM) -fno-exceptions -fno-rtti -DANYBIT_ISA=generic -c $< -o $@
 
-NEON_KERNELS := $(foreach k,linear product ops pack round transform cache gptq,$(NEON)/$(k).generic.o $(NEON)/$(k).neondot.o)
+NEON_KERNELS := $(foreach k,linear product ops pack round transform cache gptq sums,$(NEON)/$(k).generic.o $(NEON)/$(k).neondot.o)
 
 $(NEON)/driver: tests/kernels/golden/driver.cc native/operator.cc native/around.cc native/pool.cc native/isas.cc $(NEON_KERNELS)
 	$(ARM) $^ -pthread -o $@

@@ -2,7 +2,8 @@
 
     python bench/packing.py [--threads N] [--json FILE]
 
-Then lossless bf16: GB/s of decoded weights, and the stored share of normal numbers and of the bundled model.
+Then lossless bf16: GB/s of decoded weights, and the stored share of normal numbers and of the bundled model. Then GGUF's blocks to tiles,
+GB/s of the file's bytes, from a matrix that no cache holds.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,10 @@ import numpy as np
 
 import anybit
 from anybit.formats import Format
+from anybit.io.gguf.kind import KINDS
 from anybit.kernels import cpu
 from anybit.layouts.rows import pack_rows, unpack_rows
-from anybit.layouts.tile import pack_codes, unpack_codes
+from anybit.layouts.tile import pack_codes, tile_blocks, unpack_codes
 from anybit.measure.machine import machine, summary
 from anybit.native import native
 from anybit.tensor import QTensor
@@ -82,14 +85,30 @@ def lossless() -> list[dict[str, Any]]:
     return found
 
 
+def repacking() -> list[dict[str, Any]]:
+    """GB/s of stored bytes: blocks of random bytes, 64 million weights, to tiles."""
+    rng, n, k, found = np.random.default_rng(0), 8192, 8192, []
+    for kind in (KINDS[name] for name in KINDS):
+        if kind.fields is None:
+            continue
+        data = rng.integers(0, 256, (n, k // kind.weights * kind.dtype.itemsize), np.uint8)
+        fmt = Format(kind.format_of(data.reshape(-1).view(kind.dtype)))
+        numbers = {part: (made.terms, made.flip, made.item) for part, made in kind.fields.numbers(kind.dtype).items()}
+        blocks = kind.dtype.itemsize, kind.weights, kind.fields.plane_table(kind.dtype), kind.fields.flip, numbers, None
+        seconds = best_s(partial(tile_blocks, fmt, (n, k), data, *blocks))
+        found.append({"type": kind.name, "GB/s": data.nbytes / seconds / 1e9, "G weights/s": n * k / seconds / 1e9})
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     cpu.set_threads(options.threads)
-    result = {"threads": options.threads, "isa": cpu.isa(), "packing": packing(), "lossless": lossless(), "machine": machine()}
-    for rows in (result["packing"], result["lossless"]):
+    result: dict[str, Any] = {"threads": options.threads, "isa": cpu.isa(), "machine": machine()}
+    result |= {"packing": packing(), "lossless": lossless(), "repacking": repacking()}
+    for rows in (result["packing"], result["lossless"], result["repacking"]):
         names = list(rows[0])
         print("  ".join(f"{name:>15}" for name in names))
         for row in rows:

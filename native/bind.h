@@ -78,5 +78,6 @@ void bind_pack(nanobind::module_ &m);  // bind_pack.cc: packing, lossless codes
 void bind_ops(nanobind::module_ &m);   // bind_ops.cc: block operators, sampling, evaluation statistics
 void bind_round(nanobind::module_ &m);  // bind_round.cc: rounding arrays to values and codes
 void bind_gptq(nanobind::module_ &m);   // bind_gptq.cc: codes with feedback of their errors
+void bind_sums(nanobind::module_ &m);   // bind_sums.cc: sums over blocks for searches of scales
 
 }  // namespace anybit

@@ -241,4 +241,5 @@ NB_MODULE(_native, m) {
   bind_ops(m);
   bind_pack(m);
   bind_gptq(m);
+  bind_sums(m);
 }

@@ -98,6 +98,8 @@ template <int bits> AB_INLINE uint64_t squeeze(uint64_t x) {  // a code in each 
 }
 
 template <int bits> AB_INLINE uint64_t spread(uint64_t x) {
+  if constexpr (bits == 1)  // bit i of byte i; adding 128 less that bit sets the top bit where it is set, and carries no further
+    return ((((x & 0xff) * 0x0101010101010101u & 0x8040201008040201u) + 0x00406070787c7e7fu) >> 7) & 0x0101010101010101u;
   constexpr uint64_t one = 0x0101010101010101u * ((1u << bits) - 1), pair = 0x0000000100000001u * ((1u << 2 * bits) - 1);
   constexpr uint64_t two = 0x0001000100010001u * ((1u << bits) - 1), four = (uint64_t{1} << 4 * bits) - 1;
   x = (x & four) | (x & four << 4 * bits) << (32 - 4 * bits);
@@ -143,21 +145,44 @@ static void pack_row(int bits, const uint8_t *codes, int64_t k, uint8_t *out) { 
 static void unpack_row(int bits, const uint8_t *stored, int64_t k, uint8_t *codes) { kUnpackRow[bits](stored, k, codes); }
 
 // ------------------------------------------------------------------------------------------------ blocks of other containers
-// Eight codes at a time: shifts of 64-bit words, which compilers put side by side. group 0: any.
-template <int width, int group> static void add_plane(const FieldPlane &p, uint64_t start, bool first, const uint8_t *from, int64_t bytes, int64_t blocks, int64_t weights,
-                                                      uint8_t *__restrict codes) {
+// As many codes at a time as lie side by side, by shifts of 64-bit lanes. group 0: any.
+template <int bytes> struct Lanes {
+  typedef uint64_t V __attribute__((vector_size(bytes)));
+};
+template <> struct Lanes<8> {
+  typedef uint64_t V;
+};
+
+template <int width, int group, bool first> static void add_plane(const FieldPlane &p, uint64_t start, const uint8_t *from, int64_t bytes, int64_t blocks, int64_t weights,
+                                                                  uint8_t *__restrict codes) {
+  constexpr int together = group > 32 ? 32 : group < 8 ? 8 : group;
+  using V = typename Lanes<together>::V;
   constexpr uint64_t mask = 0x0101010101010101u * ((1u << width) - 1);
   const int64_t side = group ? group : p.group;
+  const int up = p.up;
   for (int64_t b = 0; b < blocks; b++, from += bytes) {
     const uint8_t *q = from + p.offset;
-    for (int64_t i = 0; i < weights; i += side * (8 / width), q += side)
-      for (int f = 0; f < 8 / width; f++, codes += side) {
-        if constexpr (group >= 8) {
-          for (int j = 0; j < group; j += 8) store64(codes + j, (first ? start : load64(codes + j)) ^ (load64(q + j) >> f * width & mask) << p.up);
-        } else {
-          for (int64_t j = 0; j < side; j++) codes[j] = (uint8_t)((first ? (uint8_t)start : codes[j]) ^ (q[j] >> f * width & ((1 << width) - 1)) << p.up);
+    for (int64_t i = 0; i < weights; i += side * (8 / width), q += side) {
+      if constexpr (group >= 8) {
+        for (int j = 0; j < group; j += together) {
+          V stored;
+          memcpy(&stored, q + j, together);
+#pragma GCC unroll 8
+          for (int f = 0; f < 8 / width; f++) {
+            uint8_t *const to = codes + f * group + j;
+            V x = (stored >> f * width & mask) << up, old;
+            if constexpr (first) old = V{} + start;
+            else memcpy(&old, to, together);
+            x ^= old;
+            memcpy(to, &x, together);
+          }
         }
+        codes += group * (8 / width);
+      } else {
+        for (int f = 0; f < 8 / width; f++, codes += side)
+          for (int64_t j = 0; j < side; j++) codes[j] = (uint8_t)((first ? (uint8_t)start : codes[j]) ^ (q[j] >> f * width & ((1 << width) - 1)) << up);
       }
+    }
   }
 }
 
@@ -173,28 +198,30 @@ template <int width> static void add_stream(const FieldPlane &p, uint64_t start,
   }
 }
 
-template <int width> static void add_fields(const FieldPlane &p, uint64_t start, bool first, const uint8_t *from, int64_t bytes, int64_t blocks, int64_t weights, uint8_t *codes) {
+template <int width, bool first> static void add_fields(const FieldPlane &p, uint64_t start, const uint8_t *from, int64_t bytes, int64_t blocks, int64_t weights, uint8_t *codes) {
   switch (p.group) {
     case 1: return add_stream<width>(p, start, first, from, bytes, blocks, weights, codes);
-    case 8: return add_plane<width, 8>(p, start, first, from, bytes, blocks, weights, codes);
-    case 16: return add_plane<width, 16>(p, start, first, from, bytes, blocks, weights, codes);
-    case 32: return add_plane<width, 32>(p, start, first, from, bytes, blocks, weights, codes);
-    case 64: return add_plane<width, 64>(p, start, first, from, bytes, blocks, weights, codes);
-    default: return add_plane<width, 0>(p, start, first, from, bytes, blocks, weights, codes);
+    case 8: return add_plane<width, 8, first>(p, start, from, bytes, blocks, weights, codes);
+    case 16: return add_plane<width, 16, first>(p, start, from, bytes, blocks, weights, codes);
+    case 32: return add_plane<width, 32, first>(p, start, from, bytes, blocks, weights, codes);
+    case 64: return add_plane<width, 64, first>(p, start, from, bytes, blocks, weights, codes);
+    default: return add_plane<width, 0, first>(p, start, from, bytes, blocks, weights, codes);
+  }
+}
+
+template <bool first> static void add_field(const FieldPlane &p, uint64_t start, const uint8_t *from, int64_t bytes, int64_t blocks, int64_t weights, uint8_t *codes) {
+  switch (p.width) {
+    case 1: return add_fields<1, first>(p, start, from, bytes, blocks, weights, codes);
+    case 2: return add_fields<2, first>(p, start, from, bytes, blocks, weights, codes);
+    case 4: return add_fields<4, first>(p, start, from, bytes, blocks, weights, codes);
+    default: return add_plane<8, 8, first>(p, start, from, bytes, blocks, weights, codes);
   }
 }
 
 static void block_codes(const FieldPlane *planes, int count, int flip, const uint8_t *from, int64_t bytes, int64_t blocks, int64_t weights, uint8_t *codes) {
   const uint64_t start = 0x0101010101010101u * (uint64_t)flip;
-  for (int i = 0; i < count; i++) {
-    const FieldPlane &p = planes[i];
-    switch (p.width) {
-      case 1: add_fields<1>(p, start, i == 0, from, bytes, blocks, weights, codes); break;
-      case 2: add_fields<2>(p, start, i == 0, from, bytes, blocks, weights, codes); break;
-      case 4: add_fields<4>(p, start, i == 0, from, bytes, blocks, weights, codes); break;
-      default: add_plane<8, 8>(p, start, i == 0, from, bytes, blocks, weights, codes); break;
-    }
-  }
+  add_field<true>(planes[0], start, from, bytes, blocks, weights, codes);
+  for (int i = 1; i < count; i++) add_field<false>(planes[i], start, from, bytes, blocks, weights, codes);
 }
 
 // ------------------------------------------------------------------------------------------------ lossless blocks

@@ -14,7 +14,7 @@ from small import CONFIG, arrays, edit_quantization, edit_tensors, write_model
 
 import anybit
 from anybit.errors import AnybitError, FileFormatError, NonFiniteError, OutputError
-from anybit.io import checkpoint
+from anybit.io import checkpoint, output
 from anybit.model import quantize_file
 
 UP = "model.layers.1.mlp.up_proj.weight"
@@ -49,7 +49,7 @@ CONFIGS: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
     ("two lines", lambda c: c.update(model_type="lla\nma"), r"is 'lla\\nma', which is not supported"),
     ("no family", lambda c: (c.pop("model_type"), c.pop("architectures")), "neither 'model_type' nor 'architectures'"),
     ("missing field", lambda c: c.pop("hidden_size"), "hidden_size"),
-    ("type", lambda c: c.update(hidden_size="48"), "'hidden_size' is '48', but must be a positive integer"),
+    ("type", lambda c: c.update(hidden_size="48"), "hidden_size is '48'; expected a whole number from 1"),
     ("heads", lambda c: c.update(num_key_value_heads=3), "num_key_value_heads"),
     ("activation", lambda c: c.update(hidden_act="gelu"), "hidden_act"),
     ("billions of layers", lambda c: c.update(num_hidden_layers=1 << 30), "num_hidden_layers"),
@@ -122,6 +122,7 @@ def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         return write(fd, data)
 
     monkeypatch.setattr(os, "write", full)
+    monkeypatch.setattr(output, "PAGE", 512)  # many writes of a small file
     refused_out(path, "the disk is full; free some space or choose another place", 4)
 
 

@@ -16,8 +16,10 @@ BLOCKS: dict[str, str] = dict(re.findall(r"```python\n# (\S+\.py)\n(.*?)```", (R
 # Example: its test in the document, and tests of the repository that have to see and accept what it adds.
 EXAMPLES = {
     "src/anybit/formats/elements/cubes.py": ("tests/formats/test_cubes.py", ["tests/formats/test_element_oracles.py", "-k", "cubes"]),
+    "src/anybit/layouts/halves.py": ("tests/layouts/test_halves.py", ["tests/layouts/test_every_layout.py", "-k", "halves"]),
     "src/anybit/methods/clipped.py": ("tests/methods/test_clipped.py", []),
     "src/anybit/kernels/untiled.py": ("tests/kernels/test_untiled.py", []),
+    "src/anybit/io/targets/npz.py": ("tests/io/test_npz.py", []),
 }
 # A pytest plugin that lets the package see the example's folder as if the file lay in its own.
 PLUGIN = """
@@ -74,3 +76,6 @@ def test_they_pass_the_lint_and_type_rules(name: str, tmp_path: Path) -> None:
     for node in ast.walk(ast.parse(BLOCKS[name])):
         if isinstance(node, ast.FunctionDef):
             assert node.returns is not None and all(a.annotation for a in node.args.args if a.arg != "self"), node.name
+    for node in ast.parse(BLOCKS[name]).body:  # as tests/test_architecture.py asks of the package; each family's `parse` is covered
+        if name.startswith("src/") and isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+            assert ast.get_docstring(node) or node.name == "parse", node.name

@@ -190,7 +190,7 @@ def _chosen(
     try:
         chooser = Chooser(spec, rule, shape, placed)
         cuts = list(slabs(fmt, shape, limit))
-        chooser.settle(lambda: ((rows, look(take)) for take, rows in cuts))
+        chooser.settle(lambda work: (work(rows, look(take)) for take, rows in cuts))
         for take, rows in cuts:
             values = look(take)
             grids = chooser.choose(values, rows)

@@ -48,9 +48,9 @@ class Export:
         refused = self.plan.refused
         if refused:
             first = refused[0]
-            more = f" and {len(refused) - 1} more" if len(refused) > 1 else ""
+            have = f" and {len(refused) - 1} more have" if len(refused) > 1 else " has"
             advice = "give the original model with a kind of this target, or write --to dequantized"
-            raise UsageError(f"{self.to} holds no {first.held}, as '{first.name}'{more} has: {first.note}; {advice}")
+            raise UsageError(f"{self.to} holds no {first.held}, as '{first.name}'{have}: {first.note}; {advice}")
 
 
 def parse_target(to: str) -> tuple[Target, str | None]:
@@ -110,7 +110,7 @@ def write(export: Export, out: str | Path, card: Callable[[], str] | None = None
     """Writes the planned files into the new directory `out`, with the model card, or a GGUF into the new file `out`: all or nothing.
 
     Returns: bytes written. Raises: UsageError: a tensor has no place. OutputError, DoesNotFitError: the target exists, the disk.
-    Cost: the parts of some million weights, and the stored bytes of the largest tensor.
+    Cost: the parts of some million weights, and the stored bytes of the two largest tensors: one is made while the other is written.
     """
     export.check()
     out = Path(out)

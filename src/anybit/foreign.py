@@ -7,6 +7,7 @@ from math import prod
 import numpy as np
 
 from anybit.errors import FileFormatError, NoKernelError, NonFiniteError
+from anybit.formats import Element
 from anybit.io.coded import Coded
 from anybit.io.foreign import Foreign, Stored
 from anybit.io.packed import packed
@@ -15,6 +16,8 @@ from anybit.models import ModelSpec
 from anybit.stored import DENSE_FORMATS, check_finite, dense_tensor, float32_of
 from anybit.tensor import QTensor
 
+_SOME = 1 << 17
+"""Codes that are looked at together, so that they stay in a cache."""
 _DTYPES = {name: dtype for dtype, name in DENSE_FORMATS.items()}
 
 
@@ -99,12 +102,22 @@ def _check_numbers(weight: QTensor, name: str, source: Foreign) -> None:
         if kind == "zero":
             continue  # whole numbers
         element = fmt.element if kind == "codes" else fmt.levels[int(level)].element if kind == "scale" else fmt.offset_element(int(level))
-        if element.bits > 16:
-            bad = ~np.isfinite(element.decode(codes))
-        elif not np.isfinite(element.values).all() and element.bits >= 8:  # narrower codes do not fill their bytes, and have no specials
-            bad = ~np.isfinite(element.values)[codes]
-        else:
-            continue
-        if bad.any():
-            what = f"{int(bad.sum())} non-finite value(s) in part {part}{source.place(name)}"
+        bad = _non_finite(element, codes)
+        if bad:
+            what = f"{bad} non-finite value(s) in part {part}{source.place(name)}"
             raise NonFiniteError(f"{source.path}: tensor '{name}' holds {what}; the file is damaged: fetch the model again")
+
+
+def _non_finite(element: Element, codes: np.ndarray) -> int:
+    """How many of these codes stand for NaN or an infinity."""
+    if element.bits > 16:
+        return int((~np.isfinite(element.decode(codes))).sum())
+    special = ~np.isfinite(element.values)
+    if element.bits < 8 or not special.any():  # narrower codes do not fill their bytes, and have no specials
+        return 0
+    edges = np.flatnonzero(np.diff(special, prepend=False, append=False)).reshape(-1, 2)  # runs of codes: two of most floats
+    flat, found = codes.reshape(-1), 0
+    for at in range(0, flat.size, _SOME):
+        for first, end in edges:
+            found += int(np.count_nonzero(flat[at : at + _SOME] - flat.dtype.type(first) < end - first))
+    return found

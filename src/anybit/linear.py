@@ -61,6 +61,14 @@ class Branch:
             return f"index must be int64, ascending, each once, from 0 to {k - 1}"
         return None if shapes == [[n, index.size], None] else f"a must be [{n}, {index.size}], with no b, not {shapes[0]} and {shapes[1]}"
 
+    def native(self, n: int, k: int, act: str | None) -> Any:
+        """The native branch of a weight [n, k] whose layer has these activations."""
+        from anybit.kernels.cpu import native
+
+        own = act if self.kind == "residual" else None
+        a, b = (None if weight is None else native_weight(weight, own) for weight in (self.a, self.b))
+        return native.Branch(self.kind, a, b, self.index, n, k)
+
     @cached_property
     def arrays(self) -> int:
         """Stored bytes."""
@@ -115,8 +123,7 @@ class Linear:
     @cached_property
     def native(self) -> Any:
         """The native weight. NoKernelError: something that no native kernel runs."""
-        check_kernel(self.weight, self.act_name, native=True, rule=self.rule)
-        return self.weight.native
+        return native_weight(self.weight, self.act_name, self.rule)
 
     @cached_property
     def native_product(self) -> Any:
@@ -130,8 +137,7 @@ class Linear:
 
         self.check()
         n, k = self.weight.shape
-        parts = [(branch.kind, *(None if w is None else w.native for w in (branch.a, branch.b)), branch.index) for branch in self.branches]
-        branches = [native.Branch(kind, a, b, index, n, k) for kind, a, b, index in parts]
+        branches = [branch.native(n, k, self.act_name) for branch in self.branches]
         bias = None if self.bias is None else np.ascontiguousarray(self.bias, np.float32)
         input_plan = native_input(self.pre, self.cleared, self.act, k)
         product = self.native_product
@@ -208,6 +214,11 @@ def check_kernel(weight: QTensor, act: str | None, native: bool = False, rule: P
     return choose(op_spec(weight.format, weight.layout, act, rule.kind if rule is not None else None), native)
 
 
+def native_weight(weight: QTensor, act: str | None, rule: Product | None = None) -> Any:
+    """A weight as the native kernel that `check_kernel` chooses takes it. NoKernelError: none."""
+    return weight.prepared(check_kernel(weight, act, native=True, rule=rule).kernel)
+
+
 def _native_product(rule: Product | None, weight: QTensor, act: str | None) -> Any:
     from anybit.kernels.product import native_product
 
@@ -231,7 +242,7 @@ def run_matmul(weight: QTensor, x: Any, act: str | None, bias: np.ndarray | None
             raise NonFiniteError(f"non-finite value in row {int(np.argmax(bad))} of the input")
         return np.asarray(kernel.run(weight, rows, name, flat_bias)).reshape(shape)
     try:
-        y = weight.native.matmul(rows, ACTS[name], flat_bias, _native_product(rule, weight, name))
+        y = weight.prepared(kernel).matmul(rows, ACTS[name], flat_bias, _native_product(rule, weight, name))
     except ValueError as error:
         if "non-finite" in str(error):
             raise NonFiniteError(str(error)) from None

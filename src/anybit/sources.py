@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import cache
 from math import lcm
 from pathlib import Path
 
@@ -20,8 +19,8 @@ from anybit.io.hf import CONFIG, open_model
 from anybit.io.hf import Source as Directory
 from anybit.io.packed import logical
 from anybit.io.targets import Held, Source
-from anybit.io.targets.target import unit_of
-from anybit.layouts import LAYOUTS
+from anybit.io.targets.target import Reader, pieces, unit_of
+from anybit.layouts import LAYOUTS, sizes_known
 from anybit.methods import METHODS
 from anybit.methods.points import quantize_to_points
 from anybit.methods.rtn import dequantize_parts
@@ -29,58 +28,76 @@ from anybit.models import describe
 from anybit.stored import DENSE_FORMATS, brought_elements, check_dtype, chosen_names, resolve, stored_linear
 from anybit.tensor import QTensor
 
-_CUT = ("tile16x4", "tile16x1", "base3")
+
+class _OfTensor(Reader):
+    """A tensor of ours, unpacked some rows at a time."""
+
+    def __init__(self, tensor: QTensor, release: Callable[[], None]) -> None:
+        self._tensor, self._release = tensor, release
+
+    def _part(self, start: int, stop: int) -> QTensor:
+        return self._tensor if (start, stop) == (0, self._tensor.shape[0]) else self._tensor.narrow(start, stop)
+
+    def rows(self, start: int, stop: int) -> Mapping[str, np.ndarray]:
+        return self._part(start, stop).logical()
+
+    def values(self, start: int, stop: int) -> np.ndarray:
+        return self._part(start, stop).dequantize()
+
+    def grids(self) -> Mapping[str, np.ndarray]:
+        return self._tensor.grids()
+
+    def release(self) -> None:
+        self._release()
 
 
 def held_tensor(
     name: str, role: str, tensor: QTensor, act: str | None = None, release: Callable[[], None] = lambda: None,
     order: np.ndarray | None = None,
 ) -> Held:  # fmt: skip
-    """A tensor of ours, unpacked some rows at a time. `order`: of the inputs, where the layer permutes them."""
-    rows = tensor.shape[0]
-    tiled = tensor.layout in _CUT
-    unit = lcm(unit_of(tensor.format, tensor.shape), LAYOUTS[tensor.layout].tile[0]) if tiled else rows
-
-    def part(start: int, stop: int) -> QTensor:
-        return tensor if (start, stop) == (0, rows) else tensor.narrow(start, stop)
-
-    held = Held(
-        name, role, tensor.shape, tensor.format, lambda start, stop: part(start, stop).logical(),
-        lambda start, stop: held.by_inputs(part(start, stop).dequantize()), tensor.grids, unit, act, release, order,
-    )  # fmt: skip
-    return held
+    """A tensor of ours. `order`: of the inputs, where the layer permutes them."""
+    fmt, shape = tensor.format, tensor.shape
+    cut = len(shape) == 2 and sizes_known(fmt, shape, tensor.layout)  # what packs as a whole is taken as a whole
+    unit = lcm(unit_of(fmt, shape), LAYOUTS[tensor.layout].tile[0]) if cut else shape[0]
+    return Held(name, role, shape, fmt, _OfTensor(tensor, release), unit, act, order)
 
 
-def held_coded(name: str, role: str, stored: Stored, read: Callable[[], Coded] | None = None) -> Held:
-    """A tensor of another tool's file, or a dense one, as it is coded there."""
-    once = cache(read or stored.read)
-    fmt, shape = Format(once().format), stored.shape
-    unit = unit_of(fmt, shape) if len(shape) > 1 else shape[0]
+class _OfFile(Reader):
+    """A tensor as it is coded in a file."""
 
-    def local(start: int, stop: int) -> tuple[int, ...]:
-        return (stop - start, *shape[1:])
+    def __init__(self, stored: Stored) -> None:
+        self._stored, self._coded = stored, stored.read()
+        self.format = Format(self._coded.format)
+        self.unit = unit_of(self.format, stored.shape) if len(stored.shape) > 1 else stored.shape[0]
+        self.order = self._coded.order
 
-    def rows(start: int, stop: int) -> Mapping[str, np.ndarray]:
-        return logical(once(), start, stop)
+    def rows(self, start: int, stop: int) -> Mapping[str, np.ndarray]:
+        return logical(self._coded, start, stop)
 
-    def values(start: int, stop: int) -> np.ndarray:
-        return held.by_inputs(dequantize_parts(dict(rows(start, stop)), fmt, local(start, stop)))
+    def values(self, start: int, stop: int) -> np.ndarray:
+        return dequantize_parts(dict(self.rows(start, stop)), self.format, (stop - start, *self._stored.shape[1:]))
 
-    def grids() -> Mapping[str, np.ndarray]:
+    def grids(self) -> Mapping[str, np.ndarray]:
         made: dict[str, list[np.ndarray]] = {}
-        for start, stop in held.pieces():
-            for part, array in rows(start, stop).items():
+        for start, stop in pieces(self._stored.shape, self.unit):
+            for part, array in self.rows(start, stop).items():
                 if part != "codes":
                     made.setdefault(part, []).append(np.array(array))
-        shared = {part for part in made if made[part][0].shape[0] == 1 and fmt.blocks[_level(part)].grid(shape)[0] == 1}
-        return {part: arrays[0] if part in shared else np.concatenate(arrays) for part, arrays in made.items()}
+        return {part: arrays[0] if self._shared(part, arrays[0]) else np.concatenate(arrays) for part, arrays in made.items()}
 
-    held = Held(name, role, shape, fmt, rows, values, grids, unit, None, stored.release, once().order)
-    return held
+    def _shared(self, part: str, array: np.ndarray) -> bool:
+        """Whether all rows share a part, which comes with each piece."""
+        level = int(part.partition(".")[2] or 0)
+        return array.shape[0] == 1 and self.format.blocks[level].grid(self._stored.shape)[0] == 1
+
+    def release(self) -> None:
+        self._stored.release()
 
 
-def _level(part: str) -> int:
-    return int(part.partition(".")[2] or 0)
+def held_stored(name: str, role: str, stored: Stored) -> Held:
+    """A tensor of another tool's file, or a dense one, as it is coded there."""
+    reader = _OfFile(stored)
+    return Held(name, role, stored.shape, reader.format, reader, reader.unit, None, reader.order)
 
 
 def foreign_of(path: str | Path) -> Foreign | None:
@@ -134,13 +151,13 @@ def _dense(directory: Directory, name: str, role: str) -> Held:
         codes = array.view(f"<u{array.dtype.itemsize}")
         return Coded(DENSE_FORMATS[info.dtype], info.shape, lambda start, stop: {"codes": codes[start:stop]})
 
-    return held_coded(name, role, Stored(info.shape, read, _releaser(directory, name)))
+    return held_stored(name, role, Stored(info.shape, read, _releaser(directory, name)))
 
 
 def _of_foreign(foreign: Foreign, name: str) -> Source:
     spec = describe(foreign.config, str(foreign.path), foreign.field)
     check_foreign(foreign, spec)
-    tensors = {tensor.name: held_coded(tensor.name, tensor.role, foreign.tensors[tensor.name]) for tensor in spec.tensors}
+    tensors = {tensor.name: held_stored(tensor.name, tensor.role, foreign.tensors[tensor.name]) for tensor in spec.tensors}
     config = {key: value for key, value in foreign.config.items() if key != "quantization_config"}
     return Source(foreign.path, config, spec, tensors, foreign.sidecars, foreign.eos or spec.eos, name)
 
@@ -182,51 +199,74 @@ def _groups(names: list[str], fused: tuple[tuple[str, ...], ...]) -> list[list[s
 def _quantized(
     group: list[Held], spec: Spec, act: str | None, method: str, importance: np.ndarray | None, points: Points | None
 ) -> dict[str, Held]:
+    together, fmt = _Together(group, spec, method, importance, points), spec.format
+    made = (
+        Held(held.name, held.role, held.shape, fmt, _OfGroup(together, held), unit_of(fmt, held.shape), act, None, points) for held in group
+    )  # fmt: skip
+    return {held.name: held for held in made}
+
+
+class _Together:
     """Matrices that are quantized together as one, each cut out of the result; made on first use, dropped when all are released."""
-    starts = np.cumsum([0, *(held.shape[0] for held in group)])
-    kept: dict[str, QTensor] = {}
-    open_names = {held.name for held in group}
 
-    def tensor(index: int) -> QTensor:
-        if not kept:
-            values = [held.values(0, held.shape[0]) for held in group]
-            whole = values[0] if len(values) == 1 else np.concatenate(values)
-            del values
-            weigh = {} if importance is None else {"importance": importance}  # not every method weighs errors
-            name = f"tensor '{group[0].name}'"
-            if points is None:
-                parts = METHODS[method](whole, spec, name=name, **weigh)
-            else:
-                parts = quantize_to_points(whole, spec.format, points, name=name, **weigh)
-            shape = whole.shape
-            del whole
-            for held in group:
-                held.release()
-            for i, held in enumerate(group):
-                mine = {name: _cut(part, shape[0], int(starts[i]), int(starts[i + 1])) for name, part in parts.items()}
-                kept[held.name] = QTensor.pack(spec.format, held.shape, mine, "rows")
-            open_names.update(held.name for held in group)
-        return kept[group[index].name]
+    def __init__(self, group: list[Held], spec: Spec, method: str, importance: np.ndarray | None, points: Points | None) -> None:
+        self._group, self._spec, self._method, self._importance, self._points = group, spec, method, importance, points
+        self._made: dict[str, QTensor] = {}
+        self._open = {held.name for held in group}
 
-    def one(index: int, held: Held) -> Held:
-        def release() -> None:
-            open_names.discard(held.name)
-            if not open_names:
-                kept.clear()
+    def tensor(self, name: str) -> QTensor:
+        """One of them, in rows."""
+        if not self._made:
+            parts, rows, start = self._parts(), sum(held.shape[0] for held in self._group), 0
+            for held in self._group:
+                stop = start + held.shape[0]
+                mine = {part: _cut(array, rows, start, stop) for part, array in parts.items()}
+                self._made[held.name] = QTensor.pack(self._spec.format, held.shape, mine, "rows")
+                start = stop
+            self._open.update(self._made)
+        return self._made[name]
 
-        def values(start: int, stop: int) -> np.ndarray:
-            part = {name: _cut(a, held.shape[0], start, stop) for name, a in tensor(index).logical().items()}
-            return dequantize_parts(part, spec.format, (stop - start, *held.shape[1:]))
+    def _parts(self) -> Mapping[str, np.ndarray]:
+        values = [held.values(0, held.shape[0]) for held in self._group]
+        whole = values[0] if len(values) == 1 else np.concatenate(values)
+        del values
+        weigh = {} if self._importance is None else {"importance": self._importance}  # not every method weighs errors
+        name = f"tensor '{self._group[0].name}'"
+        if self._points is None:
+            parts = METHODS[self._method](whole, self._spec, name=name, **weigh)
+        else:
+            parts = quantize_to_points(whole, self._spec.format, self._points, name=name, **weigh)
+        for held in self._group:
+            held.release()
+        return parts
 
-        def rows(start: int, stop: int) -> Mapping[str, np.ndarray]:
-            return {name: _cut(a, held.shape[0], start, stop) for name, a in tensor(index).logical().items()}
+    def release(self, name: str) -> None:
+        """One is not needed for now."""
+        self._open.discard(name)
+        if not self._open:
+            self._made.clear()
 
-        unit = unit_of(spec.format, held.shape)
-        return Held(
-            held.name, held.role, held.shape, spec.format, rows, values, lambda: tensor(index).grids(), unit, act, release, None, points
-        )  # fmt: skip
 
-    return {held.name: one(i, held) for i, held in enumerate(group)}
+class _OfGroup(Reader):
+    """One of some matrices that are quantized together."""
+
+    def __init__(self, together: _Together, held: Held) -> None:
+        self._together, self._name, self._shape = together, held.name, held.shape
+
+    def _tensor(self) -> QTensor:
+        return self._together.tensor(self._name)
+
+    def rows(self, start: int, stop: int) -> Mapping[str, np.ndarray]:
+        return {name: _cut(array, self._shape[0], start, stop) for name, array in self._tensor().logical().items()}
+
+    def values(self, start: int, stop: int) -> np.ndarray:
+        return dequantize_parts(dict(self.rows(start, stop)), self._tensor().format, (stop - start, *self._shape[1:]))
+
+    def grids(self) -> Mapping[str, np.ndarray]:
+        return self._tensor().grids()
+
+    def release(self) -> None:
+        self._together.release(self._name)
 
 
 def _cut(part: np.ndarray, rows: int, start: int, stop: int) -> np.ndarray:

@@ -19,7 +19,6 @@ from anybit.io.hf import CONFIG, Source
 from anybit.io.quantization import PartInfo, StoredLayer, Table
 from anybit.io.strict_json import shown, where
 from anybit.layouts import LAYOUTS, default_layout
-from anybit.layouts.tile import TILED, check_codes, paired, stored_element
 from anybit.linear import ActSpec, Linear, Transform
 from anybit.methods import METHODS, SCALES
 from anybit.products import Product, attention_product, names_a_file, parse_product
@@ -206,7 +205,7 @@ def stored_linear(source: Source, name: str, layer: StoredLayer, elements: Mappi
         linear = Linear(weight, bias, act=act, product=layer.product, **fields)
         tensors = [weight, *(part for branch in linear.branches for part in (branch.a, branch.b) if part is not None)]
         for tensor in tensors:
-            _check_codes(tensor)
+            LAYOUTS[tensor.layout].check_scales(tensor.format, tensor.shape, tensor.parts)
             _ = tensor.bound  # a table of learned values is looked at now, not when the layer runs
         linear.check()
     except (FormatError, ShapeError, UnknownNameError, UsageError, NoKernelError) as error:
@@ -220,14 +219,6 @@ def _own_bias(parts: dict[str, np.ndarray], shape: tuple[int, ...]) -> tuple[np.
     if bias.dtype != np.float32 or bias.shape != shape[:1] or not np.isfinite(bias).all():
         raise ShapeError(f"part bias must be float32[{shape[0]}], finite, not {bias.dtype}{list(bias.shape)}")
     return bias, parts
-
-
-def _check_codes(weight: QTensor) -> None:
-    """ShapeError: a scale, offset or zero point that has more bits than its element. Only elements narrower than their bytes are read."""
-    tiles = weight.layout in TILED and len(weight.shape) == 2
-    for name, part in weight.parts.items():
-        if name not in ("codes", "index", "table"):
-            check_codes(name, part, stored_element(weight.format, name), tiles and paired(weight.format, weight.shape, name))
 
 
 def _quantization_key(source: Source, *keys: str) -> str:

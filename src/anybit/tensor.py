@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from inspect import signature
 from math import lcm, prod
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,8 +17,10 @@ from anybit.arrays import is_jax, is_torch, jax_like, on_cpu, on_gpu, torch_from
 from anybit.errors import FormatError, ShapeError, UsageError
 from anybit.formats import Format, Spec, bound
 from anybit.formats.element import as_real
-from anybit.layouts import ANY, LAYOUTS, default_layout
-from anybit.layouts.tile import Tile16x1, untile_part
+from anybit.layouts import LAYOUTS, default_layout, rows_owned
+
+if TYPE_CHECKING:
+    from anybit.kernels import Kernel, Prepare
 
 
 def _read_only(parts: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
@@ -28,25 +30,6 @@ def _read_only(parts: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
         view.flags.writeable = False
         views[name] = view
     return MappingProxyType(views)
-
-
-class _Grids(Mapping[str, np.ndarray]):
-    """Scales, offsets and zero points of a tile16x4 matrix on their block grids, each untiled when it is asked for.
-
-    Kernels read nearly all formats' scales as they lie; untiling them all would read and copy every scale of a model that is loaded.
-    """
-
-    def __init__(self, tensor: QTensor) -> None:
-        self._format, self._shape, self._parts = tensor.format, tensor.shape, tensor.parts
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        return untile_part(self._format, self._shape, name, self._parts[name])
-
-    def __iter__(self) -> Iterator[str]:
-        return (name for name in self._parts if name != "codes")
-
-    def __len__(self) -> int:
-        return len(self._parts) - 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,12 +70,6 @@ class QTensor:
         if expected.keys() != parts.keys():
             raise ShapeError(f"{fmt} in layout {layout} has the parts {', '.join(expected)}, not {', '.join(parts)}")
         parts = LAYOUTS[layout].renew(fmt, shape, parts)
-        for name, (dtype, size) in expected.items():
-            found = parts[name]
-            same = len(found.shape) == len(size) and all(want in (ANY, got) for want, got in zip(size, found.shape, strict=True))
-            if found.dtype != dtype or not same:
-                wanted = str(list(size)).replace(str(ANY), "any")
-                raise ShapeError(f"part {name} must be {dtype}{wanted}, not {found.dtype}{list(found.shape)}")
         LAYOUTS[layout].check(fmt, shape, parts)
         return cls(fmt, shape, layout, _read_only(parts))
 
@@ -121,10 +98,8 @@ class QTensor:
         return LAYOUTS[self.layout].unpack(self.format, self.shape, self.parts)
 
     def grids(self) -> Mapping[str, np.ndarray]:
-        """Scales, offsets and zero points on their block grids, without the codes where the layout keeps them apart."""
-        if self.layout == "tile16x4" and self.format.block is not None:
-            return _Grids(self)
-        return {name: part for name, part in self.logical().items() if name != "codes"}
+        """Scales, offsets, zero points and learned values on their block grids, without the codes."""
+        return LAYOUTS[self.layout].grids(self.format, self.shape, self.parts)
 
     def to(self, layout: str) -> QTensor:
         """The same codes in another layout."""
@@ -148,27 +123,12 @@ class QTensor:
         if len(self.shape) != 2:
             raise ShapeError(f"rows are cut from matrices, not from arrays of shape {list(self.shape)}")
         rows, outputs = self.shape[0], LAYOUTS[self.layout].tile[0]
-        owned = {name: size for name, size in self._rows_owned().items() if size < rows}
-        unit = lcm(outputs, *owned.values())
+        unit = lcm(outputs, *(size for size in rows_owned(self.format, self.shape).values() if size < rows))
         if not 0 <= start < stop <= rows or start % unit or (stop % unit and stop != rows):
             raise ShapeError(f"rows {start} to {stop} of {rows}: cut at multiples of {unit}")
         shape = (stop - start, self.shape[1])
         parts = LAYOUTS[self.layout].cut(self.format, self.shape, self.parts, start, stop)
-        for name, (_, size) in LAYOUTS[self.layout].parts(self.format, shape).items():
-            if name in parts:
-                continue
-            part = self.parts[name]
-            tiled = name == "codes" or (self.layout in ("tile16x4", "base3") and part.ndim == 3)
-            first = start // (outputs if tiled else owned.get(name, rows))
-            parts[name] = part[first : first + size[0]]
         return QTensor.from_stored(self.format, shape, self.layout, parts)
-
-    def _rows_owned(self) -> dict[str, int]:
-        """How many rows of the matrix one row of each grid of scales, offsets or zero points serves."""
-        owned = {}
-        for i, block in enumerate(self.format.blocks):
-            owned[f"scale.{i}"] = owned[f"offset.{i}"] = block.on(self.shape)[0]
-        return owned | {"zero": owned["scale.0"]} if owned else owned
 
     @cached_property
     def bound(self) -> Format:
@@ -177,34 +137,37 @@ class QTensor:
 
     @cached_property
     def native(self) -> Any:
-        """The native weight over the stored parts, made on first use; its `kind` says which integer path serves it."""
-        from anybit.kernels import cpu
+        """The native weight that multiplies float activations, made on first use; its `kind` says which integer path serves it."""
+        from anybit.kernels import choose
+        from anybit.kernels.cpu import op_spec
 
+        return self.prepared(choose(op_spec(self.format, self.layout, None), native=True).kernel)
+
+    def prepared(self, kernel: Kernel) -> Any:
+        """The native weight as a native kernel takes it, made on first use. ShapeError: the tensor is no matrix."""
         if len(self.shape) != 2:
             raise ShapeError(f"matmul needs a matrix, not an array of shape {list(self.shape)}")
-        shape = (self.shape[0], self.shape[1])
-        if self.layout in ("tile16x4", "base3") and self.format.block is not None:
-            return cpu.coded_weight(self.bound, shape, self.parts, _Grids(self), trits=self.layout == "base3")
-        if self.layout == "tile16x1":
-            return cpu.dense_weight(self.format.element.name, shape, self.parts["codes"])
-        if self.layout == "escape" and self.format.dense:
-            return cpu.dense_weight(self.format.element.name, shape, self.parts["codes"], self.parts["index"])
-        if self.format.pack:  # decoded here, once
-            return QTensor.pack(self.format.plain, self.shape, self.logical()).native
-        if default_layout(self.format, self.shape) != "rows":
-            return self.to(default_layout(self.format, self.shape)).native
-        from anybit.methods.rtn import dequantize_parts
+        if kernel.prepare is None:
+            return self.native
+        if kernel.prepare not in self._prepared:
+            self._prepared[kernel.prepare] = kernel.prepare(self)
+        return self._prepared[kernel.prepare]
 
-        expanded = dequantize_parts(self.logical(), self.format, self.shape)
-        return cpu.dense_weight("fp32", shape, Tile16x1().pack(Format("fp32"), shape, {"codes": expanded.view(np.uint32)})["codes"])
+    @cached_property
+    def _prepared(self) -> dict[Prepare, Any]:
+        return {}
 
-    def dequantize(self) -> np.ndarray:
-        """float32, the tensor's shape: the value of every code times its scale, rounded once a product (docs/contract.md)."""
-        if len(self.shape) == 2 and self.layout != "rows":
-            return np.asarray(self.native.rows())
+    def expanded(self) -> np.ndarray:
+        """As `dequantize`, without a native weight."""
         from anybit.methods.rtn import dequantize_parts
 
         return dequantize_parts(self.logical(), self.format, self.shape)
+
+    def dequantize(self) -> np.ndarray:
+        """float32, the tensor's shape: the value of every code times its scale, rounded once a product (docs/contract.md)."""
+        if len(self.shape) == 2 and self.layout != "rows":  # which no kernel reads as they lie
+            return np.asarray(self.native.rows())
+        return self.expanded()
 
     def rows(self, ids: Any) -> np.ndarray:
         """float32[len(ids), k]: the values of some rows (an embedding look-up). ShapeError: ids are no list of this matrix's rows."""

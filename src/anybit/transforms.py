@@ -13,8 +13,8 @@ import numpy as np
 
 from anybit.errors import NonFiniteError, ShapeError
 from anybit.formats.stochastic import SEEDS, words
-from anybit.kernels.cpu import dense_weight, native
-from anybit.layouts import LAYOUTS
+from anybit.kernels.cpu import native
+from anybit.kernels.weights import float_weight
 
 KINDS = ("scale", "shift", "permute", "hadamard", "rotate")
 
@@ -103,7 +103,8 @@ class Transform:
         self.check(k)
         if self.kind == "rotate":
             assert self.data is not None and self.block is not None
-            return self.kind, [_rotation(matrix) for matrix in self.data.reshape(-1, self.block, self.block)], self.block
+            matrices = self.data.reshape(-1, self.block, self.block)
+            return self.kind, [float_weight(np.ascontiguousarray(matrix.T)) for matrix in matrices], self.block
         data = self.signs(k) if self.kind == "hadamard" else self.data
         return self.kind, None if data is None else np.ascontiguousarray(data), self.block or 0
 
@@ -129,20 +130,6 @@ class Transform:
             matrices = np.broadcast_to(self.data.astype(np.float64), (k // self.block, self.block, self.block))
             return np.einsum("nbi,bij->nbj", w.reshape(n, -1, self.block), matrices).reshape(n, k)
         return w
-
-
-def _rotation(matrix: np.ndarray) -> Any:
-    size = matrix.shape[0]
-    shape = (size, size)
-    return dense_weight(
-        "fp32", shape, LAYOUTS["tile16x1"].pack(_fp32(), shape, {"codes": np.ascontiguousarray(matrix.T).view(np.uint32)})["codes"]
-    )
-
-
-def _fp32() -> Any:
-    from anybit.formats import Format
-
-    return Format("fp32")
 
 
 def _hadamard(w: np.ndarray, block: int) -> np.ndarray:

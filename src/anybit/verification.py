@@ -16,6 +16,7 @@ from anybit.errors import FileFormatError, MissingDependencyError
 from anybit.export import Export, model_path
 from anybit.io.targets import Held, Source
 from anybit.io.targets.gguf import file_names
+from anybit.io.targets.target import Reader
 from anybit.model import load
 from anybit.sources import open_source
 
@@ -34,6 +35,28 @@ class Verified:
     readers: tuple[str, ...]
 
 
+class _Traced(Reader):
+    """Reads a tensor and takes a digest of the values of each row that is read."""
+
+    def __init__(self, held: Held, digests: dict[str, Any]) -> None:
+        self._held, self._digests = held, digests
+
+    def rows(self, start: int, stop: int) -> Mapping[str, np.ndarray]:
+        if start == 0:
+            self._digests[self._held.name] = hashlib.sha256()
+        self._digests[self._held.name].update(_plain(self._held.values(start, stop)))
+        return self._held.rows(start, stop)
+
+    def values(self, start: int, stop: int) -> np.ndarray:
+        return self._held.reader.values(start, stop)
+
+    def grids(self) -> Mapping[str, np.ndarray]:
+        return self._held.grids()
+
+    def release(self) -> None:
+        self._held.release()
+
+
 class Traced:
     """Takes a digest of what is written of tensors that would be quantized twice to be compared."""
 
@@ -43,16 +66,8 @@ class Traced:
 
     def source(self, source: Source) -> Source:
         """The same model, whose traced tensors leave a digest of their values when they are written."""
-        return replace(source, tensors={n: self._held(h) if n in self.names else h for n, h in source.tensors.items()})
-
-    def _held(self, held: Held) -> Held:
-        def rows(start: int, stop: int) -> Mapping[str, np.ndarray]:
-            if start == 0:
-                self.digests[held.name] = hashlib.sha256()
-            self.digests[held.name].update(_plain(held.values(start, stop)))
-            return held.rows(start, stop)
-
-        return replace(held, rows=rows)
+        tensors = source.tensors.items()
+        return replace(source, tensors={n: replace(h, reader=_Traced(h, self.digests)) if n in self.names else h for n, h in tensors})
 
 
 def _plain(values: np.ndarray) -> Any:

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from anybit.errors import OutputError
 from anybit.export import prepare, write, write_checkpoint
+from anybit.io import output
 from anybit.io.checkpoint import save_checkpoint
 from anybit.io.manifest import verify_directory
 from anybit.io.save import atomic_file
@@ -32,6 +33,7 @@ if hasattr(SHIM, "fault_arm"):
     SHIM.fault_arm.argtypes = (ctypes.c_char_p, ctypes.c_long, ctypes.c_int, ctypes.c_int)
     SHIM.fault_call.argtypes, SHIM.fault_call.restype = (ctypes.c_long,), ctypes.c_char
 NONE, KILL, TORN, FAIL, SHORT, FULL = range(6)
+output.PAGE = 4096  # so that small files, too, take many writes
 
 
 def save_model(model: Path, out: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import math
 import time
@@ -19,7 +20,7 @@ import safetensors.numpy
 
 from anybit.errors import DoesNotFitError, FileFormatError, OutputError, ShapeError
 from anybit.io import checkpoint
-from anybit.io.checkpoint import QuantizedEntry, save_checkpoint
+from anybit.io.checkpoint import Item, QuantizedEntry, save_checkpoint, write_items
 from anybit.io.hf import open_model
 from anybit.io.inspect import inspect_model
 from anybit.io.manifest import contents_digest, verify_directory
@@ -173,6 +174,24 @@ def test_memory_holds_one_tensor(tmp_path: Path) -> None:
     tracemalloc.stop()
     assert done == [f"l{i}.weight" for i in range(count)]
     assert peak < 1.5 * size * 17 / 16 + 1.25 * PAGE  # a tensor, and what waits for a whole page to write
+
+
+def test_an_export_holds_two_tensors(tmp_path: Path) -> None:
+    size, count = 4 << 20, 8
+    done: list[str] = []
+
+    def item(name: str, value: int) -> Item:
+        return Item(name, [(name, "U8", (size,))], lambda: {name: np.full(size, value, np.uint8)})
+
+    items = [item(f"t{i}", i) for i in range(count)]
+    tracemalloc.start()
+    digests, total = write_items(tmp_path, items, on_written=done.append, overlap=True)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert done == [f"t{i}" for i in range(count)]
+    assert total == (tmp_path / "model.safetensors").stat().st_size
+    assert digests == {"model.safetensors": hashlib.sha256((tmp_path / "model.safetensors").read_bytes()).hexdigest()}
+    assert peak < 2.5 * size + 1.25 * PAGE  # one being written, one being made, and what waits for a whole page to write
 
 
 def test_opening_a_big_checkpoint_reads_only_headers(tmp_path: Path) -> None:

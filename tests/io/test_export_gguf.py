@@ -270,7 +270,7 @@ def test_refusals(tmp_path: Path) -> None:
     source = quantized(tmp_path, "int8@channel")
     plan = prepare(source, "gguf")
     assert len(plan.plan.refused) == 7
-    with pytest.raises(UsageError, match=r"gguf holds no int8@channel, as 'model.layers.0.self_attn.q_proj.weight' and 6 more has.*fp16"):
+    with pytest.raises(UsageError, match=r"gguf holds no int8@channel, as 'model.layers.0.self_attn.q_proj.weight' and 6 more have.*fp16"):
         write(plan, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     with pytest.raises(UsageError, match="is int8@channel already, and q4_k would quantize it again"):

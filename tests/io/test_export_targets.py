@@ -18,6 +18,7 @@ from anybit.export import prepare, write, write_checkpoint
 from anybit.io.containers.bits import packed_stream, stream
 from anybit.io.safetensors import SafeFile
 from anybit.io.targets import TARGETS
+from anybit.io.targets.dequantized import rounded
 from anybit.linear import Transform
 from tests.io.exported import WIDE, differing, export, model, quantized, values
 from tests.small import arrays
@@ -234,6 +235,20 @@ def test_dequantized(tmp_path: Path, dtype: str) -> None:
     exact = {step.name for step in made.plan.steps if step.exact}
     assert (f"{UP}.weight" in exact) == (dtype == "f32")
     assert "quantization_config" not in json.loads((tmp_path / "out" / "config.json").read_text())
+
+
+@pytest.mark.parametrize("shape", [(0,), (7,), (1 << 15,), (3, (1 << 15) - 1)])
+def test_rounding_to_sixteen_bits(shape: tuple[int, ...]) -> None:
+    """Any finite bits, in arrays of less and more than one piece."""
+    bits = np.random.default_rng(1).integers(0, 1 << 32, shape, np.uint32)
+    x = np.where(bits >> 23 & 255 == 255, np.uint32(0x3F808000), bits).astype(np.uint32).view(np.float32)
+    out = np.zeros(shape, np.uint16)
+    with np.errstate(over="ignore"):
+        for element, dtype in (("bf16", BF16), ("fp16", np.float16)):
+            assert np.array_equal(rounded(x, element), x.astype(dtype).view(np.uint16))
+            assert rounded(x, element, out) is out
+            assert np.array_equal(out, x.astype(dtype).view(np.uint16))
+    assert np.array_equal(rounded(x, "fp32"), x.view(np.uint32))
 
 
 def test_dequantized_beyond_float16(tmp_path: Path) -> None:

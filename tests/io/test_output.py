@@ -1,12 +1,13 @@
 """Files are written in whole pieces of 2 MiB, whatever pieces they come in."""
 
+import hashlib
 import os
 from pathlib import Path
 
 import pytest
 
 from anybit.errors import OutputError
-from anybit.io.output import PAGE, create
+from anybit.io.output import PAGE, create, digested
 
 PIECES = [0, 1, 77, PAGE - 78, PAGE, 3 * PAGE + 5, 0, PAGE - 5, 2 * PAGE - 1, 4096, 5 * PAGE // 2]
 
@@ -48,3 +49,12 @@ def test_nothing_is_flushed_after_a_failure(tmp_path: Path) -> None:
     assert (tmp_path / "x").read_bytes() == b""
     with pytest.raises(OutputError, match="exists"), create(tmp_path / "x"):
         pass
+
+
+def test_the_digest_is_of_what_was_written(tmp_path: Path) -> None:
+    with digested(tmp_path / "x") as file:
+        for piece in data_of(PIECES):
+            file.write(piece)
+    whole = b"".join(data_of(PIECES))
+    assert (tmp_path / "x").read_bytes() == whole
+    assert file.sha256 == hashlib.sha256(whole).hexdigest()

@@ -12,7 +12,7 @@ from cases import CODED, DENSE, EXPANDED, WITNESSES, Case, spread
 
 from anybit.errors import NoKernelError, NonFiniteError
 from anybit.formats import Format
-from anybit.kernels import cpu
+from anybit.kernels import cpu, weights
 from anybit.linear import run_matmul
 from anybit.methods.rtn import dequantize_parts
 from anybit.reference import linear
@@ -149,7 +149,7 @@ def test_every_second_level_is_read_in_place(element: str, monkeypatch: pytest.M
     """In its own width, with a third for the whole tensor or without; more levels are collapsed, which `_collapsed` would show."""
     more = "@" in element
     if not more:
-        monkeypatch.setattr(cpu, "_collapsed", lambda *_: pytest.fail("scales were expanded"))
+        monkeypatch.setattr(weights, "_collapsed", lambda *_: pytest.fail("scales were expanded"))
     for block in ("16",) if more else ("16", "4x16"):
         for whole in ("", "@tensor:fp32"):
             outer = element if more and not whole else element.split("@")[0] + whole

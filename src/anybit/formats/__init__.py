@@ -7,6 +7,7 @@ from anybit.formats.format import Format, Level
 from anybit.formats.learned import bound
 from anybit.formats.listed import brought_along, listed
 from anybit.formats.named import ALIASES, NamedFormat, named_formats
+from anybit.formats.packing import PACKINGS, Packing
 from anybit.formats.policy import Policy, Spec
 from anybit.formats.rounding import NONFINITES, OVERS, ROUNDS
 from anybit.formats.table import Table
@@ -17,6 +18,7 @@ __all__ = [
     "FAMILIES",
     "NONFINITES",
     "OVERS",
+    "PACKINGS",
     "ROUNDS",
     "Block",
     "Box",
@@ -25,6 +27,7 @@ __all__ = [
     "Format",
     "Level",
     "NamedFormat",
+    "Packing",
     "Policy",
     "Spec",
     "Table",

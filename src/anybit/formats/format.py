@@ -13,9 +13,7 @@ import numpy as np
 from anybit.errors import FormatError, ShapeError
 from anybit.formats.block import Block
 from anybit.formats.element import Element
-
-PACKS = ("base3", "escape")
-"""Other ways to store codes than `bits` bits each."""
+from anybit.formats.packing import PACKINGS
 
 
 @dataclass(frozen=True)
@@ -225,10 +223,8 @@ class Format:
 
     @property
     def _code_bits(self) -> Fraction:
-        """Bits of a weight's code; for pack=escape at most: blocks of 4096 codes, with 24 bytes about each."""
-        if self.pack == "base3":
-            return Fraction(8, 5)
-        return Fraction(self.element.bits, self.element.dim) + (Fraction(24 * 8, 4096) if self.pack == "escape" else 0)
+        """Bits of a weight's code; of one with a packing at most."""
+        return PACKINGS[self.pack].bits(self.element) if self.pack else Fraction(self.element.bits, self.element.dim)
 
     @property
     def plain(self) -> Format:
@@ -308,8 +304,6 @@ def _check(fmt: Format) -> None:
         _nested().check_nested(element, fmt.nested, fmt.opened, fmt.zero)
     if fmt.nested and fmt.block is None:
         raise FormatError("nested integers need a block, as in int8@128+nest=4")
-    if fmt.pack == "base3" and element.name != "ternary":
-        raise FormatError(f"pack=base3 packs 5 ternary codes a byte, and {element} is not ternary")
-    minifloat = element.dim == 1 and element.bits == 8 and element.fields["family"] == "minifloat"
-    if fmt.pack == "escape" and not (element.name == "bf16" or (minifloat and element.signed)):
-        raise FormatError(f"pack=escape packs exponents of bf16 and of signed 8-bit floats, and {element} is neither")
+    reason = PACKINGS[fmt.pack].refuses(element) if fmt.pack else None
+    if reason is not None:
+        raise FormatError(reason)

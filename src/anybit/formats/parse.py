@@ -10,8 +10,9 @@ from anybit.errors import FormatError, near_misses
 from anybit.formats.block import KINDS, Block
 from anybit.formats.element import Element
 from anybit.formats.family import UnknownElementError, _find, shown, suggestion
-from anybit.formats.format import PACKS, Format, Level
+from anybit.formats.format import Format, Level
 from anybit.formats.named import ALIASES
+from anybit.formats.packing import PACKINGS
 from anybit.formats.policy import Policy, Spec
 
 _TEXT = re.compile(r"[A-Za-z0-9._\-@:+=]*")
@@ -133,8 +134,8 @@ def _read_options(reader: _Reader, with_policy: bool) -> tuple[dict[str, tuple[E
             if not reader.take("="):
                 reader.fail(f"'=' expected after {key}", reader.at)
             name, at = reader.word("a packing")
-            if name not in PACKS and name != "plain":
-                known = [*PACKS, "plain"]
+            if name not in PACKINGS and name != "plain":
+                known = [*sorted(PACKINGS), "plain"]
                 reader.fail(f"no packing named '{name[:80]}'", at, near_misses(name[:80], known) or f"; there is {', '.join(known)}")
             options[key] = ("" if name == "plain" else name), start
         elif key in ("nest", "open"):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from anybit.errors import DoesNotFitError, ShapeError
+from anybit.io.ahead import ahead
 from anybit.io.foreign import Sidecar
 from anybit.io.output import create
 from anybit.io.quantization import PART_NAME, Quantization, StoredLayer, Table, quantization_json
@@ -73,28 +75,33 @@ def _shards(items: Iterable[Item], limit: int) -> list[list[Item]]:
     return groups
 
 
-def _stream(items: Sequence[Item], on_written: Callable[[str], None] | None) -> Iterator[tuple[str, Any]]:
-    """Makes one item at a time and lets each array go as soon as it is written."""
-    for item in items:
-        made = item.produce()
-        for name, dtype, shape in item.entries:
-            data = made.pop(name)
-            if isinstance(data, np.ndarray) and (data.shape != shape or data.dtype.itemsize != DTYPES[dtype].itemsize):
-                raise ShapeError(f"tensor '{name}': {data.dtype}{list(data.shape)} came for {dtype}{list(shape)}")
-            view = raw(data)
-            del data
-            yield name, view
-            del view
-        if on_written is not None:
-            on_written(item.name)
+def _stream(
+    items: Sequence[Item], on_written: Callable[[str], None] | None, overlap: bool
+) -> Generator[tuple[str, Any], None, None]:  # fmt: skip
+    """Makes one item at a time (with `overlap` while the one before is written) and lets each array go as soon as it is written."""
+    produced = (item.produce() for item in items)
+    with closing(ahead(produced) if overlap else produced) as coming:
+        for item, made in zip(items, coming, strict=True):
+            for name, dtype, shape in item.entries:
+                data = made.pop(name)
+                if isinstance(data, np.ndarray) and (data.shape != shape or data.dtype.itemsize != DTYPES[dtype].itemsize):
+                    raise ShapeError(f"tensor '{name}': {data.dtype}{list(data.shape)} came for {dtype}{list(shape)}")
+                view = raw(data)
+                del data
+                yield name, view
+                del view
+            if on_written is not None:
+                on_written(item.name)
 
 
 def write_items(
-    folder: Path, items: Sequence[Item], shard_bytes: int = SHARD_BYTES, on_written: Callable[[str], None] | None = None, align: int = ALIGN
-) -> tuple[dict[str, str], int]:
+    folder: Path, items: Sequence[Item], shard_bytes: int = SHARD_BYTES, on_written: Callable[[str], None] | None = None,
+    align: int = ALIGN, overlap: bool = False,
+) -> tuple[dict[str, str], int]:  # fmt: skip
     """Writes tensors as safetensors, in several files with an index where one would exceed `shard_bytes`.
 
-    `align`: where tensors begin; 1 leaves no filler tensors, which other tools take for unknown weights.
+    `align`: where tensors begin; 1 leaves no filler tensors, which other tools take for unknown weights. `overlap`: each tensor is made
+    while the one before is written, so that two are held.
     Returns: SHA-256 by file name, and the bytes of all files. Raises: OutputError, ShapeError: as `save_checkpoint`.
     """
     groups = _shards(items, shard_bytes)
@@ -104,7 +111,8 @@ def write_items(
     for number, group in enumerate(groups, 1):
         file = "model.safetensors" if len(groups) == 1 else f"model-{number:05}-of-{len(groups):05}.safetensors"
         listed = [entry for item in group for entry in item.entries]
-        written = write_safetensors(folder / file, listed, _stream(group, on_written), {"format": "pt"}, align)
+        with closing(_stream(group, on_written, overlap)) as data:
+            written = write_safetensors(folder / file, listed, data, {"format": "pt"}, align)
         digests[file] = written.sha256
         total += written.size
         weight_map |= dict.fromkeys((name for name, _, _ in listed), file)

@@ -7,8 +7,10 @@ multiple of 2 MiB, and many small pages for anything else. A map of the file is 
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 from collections.abc import Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from typing import Any
 from anybit.errors import OutputError
 
 PAGE = 2 << 20
-_MOST = 2 * PAGE  # bytes a call: an interrupt waits for no more
+_MOST = 4 << 20  # bytes a call: an interrupt waits for no more
 DISK = {
     errno.ENOSPC: "the disk is full; free some space or choose another place",
     errno.EDQUOT: "the disk quota is used up; free some space or choose another place",
@@ -103,3 +105,34 @@ def opened(path: Path, flags: int) -> Iterator[Output]:
 def create(path: str | os.PathLike[str]) -> AbstractContextManager[Output]:
     """A new file to write, as `opened`. Raises: OutputError: also, the file exists."""
     return opened(Path(path), os.O_CREAT | os.O_EXCL)
+
+
+class Digested:
+    """A file being written whose SHA-256 is taken on the way: of large pieces in another thread, while the system copies them."""
+
+    def __init__(self, file: Output, pool: Executor) -> None:
+        self._file, self._pool, self._digest = file, pool, hashlib.sha256()
+
+    def write(self, data: Any) -> None:
+        """As `Output.write`."""
+        if memoryview(data).nbytes < PAGE // 2:
+            self._digest.update(data)
+            self._file.write(data)
+            return
+        hashed = self._pool.submit(self._digest.update, data)
+        try:
+            self._file.write(data)
+        finally:
+            hashed.result()
+
+    @property
+    def sha256(self) -> str:
+        """Of all that was written, in hexadecimal."""
+        return self._digest.hexdigest()
+
+
+@contextmanager
+def digested(path: str | os.PathLike[str]) -> Iterator[Digested]:
+    """A new file to write, as `create`, with its digest."""
+    with create(path) as file, ThreadPoolExecutor(1, "anybit-digest") as pool:
+        yield Digested(file, pool)

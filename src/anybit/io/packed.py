@@ -9,8 +9,8 @@ import numpy as np
 
 from anybit.formats import Format
 from anybit.io.coded import Blocks, Coded
-from anybit.layouts import LAYOUTS, default_layout
-from anybit.layouts.tile import scale_parts, tile_blocks
+from anybit.layouts import LAYOUTS, default_layout, scale_parts, sizes_known
+from anybit.layouts.tile import tile_blocks
 from anybit.tensor import QTensor
 
 SLAB = 1 << 20  # weights that are converted at once
@@ -34,7 +34,7 @@ def packed(coded: Coded, layout: str | None = None) -> QTensor:
         return QTensor.from_stored(fmt, shape, name, _tiled(coded.blocks, fmt, shape))
     per_row = all(block is None or block.per_row or block.kind == "tensor" for block in (fmt.block, *(level.block for level in fmt.levels)))
     step = max(1, SLAB // max(1, prod(shape[1:]) * _UNIT)) * _UNIT
-    if not per_row or len(shape) < 2 or step >= shape[0]:
+    if not per_row or len(shape) < 2 or step >= shape[0] or not sizes_known(fmt, shape, name):
         return QTensor.pack(fmt, shape, _checked(coded, fmt, shape, 0, shape[0]), name)
     kept = LAYOUTS[name]
     stored = {part: np.empty(size, dtype) for part, (dtype, size) in kept.parts(fmt, shape).items()}

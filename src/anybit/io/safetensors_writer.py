@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from anybit.errors import ShapeError
-from anybit.io.output import create
+from anybit.io.output import digested
 from anybit.io.safetensors import ALIGN, MAX_HEADER, PAD, bad_name, entry_nbytes
 
 Entry = tuple[str, str, tuple[int, ...]]  # name, dtype, shape
@@ -83,8 +82,7 @@ def write_safetensors(
     Cost: one pass; holds what `data` holds and nothing more.
     """
     head, gaps, size = plan(entries, metadata, align)
-    digest = hashlib.sha256(head)
-    with create(path) as file:
+    with digested(path) as file:
         file.write(head)
         source = iter(data)
         for (name, dtype, shape), gap in zip(entries, gaps, strict=True):
@@ -98,14 +96,12 @@ def write_safetensors(
                 if came[1].nbytes > left:
                     raise ShapeError(f"tensor '{name}': {came[1].nbytes - left} bytes more than {dtype} {list(shape)} holds")
                 left -= came[1].nbytes
-                digest.update(came[1])
                 file.write(came[1])
                 came = None  # freed before the next is made
-            digest.update(bytes(gap))
             file.write(bytes(gap))
         if _next(source) is not None:
             raise ShapeError("data came after the last tensor was complete")
-    return Written(size, digest.hexdigest())
+    return Written(size, file.sha256)
 
 
 def _next(source: Iterator[tuple[str, Any]]) -> tuple[str, memoryview] | None:

@@ -44,12 +44,16 @@ class OpSpec:
 Run = Callable[[Any, np.ndarray, str | None, np.ndarray | None], np.ndarray]
 """run(weight: QTensor, x: finite float32[m, k], act, bias: float32[n] or None) -> float32[m, n], with the bits of docs/contract.md."""
 
+Prepare = Callable[[Any], Any]
+"""prepare(weight: QTensor, a matrix) -> the native weight (`kernels/weights.py` makes them), which the tensor keeps."""
+
 
 @dataclass(frozen=True)
 class Kernel:
     """One way to run an operation. accepts(spec) is None, or the reason why not; isa() names the instruction set that serves it here.
 
-    run: what multiplies; None for the native kernels, which run the weight's `native`, and whole blocks of a model in one call.
+    A kernel in Python has `run`, what multiplies. A native one has `prepare`, and native code runs what it makes: alone, or whole blocks of
+    a model in one call. With neither, it runs what multiplication has prepared.
     products: kinds of product rules that it serves; none: multiplication, and nothing else.
     """
 
@@ -60,6 +64,11 @@ class Kernel:
     about: str
     run: Run | None = None
     products: tuple[str, ...] = ()
+    prepare: Prepare | None = None
+
+    def __post_init__(self) -> None:
+        if self.run is None and self.prepare is None and not self.products:
+            raise ValueError(f"kernel {self.name} has no run and no prepare")
 
     def refuses(self, spec: OpSpec) -> str | None:
         """None, or why it does not serve the operation; other products are never taken for multiplication."""

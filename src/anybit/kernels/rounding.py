@@ -107,6 +107,29 @@ def codes(element: Element, x: np.ndarray, round: str, over: str) -> np.ndarray:
     return out.reshape(x.shape)
 
 
+SUMS = ("pairs", "scales", "loss", "power")
+_LARGEST = float(np.finfo(np.float32).max)
+
+
+def block_sums(
+    element: Element, round: str, over: str, what: str, x: np.ndarray, size: int, scale: np.ndarray, offset: np.ndarray | None = None,
+    before: np.ndarray | None = None, weight: np.ndarray | None = None, end: float | None = None, unit: np.ndarray | None = None,
+    power: float = 2.0,
+) -> np.ndarray | None:  # fmt: skip
+    """float64[blocks, sums] of numbers float32[n] in blocks of `size`, one after the other, as native/sums.h says; None: no native way.
+
+    what: of `SUMS`. scale, offset, before: float32, one a block; weight: float64, of as many numbers as repeat; end: where ratios end;
+    unit: float64, one a block, and power: for "power".
+    """
+    plan = rounding(element, round, over, "saturate")
+    if plan is None:
+        return None
+    numbers = (None if each is None else np.ascontiguousarray(each, np.float32).reshape(-1) for each in (scale, offset, before))
+    end = _LARGEST if end is None else end
+    found: np.ndarray = native.block_sums(plan._native, SUMS.index(what), x, size, *numbers, weight, end, unit, power)
+    return found
+
+
 _LEAST = 1 << 9
 """Numbers from which the native call is worth its way."""
 

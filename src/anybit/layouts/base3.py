@@ -13,11 +13,13 @@ The unused code 3 means what 2 means and is stored as 2.
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 
-from anybit.formats import Format
-from anybit.layouts import LAYOUTS, Parts, Sizes
-from anybit.layouts.tile import TiledScales, scale_parts, tile_scales, tiled_sizes, untile_scales
+from anybit.formats import PACKINGS, Element, Format, Packing
+from anybit.layouts.layout import LAYOUTS, Parts, Sizes, scale_parts
+from anybit.layouts.tile import TiledScales, tile_scales, tiled_sizes, untile_scales
 from anybit.native import native
 
 
@@ -69,4 +71,9 @@ def _unpack_rows(stored: np.ndarray, k: int) -> np.ndarray:
     return np.ascontiguousarray(np.ascontiguousarray(digits.T).reshape(*stored.shape[:-1], -1)[..., :k])
 
 
+def _refuses(element: Element) -> str | None:
+    return None if element.name == "ternary" else f"pack=base3 packs 5 ternary codes a byte, and {element} is not ternary"
+
+
+PACKINGS.add("base3", Packing(lambda element: Fraction(8, 5), _refuses))
 LAYOUTS.add("base3", Base3())

@@ -17,14 +17,14 @@ outputs.
 
 from __future__ import annotations
 
+from fractions import Fraction
 from math import prod
 
 import numpy as np
 
 from anybit.errors import ShapeError
-from anybit.formats import Format
-from anybit.layouts import ANY, LAYOUTS, Parts, Sizes
-from anybit.layouts.tile import scale_parts
+from anybit.formats import PACKINGS, Element, Format, Packing
+from anybit.layouts.layout import ANY, LAYOUTS, Layout, Parts, Sizes, scale_parts
 from anybit.native import native
 
 BLOCK = 4096
@@ -38,7 +38,7 @@ def _runs(shape: tuple[int, ...]) -> tuple[int, int]:
     return prod(shape), prod(shape)
 
 
-class Escape:
+class Escape(Layout):
     """bf16 and minifloats of 8 bits, any shape."""
 
     name = "escape"
@@ -76,11 +76,8 @@ class Escape:
             codes = np.ascontiguousarray(codes.reshape(-1, shape[1])[: shape[0]])
         return {"codes": codes.reshape(shape)} | {name: stored[name] for name in scale_parts(fmt, shape)}
 
-    def renew(self, fmt: Format, shape: tuple[int, ...], stored: Parts) -> Parts:
-        """As they are."""
-        return stored
-
     def check(self, fmt: Format, shape: tuple[int, ...], stored: Parts) -> None:
+        super().check(fmt, shape, stored)
         try:  # reads the index and the ranks, about a quarter of the bytes
             native.escape_check(*_arrays(stored), fmt.element.bits // 8, *_runs(shape))
         except ValueError as error:
@@ -95,11 +92,25 @@ class Escape:
         first, last = start // 16 * per_run, -(-stop // 16) * per_run
         entries = index[first:last].copy()
         entries[:, :6] = (offsets[first:last] - offsets[first]).view(np.uint8).reshape(-1, 8)[:, :6]
-        return {"codes": stored["codes"][int(offsets[first]) : int(offsets[last])], "index": entries}
+        codes = stored["codes"][int(offsets[first]) : int(offsets[last])]
+        return super().cut(fmt, shape, stored, start, stop) | {"codes": codes, "index": entries}
 
 
 def _arrays(stored: Parts) -> tuple[np.ndarray, np.ndarray]:
     return np.ascontiguousarray(stored["codes"]), np.ascontiguousarray(stored["index"])
 
 
+def _bits(element: Element) -> Fraction:
+    """A code's own, which data without a pattern take, and its share of an entry of the index."""
+    return element.bits + Fraction(8 * ENTRY, BLOCK)
+
+
+def _refuses(element: Element) -> str | None:
+    minifloat = element.dim == 1 and element.bits == 8 and element.fields["family"] == "minifloat"
+    if element.name == "bf16" or (minifloat and element.signed):
+        return None
+    return f"pack=escape packs exponents of bf16 and of signed 8-bit floats, and {element} is neither"
+
+
+PACKINGS.add("escape", Packing(_bits, _refuses))
 LAYOUTS.add("escape", Escape())

@@ -15,8 +15,7 @@ from math import prod
 import numpy as np
 
 from anybit.formats import Format, cut_reason
-from anybit.layouts import LAYOUTS, FixedSizes, Parts, Sizes
-from anybit.layouts.tile import scale_parts
+from anybit.layouts.layout import LAYOUTS, Layout, Parts, Sizes, scale_parts
 from anybit.native import native
 
 
@@ -37,11 +36,12 @@ def unpack_rows(stored: np.ndarray, bits: int, k: int, dtype: np.dtype) -> np.nd
     return np.asarray(native.unpack_rows(flat, bits, k)).reshape(*stored.shape[:-1], k).astype(dtype, copy=False)
 
 
-class Rows(FixedSizes):
+class Rows(Layout):
     """Any shape, any width."""
 
     name = "rows"
     tile = (1, 1)
+    priority = 0
 
     def accepts(self, fmt: Format, shape: tuple[int, ...]) -> str | None:
         return f"the format says pack={fmt.pack}" if fmt.pack else cut_reason(fmt.element, shape)

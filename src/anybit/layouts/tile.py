@@ -16,45 +16,18 @@ Checkpoints of before had level 1 as [n, blocks] and level 0 a byte each whateve
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from anybit.errors import ShapeError
-from anybit.formats import Element, Format
-from anybit.layouts import LAYOUTS, FixedSizes, Parts, Sizes, geometry
+from anybit.formats import Format
+from anybit.layouts.layout import LAYOUTS, Layout, Parts, Sizes, check_codes, geometry, rows_owned, scale_parts, stored_element
 from anybit.native import native
 
 DENSE = ("fp32", "fp16", "bf16")
-TILED = ("tile16x4", "base3")
-"""Layouts of matrices whose scales lie as this file says."""
-
-
-def scale_parts(fmt: Format, shape: tuple[int, ...]) -> Sizes:
-    """Names, dtypes and grid shapes of everything but the codes, in logical order."""
-    parts: Sizes = {}
-    for i, (level, grid) in enumerate(zip(fmt.levels, fmt.grids(shape), strict=True)):
-        parts[f"scale.{i}"] = (level.element.code_dtype, grid)
-        if fmt.offset is not None:
-            parts[f"offset.{i}"] = ((level.element if i else fmt.offset).code_dtype, grid)
-    if fmt.zero is not None:
-        parts["zero"] = (fmt.zero.code_dtype, fmt.grids(shape)[0])
-    if fmt.element.table_shape is not None:
-        parts["table"] = (np.dtype(np.float32), fmt.element.table_shape)
-    return parts
-
 
 PAIRED_BITS = 4
 """First-level scales and offsets of up to so many bits lie two a byte; zero points, of which there is one a scale, do not."""
-
-
-def stored_element(fmt: Format, name: str) -> Element:
-    """What a part of scales, offsets or zero points is stored in."""
-    kind, _, level = name.partition(".")
-    if kind == "zero":
-        assert fmt.zero is not None
-        return fmt.zero
-    return fmt.levels[int(level)].element if kind == "scale" else fmt.offset_element(int(level))
 
 
 def tiled(fmt: Format, shape: tuple[int, ...], name: str) -> bool:
@@ -68,17 +41,6 @@ def tiled(fmt: Format, shape: tuple[int, ...], name: str) -> bool:
 def paired(fmt: Format, shape: tuple[int, ...], name: str) -> bool:
     """Whether a tiled matrix stores this part two codes a byte."""
     return name in ("scale.0", "offset.0") and tiled(fmt, shape, name) and stored_element(fmt, name).bits <= PAIRED_BITS
-
-
-def check_codes(name: str, part: np.ndarray, element: Element, two: bool = False) -> None:
-    """ShapeError: codes, or two of them a byte, that have more bits than their element."""
-    ones = (1 << element.bits) - 1
-    mask = ones | ones << 4 if two else ones
-    if mask < (1 << 8 * part.dtype.itemsize) - 1 and part.size:
-        most = int(np.bitwise_or.reduce(part, axis=None))
-        if most & ~mask:
-            found = int(max((part & 15).max(), (part >> 4).max())) if two else int(part.max())
-            raise ShapeError(f"part {name} holds the code {found}, but {element} has only {1 << element.bits}")
 
 
 def pack_codes(codes: np.ndarray, bits: int) -> np.ndarray:
@@ -177,12 +139,53 @@ def renew_scales(fmt: Format, shape: tuple[int, ...], stored: Parts) -> Parts:
     return renewed
 
 
-class TiledScales(FixedSizes):
-    """Layouts that keep scales beside their tile rows."""
+class Grids(Parts):
+    """Scales, offsets and zero points of a tiled matrix on their block grids, each untiled when it is asked for.
+
+    Kernels read nearly all formats' scales as they lie; untiling them all would read and copy every scale of a model that is loaded.
+    """
+
+    def __init__(self, fmt: Format, shape: tuple[int, ...], stored: Parts) -> None:
+        self._format, self._shape, self._stored = fmt, shape, stored
+        self._names = tuple(scale_parts(fmt, shape))
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return untile_part(self._format, self._shape, name, self._stored[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+class TiledScales(Layout):
+    """Layouts that keep the scales of a matrix beside their tile rows, and any other array's on their grids."""
+
+    def grids(self, fmt: Format, shape: tuple[int, ...], stored: Parts) -> Parts:
+        """`Grids` of matrices."""
+        return Grids(fmt, shape, stored) if len(shape) == 2 and fmt.block is not None else super().grids(fmt, shape, stored)
 
     def renew(self, fmt: Format, shape: tuple[int, ...], stored: Parts) -> Parts:
         """`renew_scales` for matrices with scales."""
         return renew_scales(fmt, shape, stored) if len(shape) == 2 and fmt.block is not None else stored
+
+    def check_scales(self, fmt: Format, shape: tuple[int, ...], stored: Parts) -> None:
+        for name in scale_parts(fmt, shape):
+            if name != "table":
+                check_codes(name, stored[name], stored_element(fmt, name), len(shape) == 2 and paired(fmt, shape, name))
+
+    def cut(self, fmt: Format, shape: tuple[int, ...], stored: Parts, start: int, stop: int) -> dict[str, np.ndarray]:
+        left = (stop - start, shape[1])
+        owned, grids, parts = rows_owned(fmt, shape), scale_parts(fmt, left), {}
+        for name, (_, size) in self.parts(fmt, left).items():
+            if name == "codes" or tiled(fmt, shape, name):
+                parts[name] = stored[name][start // self.tile[0] :][: size[0]]
+                continue
+            part = stored[name][start // owned.get(name, shape[0]) :][: grids[name][1][0]]
+            # where a block of rows has only one left, its scale lies as one row's own
+            parts[name] = tile_rows(part, paired(fmt, left, name)) if tiled(fmt, left, name) else part
+        return parts
 
 
 class Tile16x4(TiledScales):
@@ -213,7 +216,7 @@ class Tile16x4(TiledScales):
         return {"codes": unpack_codes(stored["codes"], fmt.element.bits, (n, k)), **untile_scales(fmt, shape, stored)}
 
 
-class Tile16x1(FixedSizes):
+class Tile16x1(Layout):
     """Dense weights of a matrix: float32, float16 or bfloat16."""
 
     name = "tile16x1"

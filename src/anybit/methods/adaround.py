@@ -7,7 +7,6 @@ from typing import ClassVar
 
 import numpy as np
 
-from anybit.formats import Spec
 from anybit.methods.between import Between, between
 from anybit.methods.curvature import curvature
 from anybit.methods.nearest import Nearest
@@ -54,29 +53,17 @@ def keep_better(target: Target, start: Parts, made: Parts, h: np.ndarray) -> Non
     target.parts = {**start, "codes": codes}
 
 
-@STEPS.register("adaround")
 @dataclass(frozen=True)
-class Adaround(Rounding):
-    """h(V) = clip(1.2 sigmoid(V) - 0.1, 0, 1) of the way from the value below to the one above, by Adam on e H e^T (the layer's squared
-    output error over all calibration tokens) + weight * sum 1 - |2 h - 1|^beta, beta from 20 to 2 after the first fifth.
+class UpOrDown(Rounding):
+    """A rounding that learns for each weight which of the two values around it is better for the layer's output. Rows that nearest codes
+    serve better keep them."""
 
-    Works for any scalar element: the way is that weight's own gap (a minifloat's local unit: Aggarwal et al. 2023, arXiv 2311.12359).
-    Differs: the quadratic form of all tokens stands for mini-batches of 32, so that far fewer steps do.
-    """
-
-    source: ClassVar[str] = "Nagel et al. 2020, AdaRound, arXiv 2004.10568, eq. 21 to 24"
     needs: ClassVar[frozenset[str]] = frozenset({"xtx"})
-    steps: int = 400
-    rate: float = 0.02
-    weight: float = 1.0
 
-    def __post_init__(self) -> None:
-        if self.steps < 1 or not self.rate > 0 or self.weight < 0:
-            raise ValueError("'steps' must be at least 1, 'rate' more than 0, 'weight' at least 0")
-
-    def asks(self, spec: Spec) -> frozenset[str]:
-        """Always X^T X."""
-        return self.needs
+    def learn(self, gap: np.ndarray, x: np.ndarray, share: np.ndarray, h: np.ndarray) -> np.ndarray:
+        """bool[n, k]: which weights go up. gap float32[n, k]: up - down; x float32[n, k]: the weight less down; share float64[n, k]: how
+        much of the gap that is; h float32[k, k]."""
+        raise NotImplementedError
 
     def round(self, target: Target, stats: Statistics) -> None:
         """See `Rounding.round`."""
@@ -85,15 +72,39 @@ class Adaround(Rounding):
             return
         found, h = ready
         gap, x = (found.up - found.down).astype(np.float32), target.weight - found.down.astype(np.float32)
-        v = _inverse(found.share).astype(np.float32)
-        hessian = h.astype(np.float32)
+        up = self.learn(gap, x, found.share, h.astype(np.float32))
+        keep_better(target, found.start, found.parts(up), h)
+
+
+@STEPS.register("adaround")
+@dataclass(frozen=True)
+class Adaround(UpOrDown):
+    """h(V) = clip(1.2 sigmoid(V) - 0.1, 0, 1) of the way from the value below to the one above, by Adam on e H e^T (the layer's squared
+    output error over all calibration tokens) + weight * sum 1 - |2 h - 1|^beta, beta from 20 to 2 after the first fifth.
+
+    Works for any scalar element: the way is that weight's own gap (a minifloat's local unit: Aggarwal et al. 2023, arXiv 2311.12359).
+    Differs: the quadratic form of all tokens stands for mini-batches of 32, so that far fewer steps do.
+    """
+
+    source: ClassVar[str] = "Nagel et al. 2020, AdaRound, arXiv 2004.10568, eq. 21 to 24"
+    steps: int = 400
+    rate: float = 0.02
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or not self.rate > 0 or self.weight < 0:
+            raise ValueError("'steps' must be at least 1, 'rate' more than 0, 'weight' at least 0")
+
+    def learn(self, gap: np.ndarray, x: np.ndarray, share: np.ndarray, h: np.ndarray) -> np.ndarray:
+        """See `UpOrDown.learn`."""
+        v = _inverse(share).astype(np.float32)
         scale = np.float32(1 / max(float(np.mean(np.square(gap))), 1e-30))  # the error in units of a gap
         m, s = np.zeros_like(v), np.zeros_like(v)
         for step in range(1, self.steps + 1):
             sigmoid = 1 / (1 + np.exp(-v))
             way = np.clip(1.2 * sigmoid - 0.1, 0, 1)
             slope = np.where((way > 0) & (way < 1), 1.2 * sigmoid * (1 - sigmoid), 0)
-            gradient = 2 * scale * ((way * gap - x) @ hessian) * gap
+            gradient = 2 * scale * ((way * gap - x) @ h) * gap
             if step > self.steps // 5:
                 beta = 2 + 18 * (1 - (step - self.steps // 5) / (self.steps - self.steps // 5))
                 two = 2 * way - 1
@@ -102,7 +113,7 @@ class Adaround(Rounding):
             m += 0.1 * (gradient - m)
             s += 0.001 * (np.square(gradient) - s)
             v -= np.float32(self.rate * 10) * (m / (1 - 0.9**step)) / (np.sqrt(s / (1 - 0.999**step)) + 1e-8)
-        keep_better(target, found.start, found.parts(v >= 0), h)
+        return v >= 0
 
 
 def _inverse(share: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 
 from anybit.errors import FormatError
 from anybit.formats import Element, Format
-from anybit.methods.values import decoded, encoded
+from anybit.methods.values import decoded, encoded, values_of
 
 Shape = tuple[int, ...]
 Owners = list[np.ndarray]
@@ -182,7 +182,7 @@ class Chain:
     def product(self, first: np.ndarray, rows: slice) -> np.ndarray:
         """float32 meaning of first-level codes in some rows: fl(fl(s0 * s1) * s2) ..."""
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-            total: np.ndarray = decoded(self.elements[0], first).astype(np.float32)
+            total = values_of(self.elements[0], first)
             for factor in self._factors:
                 total = total * self._local(factor, rows)
         return total

@@ -17,6 +17,7 @@ from functools import cached_property
 
 import numpy as np
 
+from anybit.methods.panels import by_panels
 from anybit.methods.statistics import Statistics
 
 ORDERS = ("activation", "natural")
@@ -141,7 +142,7 @@ def _factored(xtx: np.ndarray, damp: float, order: str, dim: int) -> Curvature |
     index = (first[:, None] * dim + np.arange(dim)).reshape(-1)
     step = damp
     while step <= 10:
-        factor = _factor(_ordered(xtx, index[::-1], step))
+        factor = _factor(_ordered(xtx, index[::-1], step, lower=True))
         if factor is not None:
             if step > damp:
                 notes.append(f"damping was raised from {damp:g} to {step:g}: its statistics are singular")
@@ -150,19 +151,21 @@ def _factored(xtx: np.ndarray, damp: float, order: str, dim: int) -> Curvature |
     return None
 
 
-def _ordered(xtx: np.ndarray, index: np.ndarray, damping: float) -> np.ndarray:
-    """H with channel index[i] at i, float64 or float32[k, k]. A channel without input costs nothing: it is rounded to nearest, and
-    nothing makes up for it."""
+def _ordered(xtx: np.ndarray, index: np.ndarray, damping: float, lower: bool = False) -> np.ndarray:
+    """H with channel index[i] at i, float64 or float32[k, k]; `lower`: what is above the diagonal is undefined. A channel without input
+    costs nothing: it is rounded to nearest, and nothing makes up for it."""
     k, diagonal = len(xtx), xtx.diagonal().astype(np.float64)
+    mean, none = float(diagonal.mean()), diagonal[index] <= 0
     h = np.empty((k, k), np.float64 if k <= _DOUBLE else np.float32)
-    for at in range(0, k, _TERMS):
-        h[at : at + _TERMS] = xtx[index[at : at + _TERMS]].take(index, axis=1)
-    h /= float(diagonal.mean())
-    none = diagonal[index] <= 0
-    if none.any():
-        h[none, :] = h[:, none] = 0
-        h[none, none] = 1
-    h[np.diag_indices_from(h)] += damping
+
+    def fill(rows: slice) -> None:
+        end = rows.stop if lower else k
+        np.divide(xtx[index[rows]].take(index[:end], axis=1), mean, out=h[rows, :end], dtype=h.dtype)
+        h[rows, :end][:, none[:end]] = 0
+
+    by_panels(k, fill)
+    h[none] = 0
+    h[np.diag_indices_from(h)] += none + damping
     return h
 
 

@@ -9,17 +9,17 @@ import numpy as np
 
 from anybit.formats import Spec
 from anybit.methods.columns import Columns, plain
-from anybit.methods.curvature import Curvature, check_options, curvature
-from anybit.methods.feedback import BLOCK, Feedback
-from anybit.methods.gptq import exact, finish, start
+from anybit.methods.curvature import Curvature, curvature
+from anybit.methods.feedback import Feedback
+from anybit.methods.gptq import ErrorFeedback, exact, finish, start
 from anybit.methods.rtn import dequantize_parts
 from anybit.methods.statistics import Statistics
-from anybit.methods.step import STEPS, Rounding, Target
+from anybit.methods.step import STEPS, Target
 
 
 @STEPS.register("gptaq")
 @dataclass(frozen=True)
-class Gptaq(Rounding):
+class Gptaq(ErrorFeedback):
     """Rows of Q are near w X0 on inputs X, X0 those of the original model: |q X - w X0|^2. `alpha` takes that share of the difference.
 
     `form`: "paper", where each column, once it is rounded, hands the later ones its part of w (X0 - X) X^T; "joint", GPTQ of the weights
@@ -31,13 +31,9 @@ class Gptaq(Rounding):
     needs: ClassVar[frozenset[str]] = frozenset({"xtx", "cross"})
     alpha: float = 0.25
     form: str = "paper"
-    damp: float = 0.01
-    order: str = "activation"
-    importance: bool = True
-    block: int = BLOCK
 
     def __post_init__(self) -> None:
-        check_options(self.damp, self.order, self.block)
+        super().__post_init__()
         if self.form not in ("paper", "joint"):
             raise ValueError(f"form is '{self.form}'; there is paper and joint")
 

@@ -13,24 +13,17 @@ from anybit.methods.curvature import Curvature, check_options, curvature
 from anybit.methods.feedback import BLOCK, Feedback
 from anybit.methods.panels import by_panels
 from anybit.methods.rtn import dequantize_parts, quantize_parts
-from anybit.methods.scales import SCALES
+from anybit.methods.scales import SCALES, counted
 from anybit.methods.statistics import Statistics
 from anybit.methods.step import STEPS, Parts, Rounding, Target
 
 
-@STEPS.register("gptq")
 @dataclass(frozen=True)
-class Gptq(Rounding):
-    """GPTQ with static activation order: scales are chosen before the loop and stay with their blocks, so nothing is permuted at run time.
+class ErrorFeedback(Rounding):
+    """Roundings that feed errors forward, and their options. `damp`: added to the diagonal, times its mean; raised tenfold where that does
+    not make the matrix definite. `order`: "activation" or "natural". `importance`: rules that search scales weigh errors by the diagonal.
+    `block`: channels between two updates of all that come after them."""
 
-    Any element (codebooks, posits, learned values, several weights a code), any blocks, zero points, offsets, scales of scales.
-    `damp`: added to the diagonal, times its mean; raised tenfold where that does not make the matrix definite. `order`: "activation" or
-    "natural". `importance`: rules that search scales weigh errors by the diagonal. Rows that nearest codes serve better (on this
-    objective, same scales) keep them. After a block Hadamard transform, with scale=lp2.4 (NVFP4) or floor0.75 (MXFP4), it is MR-GPTQ
-    (arXiv 2509.23202).
-    """
-
-    source: ClassVar[str] = "Frantar et al. 2022, arXiv 2210.17323, algorithm 1; loop in the form of QuIP, arXiv 2307.13304, theorem 6"
     needs: ClassVar[frozenset[str]] = frozenset({"xtx"})
     damp: float = 0.01
     order: str = "activation"
@@ -39,6 +32,19 @@ class Gptq(Rounding):
 
     def __post_init__(self) -> None:
         check_options(self.damp, self.order, self.block)
+
+
+@STEPS.register("gptq")
+@dataclass(frozen=True)
+class Gptq(ErrorFeedback):
+    """GPTQ with static activation order: scales are chosen before the loop and stay with their blocks, so nothing is permuted at run time.
+
+    Any element (codebooks, posits, learned values, several weights a code), any blocks, zero points, offsets, scales of scales.
+    Rows that nearest codes serve better (on this objective, same scales) keep them. After a block Hadamard transform, with scale=lp2.4
+    (NVFP4) or floor0.75 (MXFP4), it is MR-GPTQ (arXiv 2509.23202).
+    """
+
+    source: ClassVar[str] = "Frantar et al. 2022, arXiv 2210.17323, algorithm 1; loop in the form of QuIP, arXiv 2307.13304, theorem 6"
 
     def round(self, target: Target, stats: Statistics) -> None:
         """See `Rounding.round`."""
@@ -56,7 +62,7 @@ def start(target: Target, stats: Statistics, found: Curvature | None, importance
     weighs = spec.format.element.learned or (rule is not None and rule.searches)
     weight = stats.importance if weighs and (importance or (rule is not None and rule.weighted)) else None
     if weight is not None:
-        weight = weight + 0.01 * weight.mean()  # channels without input count a little
+        weight = counted(weight)
     elif rule is not None and rule.weighted:
         weight = np.ones(target.weight.shape[1])
     if found is None:

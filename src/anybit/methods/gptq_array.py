@@ -12,7 +12,7 @@ from anybit.formats import Spec
 from anybit.formats.element import as_real
 from anybit.methods.gptq import Gptq
 from anybit.methods.method import METHODS, Parts
-from anybit.methods.scales import SCALES
+from anybit.methods.scales import SCALES, counted
 from anybit.methods.statistics import Statistics
 from anybit.methods.step import Target
 
@@ -50,4 +50,4 @@ def importance_of(diagonal: np.ndarray, spec: Spec) -> np.ndarray | None:
     """float64[k]: what errors weigh where scales are searched, from the diagonal of X^T X; None: the rule does not search."""
     if spec.format.block is None or not SCALES[spec.scale_rule].searches:
         return None
-    return diagonal + 0.01 * diagonal.mean()
+    return counted(diagonal)

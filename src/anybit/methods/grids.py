@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -11,11 +12,13 @@ from anybit.formats import Box, Element, Policy, Spec
 from anybit.formats.rounding import round_integral, stochastic_bits
 from anybit.formats.stochastic import stochastic_integral
 from anybit.formats.vector import Vector
+from anybit.kernels.rounding import block_sums
 from anybit.kernels.rounding import codes as native_codes
 from anybit.methods.chain import FALL, Chain, ReachError, Shape
 from anybit.methods.scales import Range, Rule
 from anybit.methods.values import Elsewhere, Values, decoded, encoded, values_of
 
+Walk = Callable[[Callable[[slice, Values], Any]], Iterable[Any]]
 LIMIT = 1 << 18
 _LARGEST = float(np.finfo(np.float32).max)
 
@@ -93,25 +96,26 @@ class Chooser:
         self._searched: dict[int, np.ndarray] = {}
         self._wished: dict[int, list[np.ndarray]] = {}
 
-    def settle(self, walk: Callable[[], Iterable[tuple[slice, Values]]]) -> None:
-        """Fixes the scales of scales and of offsets. `walk` gives (rows of the block grid, their values) for the whole array, twice."""
+    def settle(self, walk: Walk) -> None:
+        """Fixes the scales of scales and of offsets. `walk` calls its argument with all rows of the block grid and their values, some at
+        a time, and gives what it returns, in order; more than once."""
         if self.offsets is not None and self.offsets.deep:
-            self.offsets.settle((rows, self._offset_targets(values, rows)) for rows, values in walk())
+            self.offsets.settle(walk(lambda rows, values: (rows, self._offset_targets(values, rows))))
             if self.rule.stiffness is not None and self.fmt.zero is None:
                 of_offset = self.rule.stiffness
                 self.offsets.fit(
-                    (rows, self._offset_targets(values, rows), of_offset(self._see(values, None), None)) for rows, values in walk()
-                )  # fmt: skip
+                    walk(lambda rows, values: (rows, self._offset_targets(values, rows), of_offset(self._see(values, None), None)))
+                )
         if self.scales.deep:
-            self.scales.settle((rows, np.abs(self._candidates(values, rows)[0])) for rows, values in walk())
+            self.scales.settle(walk(lambda rows, values: (rows, np.abs(self._candidates(values, rows)[0]))))
             if self.rule.stiffness is not None:
                 of_scale = self.rule.stiffness
 
-                def stiff(values: Values, rows: slice) -> tuple[slice, np.ndarray, np.ndarray]:
+                def stiff(rows: slice, values: Values) -> tuple[slice, np.ndarray, np.ndarray]:
                     wished = self._candidates(values, rows)[0]
                     return rows, wished, of_scale(self._see(values, self._offset(values, rows)[1]), wished)
 
-                self.scales.fit(stiff(values, rows) for rows, values in walk())
+                self.scales.fit(walk(stiff))
 
     def _candidates(self, values: Values, rows: slice) -> list[np.ndarray]:
         """The rule's scales. One that fits scales of scales searches for long, and is asked once: 8 bytes a block."""
@@ -252,13 +256,22 @@ class Chooser:
 
         Under stochastic rounding that of rounding to nearest: a scale is not chosen by chance.
         """
-        loss = np.zeros_like(values.low)
         # A power of an error may leave float64, that of its share of the block does not.
-        unit = np.maximum(np.maximum(values.high, -values.low), 2.0**-149)
+        unit = np.maximum(np.maximum(values.high, -values.low), 2.0**-149) if self.rule.powered else None
+        if grids.zero is None and values.rows is not None:
+            (x, size, weight), policy, what = values.rows, self._search.policy, "loss" if unit is None else "power"
+            round = policy.round if stochastic_bits(policy.round) is None else "nearest-even"
+            found = block_sums(
+                self.fmt.element, round, policy.over, what, x, size, grids.scale, grids.offset, None, weight, grids.symmetric,
+                None if unit is None else unit.reshape(-1), self.rule.number or 2.0,
+            )  # fmt: skip
+            if found is not None:
+                return found.reshape(values.low.shape)
+        loss = np.zeros_like(values.low)
         for box, part in values.parts():
             found = grids.decode(grids.encode(part, box, self._search), box, self.fmt.element)
             error = np.subtract(part, found, dtype=np.float64)
-            cost = self.rule.cost(error if self.rule.loss is None else error / box.spread(unit))
+            cost = self.rule.cost(error if unit is None else error / box.spread(unit))
             if values.importance is not None:
                 cost = cost * values.importance[box.take].reshape(box.split)
             loss[box.grid] += cost.sum(axis=box.within)

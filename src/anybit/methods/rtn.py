@@ -26,6 +26,7 @@ from anybit.formats.stochastic import drawn
 from anybit.methods.chain import Chain, ScaleRangeError, Shape
 from anybit.methods.grids import LIMIT, Chooser, Grids, codes_of
 from anybit.methods.method import METHODS, Parts
+from anybit.methods.panels import in_order
 from anybit.methods.scales import SCALES, Rule
 from anybit.methods.values import Values, tame, values_of
 
@@ -190,8 +191,8 @@ def _quantize(x: np.ndarray, weights: np.ndarray | None, spec: Spec, chooser: Ch
             raise _BeyondFloat32(largest)
         return Values(x[take], fmt.blocks[0], LIMIT, low, high, finite, None if weights is None else weights[take])
 
-    chooser.settle(lambda: ((rows, look(take)) for take, rows in cuts))
-    for take, rows in cuts:
+    def fill(cut: tuple[slice, slice]) -> None:
+        take, rows = cut
         values = look(take)
         grids = chooser.choose(values, rows)
         for part, codes in grids.parts.items():
@@ -199,6 +200,10 @@ def _quantize(x: np.ndarray, weights: np.ndarray | None, spec: Spec, chooser: Ch
         held = parts["codes"][coded_rows(take, fmt, x.shape)]
         first = take.start * prod(x.shape[1:])
         _encode(x[take], spec, grids, None if values.finite else (values.low, values.high), held, first)
+
+    chooser.settle(lambda work: in_order(cuts, lambda cut: work(cut[1], look(cut[0]))))
+    for _ in in_order(cuts, fill):
+        pass
     for chain, name in ((chooser.scales, "scale"), (chooser.offsets, "offset")):
         for i, codes in enumerate(chain.higher if chain is not None else [], start=1):
             parts[f"{name}.{i}"][...] = codes
@@ -335,9 +340,14 @@ def _grids(parts: Parts, fmt: Format, scales: Chain, offsets: Chain | None, rows
 
 def _dequantize(parts: Parts, fmt: Format, out: np.ndarray) -> None:
     scales, offsets = _chains(parts, fmt, out.shape)
-    for take, rows in slabs(fmt, out.shape):
+
+    def fill(cut: tuple[slice, slice]) -> None:
+        take, rows = cut
         grids = _grids(parts, fmt, scales, offsets, rows)
         target, codes = out[take], parts["codes"][coded_rows(take, fmt, out.shape)]
         for box in fmt.blocks[0].boxes(target.shape, LIMIT):
             held, part = box.coded(fmt.element.dim), target[box.take]
             target[box.take] = grids.decode(codes[held.take].reshape(held.split), box, fmt.element).reshape(part.shape)
+
+    for _ in in_order(list(slabs(fmt, out.shape)), fill):
+        pass

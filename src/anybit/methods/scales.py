@@ -12,6 +12,7 @@ import numpy as np
 
 from anybit.errors import FormatError, UnknownNameError
 from anybit.formats import Element
+from anybit.kernels.rounding import block_sums
 from anybit.methods.values import Elsewhere, Values, values_of
 from anybit.registry import Registry
 
@@ -57,6 +58,18 @@ class Range:
             return values_of(self.element, ratio.encoded(self.element))
         return values_of(self.element, self.element._codes(ratio, "nearest-even", "saturate"))
 
+    def sums(self, what: str, terms: Callable[..., tuple[np.ndarray, ...]], scale: np.ndarray, *offset: np.ndarray) -> list[np.ndarray]:
+        """float64, one a block each: the native sums `what` (see `block_sums`) of the values' codes under scales and offsets, float32; or,
+        where there is no native way, those of `terms(values, importance, scale, *offset)`."""
+        values = self.seen("kquant")
+        if values.rows is not None:
+            x, size, weight = values.rows
+            before, after = values.offset, offset[0] if offset else None
+            found = block_sums(self.element, "nearest-even", "saturate", what, x, size, scale, after, before, weight)
+            if found is not None:
+                return [column.reshape(scale.shape) for column in found.T]
+        return values.sums(terms, scale, *offset)
+
     def seen(self, rule: str) -> Values:
         """The values. FormatError: a zero point, under which there is only a width."""
         if self.values is None:
@@ -65,7 +78,6 @@ class Range:
 
 
 Candidates = Callable[..., list[np.ndarray]]
-Loss = Callable[..., np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -75,7 +87,7 @@ class Rule:
     candidates: from a Range (and the number in the rule's name, if it takes one) to scales, each one a block: float64, 0 where a block is
         zero, negative where the rule mirrors a block. With several, the one of least loss after storing it is taken, block by block; the
         first also decides the scales of the scales and must itself be in range.
-    loss: what an error of each value costs (float64, same shape; then the rule's number); None: its square. Importance multiplies it.
+    powered: an error of a value costs the power of its magnitude that the rule's number says, not its square. Importance multiplies it.
     offsets: from a Range without offset to the offsets wanted, one a block, for formats that have them; None: each block's least value.
     symmetric: codes of two's complement keep off the most negative one.
     allowed: least and largest number that the name may end in; None: no number. number: the one given, or the default (None: none).
@@ -88,7 +100,7 @@ class Rule:
 
     name: str
     candidates: Candidates
-    loss: Loss | None = None
+    powered: bool = False
     offsets: Callable[[Range], np.ndarray] | None = None
     stiffness: Callable[[Range, np.ndarray | None], np.ndarray] | None = None
     symmetric: bool = False
@@ -112,7 +124,7 @@ class Rule:
 
     def cost(self, error: np.ndarray) -> np.ndarray:
         """float64: what errors of values cost."""
-        return np.square(error, dtype=np.float64) if self.loss is None else self.loss(error.astype(np.float64, copy=False), *self._more)
+        return np.power(np.abs(error, dtype=np.float64), self._more[0]) if self.powered else np.square(error, dtype=np.float64)
 
 
 _NUMBER = re.compile(r"([a-z0-9]*?[a-z])(\d{1,4}(?:\.\d{1,4})?)")
@@ -141,6 +153,11 @@ class Rules(Registry[Rule]):
 
 
 SCALES = Rules("scale rule", "anybit.methods.scale_rules")
+
+
+def counted(importance: np.ndarray) -> np.ndarray:
+    """float64[k]: what errors weigh where scales are searched; channels without input count a little."""
+    return np.asarray(importance + 0.01 * importance.mean())
 
 
 def scale_rule(name: str, **details: Any) -> Callable[[Candidates], Candidates]:

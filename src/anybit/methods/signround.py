@@ -7,14 +7,13 @@ from typing import ClassVar
 
 import numpy as np
 
-from anybit.methods.adaround import keep_better, prepared
-from anybit.methods.statistics import Statistics
-from anybit.methods.step import STEPS, Rounding, Target
+from anybit.methods.adaround import UpOrDown
+from anybit.methods.step import STEPS
 
 
 @STEPS.register("signround")
 @dataclass(frozen=True)
-class Signround(Rounding):
+class Signround(UpOrDown):
     """round(w / s + v), v in [-1/2, 1/2]: v -= rate sign(dL/dv), the rate falling linearly from 1 / steps to 0, L = e H e^T, the gradient
     passed straight through the rounding; the best v is kept, row by row.
 
@@ -23,30 +22,23 @@ class Signround(Rounding):
     """
 
     source: ClassVar[str] = "Cheng et al. 2023, SignRound, arXiv 2309.05516, eq. 3 to 6"
-    needs: ClassVar[frozenset[str]] = frozenset({"xtx"})
     steps: int = 200
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"'steps' is {self.steps}; it must be at least 1")
 
-    def round(self, target: Target, stats: Statistics) -> None:
-        """See `Rounding.round`."""
-        ready = prepared(target, stats)
-        if ready is None:
-            return
-        found, h = ready
-        gap, x = (found.up - found.down).astype(np.float32), target.weight - found.down.astype(np.float32)
-        share, hessian = found.share.astype(np.float32), h.astype(np.float32)
-        turned = np.sign(gap)
+    def learn(self, gap: np.ndarray, x: np.ndarray, share: np.ndarray, h: np.ndarray) -> np.ndarray:
+        """See `UpOrDown.learn`."""
+        share, turned = share.astype(np.float32), np.sign(gap)
         v, best = np.zeros_like(share), np.full(len(share), np.inf)
         chosen = share >= 0.5
         for step in range(self.steps):
             up = share + v >= 0.5
             e = np.where(up, gap, 0) - x
-            moved = e @ hessian
+            moved = e @ h
             loss = np.einsum("nk,nk->n", moved, e)
             better = loss < best
             best, chosen = np.where(better, loss, best), np.where(better[:, None], up, chosen)
             v = np.clip(v - np.float32((1 - step / self.steps) / self.steps) * np.sign(moved) * turned, -0.5, 0.5)
-        keep_better(target, found.start, found.parts(chosen), h)
+        return chosen

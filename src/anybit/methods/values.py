@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -62,6 +63,20 @@ class Values:
     finite: bool = True
     importance: np.ndarray | None = None
     offset: np.ndarray | None = None
+
+    @cached_property
+    def rows(self) -> tuple[np.ndarray, int, np.ndarray | None] | None:
+        """float32[n] of whole blocks one after the other, their size, and float64 importance of as many numbers as repeat, or None; None
+        where memory does not hold them so, or some are not finite."""
+        x, (*across, size) = self.x, self.block.on(self.x.shape)
+        if not isinstance(x, np.ndarray) or x.dtype != np.float32 or not (x.flags.c_contiguous and x.flags.aligned and x.size):
+            return None
+        if not self.finite or any(n > 1 for n in across) or x.shape[-1] % size:
+            return None
+        weight = self.importance
+        if weight is not None and not any(weight.strides[:-1]):
+            weight = weight[(0,) * (weight.ndim - 1)]
+        return x.reshape(-1), size, None if weight is None else np.ascontiguousarray(weight, np.float64).reshape(-1)
 
     def parts(self) -> Iterator[tuple[Box, np.ndarray]]:
         """Boxes and their values, split into blocks, all finite; before the offset."""

@@ -16,6 +16,11 @@ def _nowhere(keys: Sequence[str]) -> str:
     return ""
 
 
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 59 else f"{text[:56]}..."
+
+
 class Fields:
     """A view of a configuration (or of one object inside it, `path` says which). `at` tells where the field that some keys lead to lies in
     its file, for messages: ` (at byte 7)`, or nothing.
@@ -50,7 +55,7 @@ class Fields:
         if value is default:
             return value
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-            raise self.fail(name, f"is {value!r}; expected {expected}")
+            raise self.fail(name, f"is {_shown(value)}; expected {expected}")
         return value
 
     def number(self, name: str, default: Any = MISSING, low: float = 0.0, high: float = 1e30) -> Any:
@@ -60,21 +65,21 @@ class Fields:
         if value is default:
             return value
         if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value) or not low < value <= high:
-            raise self.fail(name, f"is {value!r}; expected {expected}")
+            raise self.fail(name, f"is {_shown(value)}; expected {expected}")
         return float(value)
 
     def flag(self, name: str, default: Any = MISSING) -> bool:
         """true or false."""
         value = self._get(name, default, "true or false")
         if not isinstance(value, bool):
-            raise self.fail(name, f"is {value!r}; expected true or false")
+            raise self.fail(name, f"is {_shown(value)}; expected true or false")
         return value
 
     def text(self, name: str, default: Any = MISSING) -> str:
         """A string."""
         value = self._get(name, default, "a string")
         if not isinstance(value, str):
-            raise self.fail(name, f"is {value!r}; expected a string")
+            raise self.fail(name, f"is {_shown(value)}; expected a string")
         return value
 
     def sequence(self, name: str, default: Any = MISSING, length: int | None = None) -> Any:
@@ -84,7 +89,7 @@ class Fields:
         if value is default:
             return value
         if not isinstance(value, list) or (length is not None and len(value) != length):
-            given = f"has {len(value)} entries" if isinstance(value, list) else f"is {value!r}"
+            given = f"has {len(value)} entries" if isinstance(value, list) else f"is {_shown(value)}"
             raise self.fail(name, f"{given}; expected {expected}")
         return value
 
@@ -94,5 +99,5 @@ class Fields:
         if value is None:
             return None
         if not isinstance(value, dict):
-            raise self.fail(name, f"is {value!r}; expected an object")
+            raise self.fail(name, f"is {_shown(value)}; expected an object")
         return Fields(value, self.file, f"{self.path}{name}.", self.at)

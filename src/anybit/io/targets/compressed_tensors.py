@@ -341,7 +341,7 @@ def _plan(source: Source, kind: str | None) -> Plan:
         notes.append("int8 activations have one scale a token there, one a block here")
 
     def write(folder: Path, written: Written) -> dict[str, str]:
-        digests, _ = write_items(folder, items, on_written=written, align=1)
+        digests, _ = write_items(folder, items, on_written=written, align=1, overlap=True)
         config = {key: value for key, value in source.config.items() if key not in ("dtype", "torch_dtype")}
         config |= {"torch_dtype" if "torch_dtype" in source.config else "dtype": DTYPES[dtype]}
         put(folder / "config.json", (pretty({**config, "quantization_config": _groups(source, schemes)}, levels=4) + "\n").encode())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +13,30 @@ from anybit.io.checkpoint import Item, pretty, put, write_items
 from anybit.io.targets.compressed_tensors import DTYPES, SCALES, dense_item
 from anybit.io.targets.target import TARGETS, Held, Plan, Source, Step, Target, Written
 
+_CHUNK = 1 << 15  # values that a cache near the core holds
+_HIGH = 1 if sys.byteorder == "little" else 0  # half of 32 bits
 KINDS = {"f32": "fp32", "f16": "fp16", "bf16": "bf16"}
 
 
-def rounded(values: np.ndarray, element: str) -> np.ndarray:
-    """float32 values in a dtype, to nearest even, as bit patterns. A value beyond float16 becomes infinite."""
-    if element == "fp32":
-        return np.ascontiguousarray(values, np.float32).view(np.uint32)
-    if element == "fp16":
-        with np.errstate(over="ignore"):
-            return values.astype(np.float16).view(np.uint16)
-    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
-    even = (bits >> np.uint32(16) & np.uint32(1)) + np.uint32(0x7FFF)
-    return ((bits + even) >> np.uint32(16)).astype(np.uint16)
+def rounded(values: np.ndarray, element: str, out: np.ndarray | None = None) -> np.ndarray:
+    """float32 values in a dtype, to nearest even, as bit patterns (in `out`). A value beyond float16 becomes infinite."""
+    out = np.empty(values.shape, np.uint32 if element == "fp32" else np.uint16) if out is None else out
+    given, made = np.ascontiguousarray(values, np.float32).reshape(-1), out.reshape(-1)
+    for start in range(0, len(given), _CHUNK):
+        some, there = given[start : start + _CHUNK], made[start : start + _CHUNK]
+        bits = some.view(np.uint32)
+        if element == "fp32":
+            there[...] = bits
+        elif element == "fp16":
+            with np.errstate(over="ignore"):
+                there.view(np.float16)[...] = some
+        else:
+            even = bits >> np.uint32(16)
+            even &= np.uint32(1)
+            even += np.uint32(0x7FFF)
+            even += bits
+            there[...] = even.view(np.uint16)[_HIGH::2]
+    return out
 
 
 def _item(held: Held, element: str) -> Item:
@@ -33,7 +45,7 @@ def _item(held: Held, element: str) -> Item:
     def produce() -> dict[str, Any]:
         made = np.empty(held.shape, np.uint32 if element == "fp32" else np.uint16)
         for start, stop in held.pieces():
-            made[start:stop] = rounded(held.values(start, stop), element)
+            rounded(held.values(start, stop), element, made[start:stop])
         if element == "fp16" and ((made & np.uint16(0x7C00)) == 0x7C00).any():
             advice = "use --to dequantized:bf16 or dequantized:f32"
             raise NonFiniteError(f"tensor '{held.name}' holds values beyond 65504, which float16 has not; {advice}")
@@ -63,7 +75,7 @@ def _plan(source: Source, kind: str | None) -> Plan:
             source.tensors[name].release()  # pages that writing brought in again
             written(name)
 
-        digests, _ = write_items(folder, items, on_written=done, align=1)
+        digests, _ = write_items(folder, items, on_written=done, align=1, overlap=True)
         config = {key: value for key, value in source.config.items() if key not in ("dtype", "torch_dtype")}
         config["torch_dtype" if "torch_dtype" in source.config else "dtype"] = DTYPES[element]
         put(folder / "config.json", (pretty(config, levels=2) + "\n").encode())

@@ -7,9 +7,9 @@ those of a tensor that has their format are looked up.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,13 @@ import numpy as np
 
 from anybit.errors import UnknownNameError, near_misses
 from anybit.formats import Format
+from anybit.io.ahead import ahead
 from anybit.io.gguf.kind import KINDS, Kind, writers
 from anybit.io.gguf.model import MODULES, WHOLE, row_order
 from anybit.io.gguf.model_fields import architecture_of, interleaved, model_fields, rope_factors
 from anybit.io.gguf.tokenizer_fields import tokenizer_fields
 from anybit.io.gguf.writer import Entry, Value, write_gguf
-from anybit.io.output import create
+from anybit.io.output import digested
 from anybit.io.targets.fit import Fit, NoFit, fit
 from anybit.io.targets.target import SLAB, TARGETS, Held, Parts, Plan, Source, Step, Target, Written
 
@@ -204,15 +205,9 @@ def _plan(source: Source, kind: str | None) -> Plan:
         _pour(put, fields, places, factors, written)
 
     def write(folder: Path, written: Written) -> dict[str, str]:
-        digest = hashlib.sha256()
-        with create(folder / FILE) as file:
-
-            def put(piece: Any) -> None:
-                digest.update(piece)
-                file.write(piece)
-
-            pour(put, written)
-        return {FILE: digest.hexdigest()}
+        with digested(folder / FILE) as file:
+            pour(file.write, written)
+        return {FILE: file.sha256}
 
     return Plan(tuple(steps), write, tuple(notes), FILE, pour)
 
@@ -246,7 +241,8 @@ def _pour(
         if factors is not None:
             yield "rope_freqs.weight", factors
 
-    write_gguf(put, fields, entries, data())
+    with closing(ahead(data())) as made:  # no blocks are views of the source, whose pages `data` gives back
+        write_gguf(put, fields, entries, made)
 
 
 def _title(source: Source) -> str:

@@ -104,7 +104,7 @@ def _plan(source: Source, kind: str | None) -> Plan:
     ordered = any(held.order is not None for held in source.tensors.values())
 
     def write(folder: Path, written: Written) -> dict[str, str]:
-        digests, _ = write_items(folder, items, on_written=written, align=1)
+        digests, _ = write_items(folder, items, on_written=written, align=1, overlap=True)
         described = {
             "quant_method": "gptq", "bits": bits, "group_size": group, "desc_act": ordered, "sym": symmetric, "lm_head": False,
             "checkpoint_format": "gptq_v2", "pack_dtype": "int32", "true_sequential": True, "damp_percent": 0.01, "dynamic": None,

@@ -12,7 +12,6 @@ Source: onnxruntime's docs/ContribOperators.md (MatMulNBits) and ONNX' Operators
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from anybit.errors import UnknownNameError, UsageError
 from anybit.formats import Format
 from anybit.io.checkpoint import pretty, put
 from anybit.io.onnx_writer import OPSET, OnnxGraph
-from anybit.io.output import create
+from anybit.io.output import digested
 from anybit.io.safetensors_writer import raw
 from anybit.io.targets.fit import Fit, NoFit, fit
 from anybit.io.targets.target import TARGETS, Held, Plan, Source, Step, Target, Written
@@ -324,13 +323,12 @@ def _plan(source: Source, kind: str | None) -> Plan:
     def write(folder: Path, written: Written) -> dict[str, str]:
         from anybit import __version__
 
-        digest, at = hashlib.sha256(), 0
+        at = 0
         sizes = [(name, nbytes) for name, _, _, nbytes in builder.graph.weights]
-        with create(folder / DATA) as file:
+        with digested(folder / DATA) as file:
 
             def pour(piece: bytes | memoryview) -> None:
                 nonlocal at
-                digest.update(piece)
                 file.write(piece)
                 at += len(piece)
 
@@ -352,7 +350,7 @@ def _plan(source: Source, kind: str | None) -> Plan:
         put(folder / "config.json", (pretty(source.config, levels=2) + "\n").encode())
         for sidecar in source.sidecars:
             put(folder / sidecar.name, sidecar.read_bytes())
-        return {DATA: digest.hexdigest()}
+        return {DATA: file.sha256}
 
     return Plan(tuple(steps), write, (), None)
 

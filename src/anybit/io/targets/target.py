@@ -6,6 +6,7 @@ one exactly; only a model whose every tensor has a place is written.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import lcm, prod
@@ -23,32 +24,62 @@ from anybit.registry import Registry
 SLAB = 1 << 21
 """Weights that a writer works on at once."""
 Parts = Mapping[str, np.ndarray]
-Rows = Callable[[int, int], Parts]
 Written = Callable[[str], None]
+
+
+class Reader(ABC):
+    """Reads what is in a tensor, the whole of it or some rows, cut at multiples of its `unit`."""
+
+    @abstractmethod
+    def rows(self, start: int, stop: int) -> Parts:
+        """The logical parts of some rows (as `io.coded.Coded`)."""
+
+    @abstractmethod
+    def values(self, start: int, stop: int) -> np.ndarray:
+        """float32: what they mean, in the order of the codes."""
+
+    @abstractmethod
+    def grids(self) -> Parts:
+        """The whole tensor's parts without its codes."""
+
+    @abstractmethod
+    def release(self) -> None:
+        """Gives memory back."""
 
 
 @dataclass(frozen=True)
 class Held:
-    """A tensor that is to be written.
+    """A tensor that is to be written: what is known of it, and the reader of what is in it.
 
-    `rows(start, stop)` gives the logical parts of some rows (as `io.coded.Coded`), `values(start, stop)` their float32 values; both take
-    whole tensors, and cuts at multiples of `unit`. `grids()` are the whole tensor's parts without its codes. `act` is what a quantized
-    layer takes as input, None for float. `release` gives memory back. `order`: column j of the parts stands for input order[j] (None: for
-    input j); `values` are by inputs. `points`: the list that its codes are known to be from.
+    `unit`: where its rows may be cut. `act` is what a quantized layer takes as input, None for float. `order`: column j of the parts stands
+    for input order[j] (None: for input j). `points`: the list that its codes are known to be from.
     """
 
     name: str
     role: str
     shape: tuple[int, ...]
     format: Format
-    rows: Rows
-    values: Callable[[int, int], np.ndarray]
-    grids: Callable[[], Parts]
+    reader: Reader
     unit: int = 1
     act: str | None = None
-    release: Callable[[], None] = lambda: None
     order: np.ndarray | None = None
     points: Points | None = None
+
+    def rows(self, start: int, stop: int) -> Parts:
+        """See `Reader.rows`."""
+        return self.reader.rows(start, stop)
+
+    def values(self, start: int, stop: int) -> np.ndarray:
+        """float32 values of some rows, by inputs."""
+        return self.by_inputs(self.reader.values(start, stop))
+
+    def grids(self) -> Parts:
+        """See `Reader.grids`."""
+        return self.reader.grids()
+
+    def release(self) -> None:
+        """See `Reader.release`."""
+        self.reader.release()
 
     @property
     def module(self) -> str:
@@ -78,10 +109,14 @@ class Held:
 
     def pieces(self, step: int = 1) -> Iterator[tuple[int, int]]:
         """Runs of rows to be worked on one after another, cut at multiples of `unit` and `step`."""
-        rows, unit = self.shape[0], lcm(self.unit, step)
-        each = max(1, SLAB // max(1, prod(self.shape[1:]) * unit)) * unit
-        for start in range(0, rows, each):
-            yield start, min(start + each, rows)
+        return pieces(self.shape, lcm(self.unit, step))
+
+
+def pieces(shape: tuple[int, ...], unit: int) -> Iterator[tuple[int, int]]:
+    """Runs of rows of some million weights, cut at multiples of `unit`."""
+    each = max(1, SLAB // max(1, prod(shape[1:]) * unit)) * unit
+    for start in range(0, shape[0], each):
+        yield start, min(start + each, shape[0])
 
 
 def unit_of(fmt: Format, shape: tuple[int, ...]) -> int:

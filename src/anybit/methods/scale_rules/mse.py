@@ -51,11 +51,7 @@ def wmse(r: Range) -> list[np.ndarray]:
     return mse(r)
 
 
-def _power_loss(error: np.ndarray, p: float) -> np.ndarray:
-    return np.power(np.abs(error), p)
-
-
-@scale_rule("lp", allowed=(0.1, 10.0), loss=_power_loss, searches=True)
+@scale_rule("lp", allowed=(0.1, 10.0), powered=True, searches=True)
 def lp(r: Range, p: float) -> list[np.ndarray]:
     """The least sum of |error|^p of a search: lp2.4 shrinks absmax's scale s in 100 steps, s (1 - 0.8 i / 100).
 

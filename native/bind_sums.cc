@@ -1,0 +1,58 @@
+// Binds sums.cc: lengths are checked here, blocks are shared out to threads.
+#include <nanobind/stl/optional.h>
+
+#include "bind_round.h"
+#include "pool.h"
+#include "sums.h"
+
+using namespace nanobind::literals;
+
+namespace anybit {
+
+AB_KERNELS(SumsKernels, sums_kernels)
+
+namespace {
+
+constexpr int64_t kTask = 32 * kRoundBlock;  // numbers
+using Floats = Array<float, 1>;
+using Doubles = Array<double, 1>;
+
+nb::object block_sums(
+    const PyRound &r, int what, Floats x, int64_t size, Floats scale, std::optional<Floats> offset, std::optional<Floats> before,
+    std::optional<Doubles> weight, float end, std::optional<Doubles> unit, double power) {
+  require(what >= 0 && what < 4, "what: pairs, scales, loss or power");
+  SumsPlan p{};
+  const int64_t n = static_cast<int64_t>(x.shape(0)), blocks = static_cast<int64_t>(scale.shape(0));
+  require(size >= 1 && n % size == 0 && n / size == blocks, "x is whole blocks, one scale each");
+  require(!offset || offset->shape(0) == scale.shape(0), "offset: one a block");
+  require(!before || (before->shape(0) == scale.shape(0) && what < 2), "before: one a block, and no loss");
+  require(!weight || (static_cast<int64_t>(weight->shape(0)) % size == 0 && weight->shape(0) > 0), "weight: those of whole blocks");
+  require(r.plan.mode != RoundMode::Stochastic && !r.refuse_outside, "a search rounds to nearest, and saturates");
+  require(end > 0, "end");
+  require(what != 3 || (unit && unit->shape(0) == scale.shape(0) && power >= 0.1 && power <= 10), "power: 0.1 to 10, and a unit for each block");
+  p.round = &r.plan, p.what = static_cast<Sums>(what), p.size = size, p.x = x.data(), p.scale = scale.data();
+  p.offset = offset ? offset->data() : nullptr, p.before = before ? before->data() : nullptr;
+  p.weight = weight ? weight->data() : nullptr, p.period = weight ? static_cast<int64_t>(weight->shape(0)) : 1, p.end = end;
+  p.unit = unit ? unit->data() : nullptr, p.power = power;
+  const size_t shape[2] = {static_cast<size_t>(blocks), static_cast<size_t>(kSums[what])};
+  nb::object out = array(2, shape, &p.out);
+  const SumsKernels &kernels = *sums_kernels_of[static_cast<int>(isa())];
+  const int64_t each = std::max<int64_t>(1, kTask / size);
+  {
+    nb::gil_scoped_release release;
+    parallel_for((blocks + each - 1) / each, [&](int64_t t) {
+      const FloatState state;
+      kernels.blocks(p, t * each, std::min(each, blocks - t * each));
+    });
+  }
+  return out;
+}
+
+}  // namespace
+
+void bind_sums(nb::module_ &m) {
+  m.def("block_sums", &block_sums, "round"_a, "what"_a, "x"_a, "size"_a, "scale"_a, "offset"_a.none(), "before"_a.none(), "weight"_a.none(), "end"_a,
+        "unit"_a.none() = nb::none(), "power"_a = 2.0);
+}
+
+}  // namespace anybit

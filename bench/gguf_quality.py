@@ -1,12 +1,16 @@
 """Our quantizer and llama.cpp's own to the same GGUF types: KL divergence of the bundled model from its original.
 
-    python bench/gguf_quality.py --ggml LIBGGML_BASE [--types q4_k,q6_k] [--tokens 8192] [--out FILE.json]
+    python bench/gguf_quality.py --ggml LIBGGML_BASE [--types q4_k,q6_k] [--tokens 8192] [--draws 4] [--out FILE.json]
 
 LIBGGML_BASE is llama.cpp's libggml-base.so, as llama-cpp-python installs it: every matrix of the blocks goes through its
 `ggml_quantize_chunk`, what `llama_model_quantize` calls, and through ours; both results run on our engine with float activations, over the
 same held-out text. Embedding and head stay. Twice: without data ("plain"), and with one importance matrix for both ("imatrix"), the mean
 of squared inputs over calibration text (128 windows of 512 tokens). llama.cpp makes IQ1_S, IQ2_XXS and IQ2_XS with importance alone:
 "plain" gives it ones.
+
+One quantized model says little about a difference of some percent: with its input channels in another order, so that other weights share
+a block, the same quantizer makes one whose divergence is a percent or two away. `--draws N` takes N orders, the same for both, the first
+as it is, and gives the ratio of the means with its standard error over the orders.
 """
 
 from __future__ import annotations
@@ -83,6 +87,25 @@ def ours(kind: str, w: np.ndarray, importance: np.ndarray | None) -> QTensor:
     return QTensor.pack(spec.format, w.shape, METHODS["rtn"](w, spec, importance=given))
 
 
+def in_order(quantize: Any, kind: str, w: np.ndarray, importance: np.ndarray | None, seed: int) -> QTensor:
+    """A matrix quantized with its columns in another order (0: as they are); its values in the order that they had."""
+    if not seed:
+        made: QTensor = quantize(kind, w, importance)
+        return made
+    order = np.random.default_rng([seed, w.shape[1]]).permutation(w.shape[1])
+    moved = quantize(kind, np.ascontiguousarray(w[:, order]), None if importance is None else importance[order])
+    values = np.empty(w.shape, np.float32)
+    values[:, order] = moved.dequantize()
+    return anybit.quantize(values, "fp32")
+
+
+def ratio_of(ours_kl: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
+    """Ratio of the means over orders, and its standard error from how the pairs differ (nan for one)."""
+    ratio = float(ours_kl.mean() / theirs.mean())
+    left = ours_kl - ratio * theirs
+    return ratio, float(left.std(ddof=1) / np.sqrt(len(left)) / theirs.mean()) if len(left) > 1 else float("nan")
+
+
 def main() -> None:
     """Measures, prints."""
     parser = argparse.ArgumentParser()
@@ -91,6 +114,7 @@ def main() -> None:
     parser.add_argument("--modes", default="plain,imatrix")
     parser.add_argument("--tokens", type=int, default=8192)
     parser.add_argument("--seed", type=int, default=0, help="of the calibration text")
+    parser.add_argument("--draws", type=int, default=1, help="orders of the input channels")
     parser.add_argument("--out")
     options = parser.parse_args()
     base, source, ggml = anybit.load(MODEL), FloatSource(MODEL), Ggml(options.ggml)
@@ -101,21 +125,24 @@ def main() -> None:
     for kind in options.types.split(","):
         for mode in options.modes.split(","):
             models = {}
-            for who, quantize in (("ours", ours), ("llama.cpp", ggml.quantized)):
-                changed = {}
-                for name, mean in weigh.items():
-                    made = quantize(kind, source.array(name), mean if mode == "imatrix" else None)
-                    changed[name] = replace(base.linears[name], weight=made)
-                models[who] = replace(base, weights={**base.weights, **changed})
+            for draw in range(options.draws):
+                for who, quantize in (("ours", ours), ("llama.cpp", ggml.quantized)):
+                    changed = {}
+                    for name, mean in weigh.items():
+                        made = in_order(quantize, kind, source.array(name), mean if mode == "imatrix" else None, draw)
+                        changed[name] = replace(base.linears[name], weight=made)
+                    models[f"{who} {draw}"] = replace(base, weights={**base.weights, **changed})
             results = evaluate(models, text.ids, base)
             one: dict[str, Any] = {"type": kind, "mode": mode}
-            for who, result in results.items():
-                assert result.kl_mean is not None
-                one[who] = {"kl": result.kl_mean.mean, "se": result.kl_mean.se, "top1": result.same_top1}
-            one["ratio"] = one["ours"]["kl"] / one["llama.cpp"]["kl"]
+            for who in ("ours", "llama.cpp"):
+                drawn = [results[f"{who} {draw}"] for draw in range(options.draws)]
+                kls = [each.kl_mean for each in drawn]
+                one[who] = {"kl": kls[0].mean, "se": kls[0].se, "top1": drawn[0].same_top1, "kls": [each.mean for each in kls]}
+            one["ratio"], one["ratio_se"] = ratio_of(*(np.array(one[who]["kls"]) for who in ("ours", "llama.cpp")))
             found.append(one)
-            shown = [f"{who} {one[who]['kl']:.5g} +- {one[who]['se']:.2g}" for who in models]
-            print(f"{kind:7} {mode:8} {shown[0]:32} {shown[1]:36} ratio {one['ratio']:.3f}", flush=True)
+            shown = [f"{who} {one[who]['kl']:.5g} +- {one[who]['se']:.2g}" for who in ("ours", "llama.cpp")]
+            spread = f" +- {one['ratio_se']:.3f} of {options.draws} orders" if options.draws > 1 else ""
+            print(f"{kind:7} {mode:8} {shown[0]:32} {shown[1]:36} ratio {one['ratio']:.3f}{spread}", flush=True)
     if options.out:
         Path(options.out).write_text(json.dumps(found, indent=1))
 

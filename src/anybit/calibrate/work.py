@@ -13,15 +13,17 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from anybit.calibrate.finished import load_finished, save_finished
-from anybit.errors import FileFormatError, UsageError
+from anybit.errors import AnybitError, FileFormatError, UsageError
 from anybit.io import strict_json
+from anybit.io.output import failed
 from anybit.io.save import atomic_file
 
 if TYPE_CHECKING:
@@ -34,6 +36,17 @@ def refuse_unfinished(folder: Path) -> None:
     """UsageError: a run that was killed left its state here."""
     if (folder / STATE).exists():
         raise UsageError(f"{folder} holds an unfinished run: give --resume to go on with it, or remove the folder")
+
+
+@contextmanager
+def on_disk(path: Path) -> Iterator[None]:
+    """Errors of the system as OutputError: what, and what to do."""
+    try:
+        yield
+    except AnybitError:
+        raise
+    except OSError as error:
+        raise failed(path, error) from None
 
 
 class Work:
@@ -49,7 +62,8 @@ class Work:
     def begin(self, shape: tuple[int, int, int], cross: bool, embedded: Callable[[int], np.ndarray]) -> int:
         """Opens or makes the folder; `embedded(i)` is float32[length, width] of sequence i. Returns how many blocks are done."""
         self.shape, self._cross = shape, cross
-        self._folder.mkdir(parents=True, exist_ok=True)
+        with on_disk(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
         state = self._read()
         if state is not None:
             self._at = state["done"]
@@ -80,7 +94,8 @@ class Work:
         self._at += 1
         self._write()
         for path in old:
-            path.unlink(missing_ok=True)
+            with on_disk(path):
+                path.unlink(missing_ok=True)
         self._open()
 
     def load(self, index: int) -> Finished:
@@ -91,10 +106,11 @@ class Work:
         """The last piece; hidden states are not needed any more."""
         save_finished(self._folder / ENDS, ends)
         self._close()
-        for original in (False, True):
-            for at in (self._at, self._at + 1):
-                self._file(at, original).unlink(missing_ok=True)
-        (self._folder / STATE).unlink(missing_ok=True)
+        with on_disk(self._folder):
+            for original in (False, True):
+                for at in (self._at, self._at + 1):
+                    self._file(at, original).unlink(missing_ok=True)
+            (self._folder / STATE).unlink(missing_ok=True)
 
     def _file(self, at: int, original: bool) -> Path:
         return self._folder / f"{'original' if original else 'hidden'}-{at}.f32"
@@ -140,22 +156,25 @@ class _States:
 
     def __init__(self, path: Path, shape: tuple[int, int, int], new: bool = False) -> None:
         self._shape, self._step = shape[1:], 4 * shape[1] * shape[2]
-        # a plan without data has no sequences, and no file
-        self._file = open(path, "w+b" if new else "rb", buffering=0) if shape[0] else None  # noqa: SIM115
-        if new and self._file is not None:
-            self._file.truncate(shape[0] * self._step)
+        self._path = path
+        with on_disk(path):
+            # a plan without data has no sequences, and no file
+            self._file = open(path, "w+b" if new else "rb", buffering=0) if shape[0] else None  # noqa: SIM115
+            if new and self._file is not None:
+                self._file.truncate(shape[0] * self._step)
 
     def get(self, i: int) -> np.ndarray:
         """A sequence. FileFormatError: the file was cut short meanwhile."""
         assert self._file is not None
         found = np.empty(self._shape, np.float32)
         view = found.reshape(-1).view(np.uint8).data
-        self._file.seek(i * self._step)
-        while view:
-            count = self._file.readinto(view)
-            if not count:
-                raise FileFormatError(f"{self._file.name}: the hidden states are cut short; remove the folder and begin anew")
-            view = view[count:]
+        with on_disk(self._path):
+            self._file.seek(i * self._step)
+            while view:
+                count = self._file.readinto(view)
+                if not count:
+                    raise FileFormatError(f"{self._path}: the hidden states are cut short; remove the folder and begin anew")
+                view = view[count:]
         return found
 
     def put(self, i: int, x: np.ndarray) -> None:
@@ -164,13 +183,15 @@ class _States:
         data = np.ascontiguousarray(x, np.float32)
         assert data.shape == self._shape
         view = data.reshape(-1).view(np.uint8).data
-        self._file.seek(i * self._step)
-        while view:
-            view = view[self._file.write(view) :]
+        with on_disk(self._path):
+            self._file.seek(i * self._step)
+            while view:
+                view = view[self._file.write(view) :]
 
     def close(self) -> None:
         """What was written reaches the disk."""
         if self._file is not None and not self._file.closed:
-            if self._file.writable():
-                os.fsync(self._file.fileno())
-            self._file.close()
+            with on_disk(self._path):
+                if self._file.writable():
+                    os.fsync(self._file.fileno())
+                self._file.close()

@@ -66,16 +66,16 @@ neon: $(NEON)/driver
 	PYTHONPATH=src $(PYTHON) tests/kernels/golden/write.py $(NEON)/products.bin
 	qemu-aarch64 -cpu max -L /usr/aarch64-linux-gnu $(NEON)/driver $(NEON)/products.bin neondot
 
-# Its own copy of the package, so that nothing of the ordinary build is loaded. Python itself leaks by design: leaks are not looked for. -O1: instrumented
-# kernels compile in a third of the time and check the same accesses.
-SANITIZED = ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so) $$($${CXX:-g++} -print-file-name=libubsan.so)"
+# Its own copy of the package, so that nothing of the ordinary build is loaded. Python itself leaks by design: leaks are not looked for. Signals are left to
+# the system: a test dies at a protected page. test_objects.py builds objects of its own, without sanitizers. What is checked: docs/kernels.md.
+SANITIZED = ASAN_OPTIONS=detect_leaks=0:handle_segv=0 UBSAN_OPTIONS=print_stacktrace=1 LD_PRELOAD="$$($${CXX:-g++} -print-file-name=libasan.so) $$($${CXX:-g++} -print-file-name=libubsan.so)"
 
 sanitize:
 	mkdir -p build/sanitize/src && cp -r src/. build/sanitize/src && rm -f build/sanitize/src/anybit/kernels/*.so
 	cmake -S . -B build/sanitize/build -G Ninja -DANYBIT_SANITIZE=ON -DCMAKE_LIBRARY_OUTPUT_DIRECTORY=$(CURDIR)/build/sanitize/src/anybit/kernels \
 		-DPython_EXECUTABLE=$$(command -v python3) $(NATIVE) >/dev/null
 	cmake --build build/sanitize/build
-	$(SANITIZED) PYTHONPATH=$(CURDIR)/build/sanitize/src python3 -m pytest $(or $(TESTS),tests/kernels tests/engine/test_around_engine.py tests/engine/test_cache_formats.py tests/engine/test_same_bits.py)
+	$(SANITIZED) PYTHONPATH=$(CURDIR)/build/sanitize/src python3 -m pytest $(or $(TESTS),tests/kernels --ignore=tests/kernels/test_objects.py tests/engine/test_around_engine.py tests/engine/test_cache_formats.py tests/engine/test_same_bits.py)
 
 # Outside the virtual environment, whose editable install would come before the emulated build.
 EMULATED = PYTHONPATH=$(CURDIR)/build/emulate/src:$$($(RUN)/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])') $(PYTHON)

@@ -310,27 +310,37 @@ template <int rows, int count> AB_INLINE void signed_steps(I *sum, const uint8_t
   }
 }
 
+// What rows add to every tile, as their scales lie.
+struct Shares {
+  const int32_t *starts;  // what dots of t + bias begin with, -bias * total
+  const float *lifts;     // what offsets are multiplied by, fl(scale * float(total)); nullptr without offsets
+};
+
 // What the end of a segment reads: scales, sums and corrections of some rows of a group.
 struct Ends {
   const float *scales;                  // of the input: [segments][group], from the first of these rows on
-  const int32_t *totals, *starts;       // the same: sums of its codes; what dots of t + bias begin with, -bias * total
+  const int32_t *totals, *starts;       // the same: sums of its codes; shares
+  const float *lifts;
   int64_t group;
   const float *sws, *offsets;           // of the weight [blocks][16], and its offsets or nullptr
   const int32_t *shifts;                // zero points [blocks][16] or nullptr
 };
 
-AB_INLINE Ends ends_of(const Weight &w, const Side &side, const Input &in, const int32_t *starts, int64_t row) {
+AB_INLINE Ends ends_of(const Weight &w, const Side &side, const Input &in, const Shares &shares, int64_t row) {
   const int64_t at = row / in.group * in.group * w.segment_count + row % in.group;
-  return {in.scale + at, in.total + at, starts + at, in.group, side.scale, w.has_offset ? side.offset : nullptr, w.zero ? side.shift : nullptr};
+  return {in.scale + at, in.total + at, shares.starts + at, w.has_offset ? shares.lifts + at : nullptr, in.group, side.scale, w.has_offset ? side.offset : nullptr,
+          w.zero ? side.shift : nullptr};
 }
 
-// One segment's dots of row r added to its sums: acc = fma(float(dot), fl(sx * sw), acc). `full`: with a zero point or an offset.
-template <bool full> AB_INLINE F settled(const Ends &e, I dot, int r, int64_t segment, int64_t side_at, F acc) {
+enum class Extra { None, Offsets, Any };  // what comes to a scaled dot: nothing, an offset, zero points or offsets
+static Extra extra_of(const Weight &w) { return w.zero ? Extra::Any : w.has_offset ? Extra::Offsets : Extra::None; }
+
+// One segment's dots of row r added to its sums: acc = fma(float(dot), fl(sx * sw), acc).
+template <Extra extra> AB_INLINE F settled(const Ends &e, I dot, int r, int64_t segment, int64_t side_at, F acc) {
   const int64_t at = segment * e.group + r;
-  const F sx = f_set(e.scales[at]);
-  if (full && e.shifts) dot = i_sub(dot, i_mul(i_load(e.shifts + side_at), i_set(e.totals[at])));
-  acc = f_fma(i_to_f(dot), f_mul(sx, f_load(e.sws + side_at)), acc);
-  if (full && e.offsets) acc = f_fma(f_mul(sx, f_set((float)e.totals[at])), f_load(e.offsets + side_at), acc);
+  if (extra == Extra::Any && e.shifts) dot = i_sub(dot, i_mul(i_load(e.shifts + side_at), i_set(e.totals[at])));
+  acc = f_fma(i_to_f(dot), f_mul(f_set(e.scales[at]), f_load(e.sws + side_at)), acc);
+  if (extra == Extra::Offsets || (extra == Extra::Any && e.offsets)) acc = f_fma(f_set(e.lifts[at]), f_load(e.offsets + side_at), acc);
   return acc;
 }
 
@@ -372,9 +382,9 @@ AB_INLINE void segment_dots(const Weight &w, const Segment &seg, const int32_t *
 }
 
 // A panel's segments for `rows` rows of a group. `held`: sums stay in registers, for short blocks; otherwise registers belong to the dots.
-template <int rows, Kind kind, bool full, bool held>
-static void dot_rows(const Weight &w, const Panel &panel, const uint8_t *bytes, const Side &side, const Input &in, const int32_t *starts, int64_t row, float *state) {
-  const Ends ends = ends_of(w, side, in, starts, row);
+template <int rows, Kind kind, Extra extra, bool held>
+static void dot_rows(const Weight &w, const Panel &panel, const uint8_t *bytes, const Side &side, const Input &in, const Shares &shares, int64_t row, float *state) {
+  const Ends ends = ends_of(w, side, in, shares, row);
   const int64_t step = 4 * in.group, group = kind == Kind::Wide16 ? 128 : 64;
   const int8_t *const codes = in.q + row / in.group * in.group * w.codes_length + 4 * (row % in.group);
   const int16_t *const codes16 = in.q16 + row * w.codes_length;
@@ -387,8 +397,8 @@ static void dot_rows(const Weight &w, const Panel &panel, const uint8_t *bytes, 
     I sum[rows];
     segment_dots<rows, kind>(w, seg, ends.starts + s * ends.group, bytes + (seg.g0 - panel.c0 * 8) * group, codes + seg.at * in.group, codes16 + seg.at, step, sum);
     for (int r = 0; r < rows; r++) {
-      if (held) acc[r] = settled<full>(ends, sum[r], r, s, side_at, acc[r]);
-      else f_store(state + 16 * r, settled<full>(ends, sum[r], r, s, side_at, f_load(state + 16 * r)));
+      if (held) acc[r] = settled<extra>(ends, sum[r], r, s, side_at, acc[r]);
+      else f_store(state + 16 * r, settled<extra>(ends, sum[r], r, s, side_at, f_load(state + 16 * r)));
     }
     if (!held) AB_KEEP_IN_MEMORY();
   }
@@ -397,30 +407,31 @@ static void dot_rows(const Weight &w, const Panel &panel, const uint8_t *bytes, 
 }
 
 template <int rows, Kind kind>
-AB_INLINE void dot_with(const Weight &w, const Panel &p, const uint8_t *b, const Side &side, const Input &in, const int32_t *starts, int64_t row, float *state) {
+AB_INLINE void dot_with(const Weight &w, const Panel &p, const uint8_t *b, const Side &side, const Input &in, const Shares &shares, int64_t row, float *state) {
   constexpr bool held = kManyRegisters && !(kind == Kind::Wide16 && rows > 4);
-  const bool full = w.zero || w.has_offset;
+  const Extra extra = extra_of(w);
   if (held && w.block <= 64) {
-    if (full) dot_rows<rows, kind, true, held>(w, p, b, side, in, starts, row, state);
-    else dot_rows<rows, kind, false, held>(w, p, b, side, in, starts, row, state);
+    if (extra == Extra::Any) dot_rows<rows, kind, Extra::Any, held>(w, p, b, side, in, shares, row, state);
+    else if (extra == Extra::Offsets) dot_rows<rows, kind, Extra::Offsets, held>(w, p, b, side, in, shares, row, state);
+    else dot_rows<rows, kind, Extra::None, held>(w, p, b, side, in, shares, row, state);
   } else {
-    if (full) dot_rows<rows, kind, true, false>(w, p, b, side, in, starts, row, state);
-    else dot_rows<rows, kind, false, false>(w, p, b, side, in, starts, row, state);
+    if (extra != Extra::None) dot_rows<rows, kind, Extra::Any, false>(w, p, b, side, in, shares, row, state);
+    else dot_rows<rows, kind, Extra::None, false>(w, p, b, side, in, shares, row, state);
   }
 }
 
 // All rows over a panel, while the bytes [ahead, ahead + length) that come next are asked for. The last block may run over rows of zeros.
 template <Kind kind>
-static void dot_all(const Weight &w, const Panel &p, const uint8_t *bytes, const Side &side, const Input &in, const int32_t *starts, int64_t m0, int64_t m1, float *state,
+static void dot_all(const Weight &w, const Panel &p, const uint8_t *bytes, const Side &side, const Input &in, const Shares &shares, int64_t m0, int64_t m1, float *state,
                     const uint8_t *ahead, int64_t length) {
   constexpr int rows = kind == Kind::Wide16 ? kRowsWide : kRowsInt, half = rows / 2;
   const int64_t share = (length * rows / (m1 - m0) + 127) / 64 * 64;
   for (int64_t row = m0; row < m1; ahead += share, length -= share) {
     for (int64_t i = 0; i < (length < share ? length : share); i += 64) __builtin_prefetch(ahead + i);
     float *const at = state + (row - m0) * 16;
-    if (in.group == 1) dot_with<1, kind>(w, p, bytes, side, in, starts, row, at), row++;
-    else if (m1 - row > half && in.group >= rows) dot_with<rows, kind>(w, p, bytes, side, in, starts, row, at), row += rows;
-    else dot_with<half, kind>(w, p, bytes, side, in, starts, row, at), row += half;
+    if (in.group == 1) dot_with<1, kind>(w, p, bytes, side, in, shares, row, at), row++;
+    else if (m1 - row > half && in.group >= rows) dot_with<rows, kind>(w, p, bytes, side, in, shares, row, at), row += rows;
+    else dot_with<half, kind>(w, p, bytes, side, in, shares, row, at), row += half;
   }
 }
 
@@ -606,7 +617,7 @@ static int64_t panel_blocks(const Weight &w) {  // the most blocks that a panel 
   return most;
 }
 
-static void multiply_integer(const Weight &w, const Input &in, const int32_t *starts, const float *bias, int64_t tile, int64_t m0, int64_t m1, float *y, int64_t stride,
+static void multiply_integer(const Weight &w, const Input &in, const Shares &shares, const float *bias, int64_t tile, int64_t m0, int64_t m1, float *y, int64_t stride,
                              float *buffer) {
   const int64_t rows = m1 - m0, most = panel_blocks(w) * 16;
   float *state = buffer;
@@ -623,16 +634,16 @@ static void multiply_integer(const Weight &w, const Input &in, const int32_t *st
     if (w.has_offset) scale_rows(w.offset, tile, b0, b1, w.n, 1.0f, side.offset);
     if (w.zero) for (int64_t b = b0; b < b1; b++) i_store(side.shift + 16 * (b - b0), zero_row(w, tile, b));
     if (streamed) {
-      for (int64_t row = m0; row < m1; row += in.group) streamed(w, *p, codes, side, in, starts, row, state + (row - m0) * 16);
+      for (int64_t row = m0; row < m1; row += in.group) streamed(w, *p, codes, side, in, shares, row, state + (row - m0) * 16);
     } else if (w.kind == Kind::Wide16) {
       kPanelWide[w.bits](w, codes, p->c1 - p->c0, bytes);
-      dot_all<Kind::Wide16>(w, *p, bytes, side, in, starts, m0, m1, state, codes + length, length);
+      dot_all<Kind::Wide16>(w, *p, bytes, side, in, shares, m0, m1, state, codes + length, length);
     } else {
       if (w.trits) trit_panel(w, tile, p->c0, p->c1, bytes);
       else if (!direct) kPanelBytes[w.bits](w, codes, p->c1 - p->c0, bytes);
       const uint8_t *from = direct ? codes : bytes;
-      if (!kWideDot && w.kind == Kind::Signed8) dot_all<kWideDot ? Kind::Unsigned8 : Kind::Signed8>(w, *p, from, side, in, starts, m0, m1, state, codes + length, length);
-      else dot_all<Kind::Unsigned8>(w, *p, from, side, in, starts, m0, m1, state, codes + length, length);
+      if (!kWideDot && w.kind == Kind::Signed8) dot_all<kWideDot ? Kind::Unsigned8 : Kind::Signed8>(w, *p, from, side, in, shares, m0, m1, state, codes + length, length);
+      else dot_all<Kind::Unsigned8>(w, *p, from, side, in, shares, m0, m1, state, codes + length, length);
     }
   }
   const int64_t n0 = tile * 16, count = w.n - n0 < 16 ? w.n - n0 : 16;
@@ -646,15 +657,19 @@ static int64_t group(int64_t m, bool integer) {
 }
 static int64_t start_count(const Weight &w, const Input &in, int64_t rows) { return ((rows + in.group - 1) / in.group * in.group * w.segment_count + 15) / 16 * 16; }
 
-// -bias * total of rows [m0, m1) and of those that fill up their last group, to be read as all rows' are.
-static const int32_t *starts_of(const Weight &w, const Input &in, int64_t m0, int64_t m1, int32_t *out) {
-  const int64_t count = (m1 - m0 + in.group - 1) / in.group * in.group * w.segment_count;
-  const int32_t *total = in.total + m0 * w.segment_count;
+// Of rows [m0, m1) and of those that fill up their last group, to be read as all rows' are. Writes `start_count` numbers of each kind.
+static Shares shares_of(const Weight &w, const Input &in, int64_t m0, int64_t m1, int32_t *starts, float *lifts) {
+  const int64_t from = m0 * w.segment_count, count = (m1 - m0 + in.group - 1) / in.group * in.group * w.segment_count;
+  const int32_t *total = in.total + from;
   const I factor = i_set(-w.bias);
   int64_t i = 0;
-  for (; i + 16 <= count; i += 16) i_store(out + i, i_mul(i_load(total + i), factor));
-  for (; i < count; i++) out[i] = -w.bias * total[i];
-  return out - m0 * w.segment_count;
+  for (; i + 16 <= count; i += 16) i_store(starts + i, i_mul(i_load(total + i), factor));
+  for (; i < count; i++) starts[i] = -w.bias * total[i];
+  if (!w.has_offset) return {starts - from, nullptr};
+  const float *scale = in.scale + from;
+  for (i = 0; i + 16 <= count; i += 16) f_store(lifts + i, f_mul(f_load(scale + i), i_to_f(i_load(total + i))));
+  for (; i < count; i++) lifts[i] = scale[i] * (float)total[i];
+  return {starts - from, lifts - from};
 }
 
 static int64_t streams(const Weight &w, bool integer, const char **why) {
@@ -667,7 +682,7 @@ static size_t scratch_bytes(const Weight &w, const Input &in) {
   if (!in.integer) return sizeof(float) * (size_t)(kFloatTiles * (kFloatPanel * 16 + 2 * float_side(w) + (rows + in.group - 1) / in.group * in.group * 32));
   int64_t chunks = 0;
   for (const Panel *p = w.panels, *end = p + w.panel_count; p < end; p++) chunks = p->c1 - p->c0 > chunks ? p->c1 - p->c0 : chunks;
-  return (size_t)(kRowBlock * 64 + panel_blocks(w) * 192 + chunks * (w.kind == Kind::Wide16 ? 1024 : 512) + 4 * start_count(w, in, rows));
+  return (size_t)(kRowBlock * 64 + panel_blocks(w) * 192 + chunks * (w.kind == Kind::Wide16 ? 1024 : 512) + (w.has_offset ? 8 : 4) * start_count(w, in, rows));
 }
 
 static void multiply(const Weight &w, const Input &in, const float *bias, int64_t t0, int64_t t1, float *y, int64_t stride, void *scratch) {
@@ -675,9 +690,10 @@ static void multiply(const Weight &w, const Input &in, const float *bias, int64_
   for (int64_t m0 = 0; m0 < in.m; m0 += most) {
     const int64_t m1 = m0 + most < in.m ? m0 + most : in.m;
     if (in.integer) {
-      const int32_t *starts = starts_of(w, in, m0, m1, (int32_t *)scratch);
-      float *rest = (float *)((int32_t *)scratch + start_count(w, in, m1 - m0));
-      for (int64_t t = t0; t < t1; t++) multiply_integer(w, in, starts, bias, t, m0, m1, y, stride, rest);
+      const int64_t count = start_count(w, in, m1 - m0);
+      float *const lifts = (float *)((int32_t *)scratch + count), *const rest = w.has_offset ? lifts + count : lifts;
+      const Shares shares = shares_of(w, in, m0, m1, (int32_t *)scratch, lifts);
+      for (int64_t t = t0; t < t1; t++) multiply_integer(w, in, shares, bias, t, m0, m1, y, stride, rest);
     } else {
       for (int64_t t = t0; t < t1; t += side) multiply_float(w, in, bias, t, t1 - t < side ? t1 - t : side, m0, m1, y, stride, (float *)scratch);
     }

@@ -150,7 +150,7 @@ template <Path path, int rows> struct Sums {
   AB_LAMBDA void settle(const Ends &e, bool full, const I *dots, int64_t segment, int64_t side_at) {
     for (int r = 0; r < rows; r++) {
       const F old = held ? acc[held ? r : 0] : f_load(state + 16 * r);
-      const F next = full ? settled<true>(e, dots[r], r, segment, side_at, old) : settled<false>(e, dots[r], r, segment, side_at, old);
+      const F next = full ? settled<Extra::Any>(e, dots[r], r, segment, side_at, old) : settled<Extra::None>(e, dots[r], r, segment, side_at, old);
       if constexpr (held) acc[r] = next;
       else f_store(state + 16 * r, next);
     }
@@ -163,9 +163,9 @@ template <Path path, int rows> struct Sums {
 };
 
 template <int bits, Path path, int rows>
-static void stream(const Weight &w, const Panel &panel, const uint8_t *codes, const Side &side, const Input &in, const int32_t *starts, int64_t row, float *state) {
-  const Ends ends = ends_of(w, side, in, starts, row);
-  const bool full = w.zero || w.has_offset;
+static void stream(const Weight &w, const Panel &panel, const uint8_t *codes, const Side &side, const Input &in, const Shares &shares, int64_t row, float *state) {
+  const Ends ends = ends_of(w, side, in, shares, row);
+  const bool full = extra_of(w) != Extra::None;
   const int8_t *const q0 = in.q + row * w.codes_length;
   const bool short_chain = !kWideDot && w.chain < 8;
   constexpr int top = kTopPlane<bits>;
@@ -264,9 +264,9 @@ template <int rows> AB_INLINE void add_trits(const Trits &trits, const uint8_t *
 
 // Five trits a byte: vectors of 20 k lie over the ends of segments, which begin at multiples of 4; such a vector is decoded on both sides.
 template <int rows>
-static void stream_trits(const Weight &w, const Panel &panel, const uint8_t *codes, const Side &side, const Input &in, const int32_t *starts, int64_t row, float *state) {
-  const Ends ends = ends_of(w, side, in, starts, row);
-  const bool full = w.zero || w.has_offset;
+static void stream_trits(const Weight &w, const Panel &panel, const uint8_t *codes, const Side &side, const Input &in, const Shares &shares, int64_t row, float *state) {
+  const Ends ends = ends_of(w, side, in, shares, row);
+  const bool full = extra_of(w) != Extra::None;
   const int64_t g = w.segments[panel.s0].g0, most = kWideDot ? INT64_MAX : w.chain;
   const int8_t *const q0 = in.q + row * w.codes_length;
   const Trits trits = trits_ready();
@@ -305,7 +305,7 @@ static void stream_trits(const Weight &w, const Panel &panel, const uint8_t *cod
   sums.store();
 }
 
-using Stream = void (*)(const Weight &, const Panel &, const uint8_t *, const Side &, const Input &, const int32_t *, int64_t, float *);
+using Stream = void (*)(const Weight &, const Panel &, const uint8_t *, const Side &, const Input &, const Shares &, int64_t, float *);
 template <int bits, Path path, int rows> constexpr Stream stream_if() {
   if constexpr ((kWideDot || bits <= 4) && (path != Path::Mirrored || bits > 1) && (path != Path::Doubles || bits <= 4)) return stream<bits, path, rows>;
   else return nullptr;

@@ -149,11 +149,15 @@ void make_round(PyRound *self, nb::dict d) {
     if (p.mode == RoundMode::Stochastic) {
       const auto near = listed<float>(d, "near"), gaps = listed<float>(d, "gaps");
       r.chain = listed<double>(d, "chain");
-      p.chain = r.chain.data(), p.unsure = one<float>(d, "unsure"), p.sided = one<bool>(d, "sided"), p.last = static_cast<int>(r.chain.size()) - 2;
-      require(!p.sided || p.random_bits <= 24, "sided");
+      p.chain = r.chain.data(), p.unsure = one<float>(d, "unsure"), p.exact = one<bool>(d, "exact"), p.last = static_cast<int>(r.chain.size()) - 2;
+      require(!p.exact || p.random_bits <= 24, "exact");
       require(near.size() == 16 && gaps.size() == 16 && p.last >= 0 && p.last < 16, "stochastic search tables");
       memcpy(p.near16, near.data(), sizeof p.near16);
       memcpy(p.gap16, gaps.data(), sizeof p.gap16);
+      for (int i = 0; i < 16; i++) {
+        const int above = std::min(i + 1, 15), negative = gaps[static_cast<size_t>(i)] < 0;
+        p.near_codes16[i] = p.codes16[negative ? above : i], p.far_codes16[i] = p.codes16[negative ? i : above];
+      }
     }
   } else {
     r.values = listed<float>(d, "rank_values"), r.codes = listed<int32_t>(d, "rank_codes");
@@ -259,6 +263,11 @@ template <class Body> nb::tuple in_tasks(int64_t n, int64_t head, Body body) {
   return nb::make_tuple(all_bad.count, all_bad.first, all_outside.count, all_outside.first);
 }
 
+// Stores past the caches wait for the page that they go to: one touch of each of the next ones has it found while the numbers before are rounded.
+void find_pages(const void *from, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += 4096) __builtin_prefetch(static_cast<const char *>(from) + i);
+}
+
 const Draw *drawn(const PyRound &r, const Draw &draw) { return r.plan.mode == RoundMode::Stochastic ? &draw : nullptr; }
 
 nb::tuple round_values(const PyRound &r, Floats x, FloatsOut out, uint64_t seed, int64_t start) {
@@ -277,6 +286,7 @@ nb::tuple round_values(const PyRound &r, Floats x, FloatsOut out, uint64_t seed,
         r, k, source, from, to, bad, outside,
         [&](int64_t at, const float *s, int64_t count) {
           const Draw draw = {seed, static_cast<uint64_t>(start + at), &kept};
+          if (stream) find_pages(y + at + count, 4 * std::min(kRoundBlock, n - at - count));
           k.values(r.plan, s, drawn(r, draw), count, y + at, stream && at >= head);
         },
         [&](int64_t at, int which, float value) { y[at] = which < 0 ? value : r.special_values[which]; });  // what is refused stays
@@ -300,6 +310,7 @@ nb::tuple round_codes(const PyRound &r, Floats x, AnyOut out, uint64_t seed, int
         r, k, source, from, to, bad, outside,
         [&](int64_t at, const float *s, int64_t count) {
           const Draw draw = {seed, static_cast<uint64_t>(start + at), &kept};
+          if (stream) find_pages(y + (at + count) * r.width, r.width * std::min(kRoundBlock, n - at - count));
           k.codes(r.plan, s, drawn(r, draw), count, r.width, y + at * r.width, stream && at >= head);
         },
         [&](int64_t at, int which, float) {
@@ -383,6 +394,7 @@ bool round_blocks(const PyRound &r, nb::dict d, Matrix x, nb::ndarray<float, nb:
         const int64_t from = piece % pieces * step, at = piece / pieces * k + from, count = std::min(step, k - from);
         const Draw draw = {seed, static_cast<uint64_t>(at), &kept};
         const bool aside = stream && !lines && step <= kRoundBlock;
+        if (stream) find_pages(y + at + count, 4 * std::min(step, rows * k - at - count));
         float *out_here = aside ? staged.piece() : y + at;
         if (!kernels.blocks(r.plan, b, source + at, drawn(r, draw), count, out_here, stream && lines)) good[static_cast<size_t>(t)] = 0;
         else if (aside) staged.write(count, y + at);

@@ -4,9 +4,9 @@
 // Sixteen counters serve sixteen numbers by their words 0, sixteen more by their words 1, and so on (docs/contract.md), so that nothing has to be
 // transposed. Where at most 24 bits are drawn, the bytes that are left over make a fifth word.
 //
-// Operations for sixteen counters, on 512 bits: 36 products, 41 shifts and shuffles, 39 additions and three-way exclusive ors; AVX2 needs two for
-// each exclusive or, and everything twice. A core that issues two of the former or four of the latter in a cycle needs 58 or 74 cycles for 80 words;
-// Zen 4 takes 68 and 103. A copy of 80 numbers at 35 GB/s and 3.7 GHz takes 68.
+// Operations for sixteen counters, on 512 bits: 34 products, 41 shifts and shuffles, 37 additions and exclusive ors; AVX2 needs two for each one of three
+// words, and everything twice. Zen 4 could issue two of 512 bits in a cycle, and does 1.75: 65 cycles for 80 words. A copy of 80 numbers at 35 GB/s and
+// 3.7 GHz takes 68.
 #pragma once
 #include "isa.h"
 
@@ -19,8 +19,9 @@ AB_INLINE L l_set(uint64_t x) { return {_mm512_set1_epi64((int64_t)x)}; }
 AB_INLINE L l_load(const uint64_t *p) { return {_mm512_loadu_si512(p)}; }
 AB_INLINE L l_mul(L a, L b) { return {_mm512_mul_epu32(a.v, b.v)}; }
 AB_INLINE L l_add(L a, L b) { return {_mm512_add_epi64(a.v, b.v)}; }
+AB_INLINE L l_xor(L a, L b) { return {_mm512_xor_si512(a.v, b.v)}; }
 AB_INLINE L l_xor3(L a, L b, L c) { return {_mm512_ternarylogic_epi64(a.v, b.v, c.v, 0x96)}; }
-AB_INLINE L l_high(L a) { return {_mm512_srli_epi64(a.v, 32)}; }
+AB_INLINE L l_high(L a) { return {_mm512_castps_si512(_mm512_movehdup_ps(_mm512_castsi512_ps(a.v)))}; }  // a shuffle: more ports take one than a shift
 template <int by> AB_INLINE __m512i two_sets(__m512i a, __m512i b) { return _mm512_castps_si512(_mm512_shuffle_ps(_mm512_castsi512_ps(a), _mm512_castsi512_ps(b), by)); }
 AB_INLINE L l_lower(L a, L b) { return {two_sets<0x88>(a.v, b.v)}; }  // lower halves of sixteen counters, in order
 AB_INLINE L l_upper(L a, L b) { return {two_sets<0xdd>(a.v, b.v)}; }
@@ -42,6 +43,7 @@ AB_INLINE __m256i xor3(__m256i a, __m256i b, __m256i c) {  // a comes last, out 
   return _mm256_xor_si256(a, t);
 }
 #endif
+AB_INLINE L l_xor(L a, L b) { return AB_BOTH(L, _mm256_xor_si256); }
 AB_INLINE L l_xor3(L a, L b, L c) { return {xor3(a.a, b.a, c.a), xor3(a.b, b.b, c.b)}; }
 AB_INLINE L l_high(L a) { return {_mm256_srli_epi64(a.a, 32), _mm256_srli_epi64(a.b, 32)}; }
 template <int by> AB_INLINE __m256i two_sets(__m256i a, __m256i b) { return _mm256_castps_si256(_mm256_shuffle_ps(_mm256_castsi256_ps(a), _mm256_castsi256_ps(b), by)); }
@@ -57,6 +59,7 @@ AB_INLINE L l_set(uint64_t x) { L r; for (int j = 0; j < 8; j++) r.v[j] = x; ret
 AB_INLINE L l_load(const uint64_t *p) { L r; memcpy(r.v, p, 64); return r; }
 AB_INLINE L l_mul(L a, L b) { L r; for (int j = 0; j < 8; j++) r.v[j] = (a.v[j] & 0xffffffffu) * (b.v[j] & 0xffffffffu); return r; }
 AB_INLINE L l_add(L a, L b) { L r; for (int j = 0; j < 8; j++) r.v[j] = a.v[j] + b.v[j]; return r; }
+AB_INLINE L l_xor(L a, L b) { L r; for (int j = 0; j < 8; j++) r.v[j] = a.v[j] ^ b.v[j]; return r; }
 AB_INLINE L l_xor3(L a, L b, L c) { L r; for (int j = 0; j < 8; j++) r.v[j] = a.v[j] ^ b.v[j] ^ c.v[j]; return r; }
 AB_INLINE L l_high(L a) { L r; for (int j = 0; j < 8; j++) r.v[j] = a.v[j] >> 32; return r; }
 AB_INLINE L l_lower(L a, L b) { L r; for (int j = 0; j < 8; j++) r.v[j] = (a.v[j] & 0xffffffffu) | b.v[j] << 32; return r; }  // of counters 0 8 1 9 ...
@@ -71,16 +74,17 @@ constexpr uint64_t kCounterOrder[2][8] = {{0, 2, 4, 6, 8, 10, 12, 14}, {1, 3, 5,
 #endif
 
 // The keys of a seed, (seed low, seed high), and what the first two rounds make of counters (low, high, 0, 0) with one upper half: two words are zero at first, and
-// then one is the same for all.
+// then one is the same for all. `both`: what the first round's product is xored with for the second, its upper half for words 2 and its lower one for words 2 after it.
+constexpr uint32_t kFactor0 = 0xD2511F53u, kFactor1 = 0xCD9E8D57u;
 struct Keys {
-  L first1, second0, same, low, key0[8], key1[8];
+  uint64_t both, second0, low, key0[8], key1[8];
 };
 AB_INLINE uint64_t twice(uint32_t x) { return (uint64_t)x << 32 | x; }
 AB_INLINE void philox_keys(uint64_t seed, uint64_t counter, Keys *k) {
   const uint32_t s0 = (uint32_t)seed, s1 = (uint32_t)(seed >> 32);
-  const uint64_t all = (uint64_t)((uint32_t)(counter >> 32) ^ s0) * 0xD2511F53u;  // the product of what the first round makes of words 0
-  k->first1 = l_set(s1), k->second0 = l_set(s0 + 0x9E3779B9u), k->same = l_set((uint32_t)(all >> 32) ^ (s1 + 0xBB67AE85u)), k->low = l_set(all);
-  for (uint32_t i = 0; i < 8; i++) k->key0[i] = l_set(twice(s0 + (i + 2) * 0x9E3779B9u)), k->key1[i] = l_set(twice(s1 + (i + 2) * 0xBB67AE85u));
+  const uint64_t all = (uint64_t)((uint32_t)(counter >> 32) ^ s0) * kFactor0;  // the product of what the first round makes of words 0
+  k->both = (uint64_t)s1 << 32 | ((uint32_t)(all >> 32) ^ (s1 + 0xBB67AE85u)), k->second0 = s0 + 0x9E3779B9u, k->low = all;
+  for (uint32_t i = 0; i < 8; i++) k->key0[i] = twice(s0 + (i + 2) * 0x9E3779B9u), k->key1[i] = twice(s1 + (i + 2) * 0xBB67AE85u);
 }
 
 // Sixteens of counters that are worked on together, so that products wait for less: as many as the registers hold. With fewer registers each set of eight
@@ -94,27 +98,38 @@ constexpr bool kAbreast = false;
 #endif
 constexpr int kMostWords = 80 * kSixteens;  // what they give
 
+// The first round's products of counters that follow one with the product 0, set by set: those of others are larger by one number.
+struct Products {
+  alignas(64) uint64_t of[2 * kSixteens][8];
+};
+constexpr Products products() {
+  Products r = {};
+  for (int s = 0; s < 2 * kSixteens; s++)
+    for (int j = 0; j < 8; j++) r.of[s][j] = (16 * (uint64_t)(s / 2) + kCounterOrder[s % 2][j]) * kFactor0;
+  return r;
+}
+constexpr Products kProducts = products();
+
 // Counters on their way through the rounds: `begin` is the first two, `round` one more, seven times, and `end` the last.
 struct Philox {
   static constexpr int kSets = 2 * kSixteens;
   L c0[kSets], c1[kSets], c2[kSets], c3[kSets];
 
   __attribute__((always_inline)) void begin(const Keys &k, uint64_t counter, int s) {
-    const L m0 = l_set(0xD2511F53u), m1 = l_set(0xCD9E8D57u), zero = l_set(0);
-    const L p = l_mul(l_add(l_set(counter + 16 * (uint64_t)(s / 2)), l_load(kCounterOrder[s % 2])), m0), q = l_mul(l_xor3(l_high(p), k.first1, zero), m1);
-    c0[s] = l_xor3(l_high(q), k.second0, zero), c1[s] = q, c2[s] = l_xor3(p, k.same, zero), c3[s] = k.low;
+    const L p = l_xor(l_add(l_set((uint32_t)counter * (uint64_t)kFactor0), l_load(kProducts.of[s])), l_set(k.both)), q = l_mul(l_high(p), l_set(kFactor1));
+    c0[s] = l_xor(l_high(q), l_set(k.second0)), c1[s] = q, c2[s] = p, c3[s] = l_set(k.low);
   }
   __attribute__((always_inline)) void round(const Keys &k, int i, int s) {
-    const L m0 = l_set(0xD2511F53u), m1 = l_set(0xCD9E8D57u);
+    const L m0 = l_set(kFactor0), m1 = l_set(kFactor1);
     const L p = l_mul(c0[s], m0), q = l_mul(c2[s], m1);
-    c0[s] = l_xor3(l_high(q), c1[s], k.key0[i]), c2[s] = l_xor3(l_high(p), c3[s], k.key1[i]);
+    c0[s] = l_xor3(l_high(q), c1[s], l_set(k.key0[i])), c2[s] = l_xor3(l_high(p), c3[s], l_set(k.key1[i]));
     c1[s] = q, c3[s] = p;
   }
   template <int pieces> __attribute__((always_inline)) void end(const Keys &k, int s, uint32_t *w) {  // of sets s and s + 1
-    const L m0 = l_set(0xD2511F53u), m1 = l_set(0xCD9E8D57u);
+    const L m0 = l_set(kFactor0), m1 = l_set(kFactor1);
     const L pa = l_mul(c0[s], m0), pb = l_mul(c0[s + 1], m0), qa = l_mul(c2[s], m1), qb = l_mul(c2[s + 1], m1);
-    const L w0 = l_xor3(l_upper(qa, qb), l_lower(c1[s], c1[s + 1]), k.key0[7]), w1 = l_lower(qa, qb);
-    const L w2 = l_xor3(l_upper(pa, pb), l_lower(c3[s], c3[s + 1]), k.key1[7]), w3 = l_lower(pa, pb);
+    const L w0 = l_xor3(l_upper(qa, qb), l_lower(c1[s], c1[s + 1]), l_set(k.key0[7])), w1 = l_lower(qa, qb);
+    const L w2 = l_xor3(l_upper(pa, pb), l_lower(c3[s], c3[s + 1]), l_set(k.key1[7])), w3 = l_lower(pa, pb);
     l_store(w, w0), l_store(w + 16, w1), l_store(w + 32, w2), l_store(w + 48, w3);
     if constexpr (pieces == 5) l_store(w + 64, l_spare(w0, w1, w2));
   }

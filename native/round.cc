@@ -298,8 +298,9 @@ template <class Call> AB_INLINE void by_search(const RoundPlan &p, Call call) {
   kByteTables && p.parted ? call(Searched<SearchOf<kByteTables>>()) : call(Searched<SearchOf<false>>());
 }
 template <class Call> AB_INLINE void by_drawn_search(const RoundPlan &p, Call call) {
-  if (!p.sided) return call(Searched<DrawnSearch<false, false>>());
-  kByteTables && p.parted ? call(Searched<DrawnSearch<kByteTables, true>>()) : call(Searched<DrawnSearch<false, true>>());
+  const bool parted = kByteTables && p.parted;
+  if (p.exact) return parted ? call(DrawnExact<kByteTables>()) : call(DrawnExact<false>());
+  parted ? call(Searched<DrawnSearch<kByteTables>>()) : call(Searched<DrawnSearch<false>>());
 }
 
 template <class Call> AB_INLINE void by_kind(const RoundPlan &p, Call call) {

@@ -77,12 +77,14 @@ struct RoundPlan {
   alignas(64) float values16[16];
   alignas(64) int32_t codes16[16];
   // Stochastic search: the lower neighbours (infinity for the last) and the gaps above them, times -2^-24; differences up to `unsure` go by `chain`.
-  // `sided`: no gap has zero inside, and at most 24 bits are drawn; then gaps are times -2^-N, and those below zero are positive and their
-  // neighbours the upper ones.
+  // `exact`: no gap has zero inside, distances and gaps are exact in float32, and at most 24 bits are drawn; then neighbours are those on zero's side (the
+  // last is its own), gaps lead away from it, times 2^-N, and codes are those of the neighbours and of what lies beyond their gaps.
   alignas(64) float near16[16];
   alignas(64) float gap16[16];
+  alignas(64) int32_t near_codes16[16];
+  alignas(64) int32_t far_codes16[16];
   float unsure;
-  bool sided;
+  bool exact;
   int last;
   // Buckets and Bisect: by rank; those of negative numbers, which keep the sign of a zero, come `negative_ranks` later.
   const Node *nodes;

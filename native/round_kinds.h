@@ -183,7 +183,7 @@ template <bool upwards, bool even = false> struct DrawnSteps {
   AB_INLINE F in_even_steps(const RoundPlan &p, F x, I word) {  // numbers beyond the ends are held to them first
     const F part = i_float(i_set((p.least - p.mantissa - p.random_bits) << 23)), big = i_float(i_set(((p.least + 23 - p.mantissa) << 23) + 0x400000));
     const F in = p.symmetric ? x : f_min(f_max(x, f_set(-p.largest[1])), f_set(p.largest[0]));
-    const F size = f_size(in, f_set(p.cap));
+    const F size = p.symmetric ? f_size(x, f_set(p.cap)) : i_float(i_and(f_bits(in), i_set(0x7fffffff)));
     const F y = f_sub(f_add_up(f_less_up(size, drawn(p, word), part), big), big), r = i_float(i_signed(f_bits(y), f_bits(x)));
     return p.minus_zero ? r : f_add(r, f_zero());
   }
@@ -201,6 +201,14 @@ template <RoundMode mode> struct Prefix {
     return shifted<mode>(i_and(bits, i_set(0x7fffffff)), i_set(23 - p.mantissa), i_sar(bits, 31), word);
   }
   AB_INLINE F value(const RoundPlan &p, F x, I word) {
+#if ANYBIT_512 && !ANYBIT_SIMDE
+    if constexpr (mode == RoundMode::Stochastic)
+      if (p.symmetric && p.clips) {  // in place; what carries into infinity is held
+        const I less = i_shr(i_xor(i_and(word, i_set((int32_t)p.word_mask)), i_set(-1)), 9 + p.mantissa);
+        const F y = f_held(i_float(i_and(i_add(f_bits(x), less), i_set((int32_t)(~0u << (23 - p.mantissa))))), f_set(p.largest[0]));
+        return p.minus_zero ? y : f_add(y, f_zero());
+      }
+#endif
     return signed_value(p, i_float(i_shl(magnitude(p, f_bits(x), word), 23 - p.mantissa)), f_bits(x));
   }
   AB_INLINE I code(const RoundPlan &p, F x, I word) { return signed_code(p, magnitude(p, f_bits(x), word), f_bits(x)); }
@@ -357,10 +365,48 @@ static __attribute__((noinline)) void drawn_exactly(const RoundPlan &p, const fl
   }
 }
 
-// At random: r * gap < distance * 2^N in float32, rounded, which is wrong only where both are nearly the same; there exactly. Below zero distances count
-// from the upper neighbour: the same as counting from the lower one with 2^N - r. With values, gaps and 1 - r each 2^-24 off, or less, the difference
+// Zeros take their numbers' signs where elements have -0.
+AB_INLINE F with_minus_zero(const RoundPlan &p, F y, F x) {
+  if (!p.minus_zero) return y;
+  const I bits = f_bits(y), sign = i_and(f_bits(x), i_set((int32_t)0x80000000));
+  return i_float(i_select(i_lt(i_and(bits, i_set(0x7fffffff)), i_set(1)), sign, bits));
+}
+AB_INLINE I with_minus_zero_code(const RoundPlan &p, I c, F x) {
+  if (!p.minus_zero) return c;
+  const I signed_zero = i_select(i_lt(f_bits(x), i_zero()), i_set(p.minus_zero_code), c);
+  return i_select(i_lt(i_xor(c, i_set(p.zero_code)), i_set(1)), signed_zero, c);  // codes are not negative
+}
+
+// At random where `p.exact`: distances from the neighbour on zero's side and gaps beyond it are exact in float32, and so is the sign of the one fused
+// operation. Gaps have the signs of their numbers, and distances the same sign or, beyond the ends, what keeps the last value.
+template <bool parted> struct DrawnExact {
+  AB_INLINE F value(const RoundPlan &p, F x, I word) {
+    const Move m(p, x, word);
+    return with_minus_zero(p, f_fma_where(m.far, m.gap, f_set(p.whole_words), m.near), x);
+  }
+  AB_INLINE I code(const RoundPlan &p, F x, I word) {
+    const Move m(p, x, word);
+    const F c = f_select(m.far, f_lookup16((const float *)p.far_codes16, m.at), f_lookup16((const float *)p.near_codes16, m.at));
+    return with_minus_zero_code(p, f_bits(c), x);
+  }
+
+ private:
+  struct Move {
+    I at;
+    F near, gap;
+    Mask far;
+    __attribute__((always_inline)) Move(const RoundPlan &p, F x, I word) {
+      SearchOf<parted>().template ranks<1>(p, &x, &word, &at);
+      near = f_lookup16(p.near16, at), gap = f_lookup16(p.gap16, at);
+      far = f_lt(f_zero(), f_flip(f_nfma(drawn(p, word), gap, f_sub(x, near)), gap));
+    }
+  };
+};
+
+// At random, otherwise: r * gap < distance * 2^N in float32, rounded, which is wrong only where both are nearly the same; there exactly. Below zero distances
+// count from the upper neighbour: the same as counting from the lower one with 2^N - r. With values, gaps and 1 - r each 2^-24 off, or less, the difference
 // is by 2^-24 (3 of the largest value and 4 of the largest gap): `unsure` is 2^-21 of their sum.
-template <bool parted, bool sided> struct DrawnSearch {
+template <bool parted> struct DrawnSearch {
   template <int count> AB_INLINE void ranks(const RoundPlan &p, const F *x, const I *word, I *at) {
     SearchOf<parted>().template ranks<count>(p, x, word, at);
     F h[count], least = f_set(p.unsure);
@@ -380,10 +426,7 @@ template <bool parted, bool sided> struct DrawnSearch {
   }
 
  private:
-  AB_INLINE F part(const RoundPlan &p, F x, I word) {
-    if constexpr (sided) return drawn(p, word);
-    return i_to_f(i_shr(i_xor(i_and(word, i_set((int32_t)p.word_mask)), i_sar(f_bits(x), 31)), 8));
-  }
+  AB_INLINE F part(const RoundPlan &p, F x, I word) { return i_to_f(i_shr(i_xor(i_and(word, i_set((int32_t)p.word_mask)), i_sar(f_bits(x), 31)), 8)); }
   static __attribute__((noinline, cold)) I exactly(const RoundPlan &p, F x, I word, I at) {
     float numbers[16];
     int32_t words[16], ranks[16];
@@ -398,12 +441,7 @@ template <class Way> struct Searched {
     I at[count];
     Way().template ranks<count>(p, x, word, at);
 #pragma GCC unroll 5
-    for (int j = 0; j < count; j++) {
-      y[j] = f_lookup16(p.values16, at[j]);
-      if (!p.minus_zero) continue;
-      const I bits = f_bits(y[j]), sign = i_and(f_bits(x[j]), i_set((int32_t)0x80000000));
-      y[j] = i_float(i_select(i_lt(i_and(bits, i_set(0x7fffffff)), i_set(1)), sign, bits));
-    }
+    for (int j = 0; j < count; j++) y[j] = with_minus_zero(p, f_lookup16(p.values16, at[j]), x[j]);
   }
   AB_INLINE F value(const RoundPlan &p, F x, I word) {
     F y;
@@ -413,10 +451,7 @@ template <class Way> struct Searched {
   AB_INLINE I code(const RoundPlan &p, F x, I word) {
     I at;
     Way().template ranks<1>(p, &x, &word, &at);
-    const I c = f_bits(f_lookup16((const float *)p.codes16, at));
-    if (!p.minus_zero) return c;
-    const I signed_zero = i_select(i_lt(f_bits(x), i_zero()), i_set(p.minus_zero_code), c);
-    return i_select(i_lt(i_xor(c, i_set(p.zero_code)), i_set(1)), signed_zero, c);  // codes are not negative
+    return with_minus_zero_code(p, f_bits(f_lookup16((const float *)p.codes16, at)), x);
   }
 };
 

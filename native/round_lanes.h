@@ -15,6 +15,10 @@ AB_INLINE F f_less_up(F a, F b, F c) { return {_mm512_fnmadd_round_ps(b.v, c.v, 
 AB_INLINE F f_fms(F a, F b, F c) { return {_mm512_fmsub_ps(a.v, b.v, c.v)}; }   // a b - c
 AB_INLINE F f_nfma(F a, F b, F c) { return {_mm512_fnmadd_ps(a.v, b.v, c.v)}; }  // c - a b
 AB_INLINE I i_signed(I magnitude, I sign) { return {_mm512_ternarylogic_epi32(magnitude.v, sign.v, _mm512_set1_epi32((int)0x80000000), 0xf8)}; }
+AB_INLINE F f_flip(F a, F sign) {  // the other sign where `sign` is negative
+  return {_mm512_castsi512_ps(_mm512_ternarylogic_epi32(_mm512_castps_si512(a.v), _mm512_castps_si512(sign.v), _mm512_set1_epi32((int)0x80000000), 0x78))};
+}
+AB_INLINE F f_fma_where(Mask m, F a, F b, F c) { return {_mm512_mask3_fmadd_ps(a.v, b.v, c.v, m.v)}; }  // c where not; c is not -0
 AB_INLINE I i_fold16(const I *m) {  // lane i: the largest lane of m[i]
   __m512i t[8], u[4], v[2];
 #pragma GCC unroll 8
@@ -72,6 +76,8 @@ AB_INLINE F f_less_up(F a, F b, F c) { return {_mm256_fnmadd_ps(b.a, c.a, a.a), 
 AB_INLINE F f_fms(F a, F b, F c) { return {_mm256_fmsub_ps(a.a, b.a, c.a), _mm256_fmsub_ps(a.b, b.b, c.b)}; }   // a b - c
 AB_INLINE F f_nfma(F a, F b, F c) { return {_mm256_fnmadd_ps(a.a, b.a, c.a), _mm256_fnmadd_ps(a.b, b.b, c.b)}; }  // c - a b
 AB_INLINE I i_signed(I magnitude, I sign) { return i_or(magnitude, i_and(sign, i_set((int32_t)0x80000000))); }
+AB_INLINE F f_flip(F a, F sign) { return i_float(i_xor(f_bits(a), i_and(f_bits(sign), i_set((int32_t)0x80000000)))); }  // the other sign where `sign` is negative
+AB_INLINE F f_fma_where(Mask m, F a, F b, F c) { return f_add_where(m, c, f_mul(a, b)); }  // c where not; c is not -0, a b is exact
 AB_INLINE __m256i fold8(const I *m) {
   __m256i t[4], u[2];
 #pragma GCC unroll 4
@@ -126,6 +132,8 @@ AB_INLINE F f_less_up(F a, F, F) { return a; }
 AB_INLINE F f_fms(F a, F b, F c) { return f_fma(a, b, f_sub(f_set(-0.0f), c)); }                  // a b - c
 AB_INLINE F f_nfma(F a, F b, F c) { return f_fma(f_sub(f_set(-0.0f), a), b, c); }                 // c - a b
 AB_INLINE I i_signed(I magnitude, I sign) { return i_or(magnitude, i_and(sign, i_set((int32_t)0x80000000))); }
+AB_INLINE F f_flip(F a, F sign) { return i_float(i_xor(f_bits(a), i_and(f_bits(sign), i_set((int32_t)0x80000000)))); }  // the other sign where `sign` is negative
+AB_INLINE F f_fma_where(Mask m, F a, F b, F c) { return f_add_where(m, c, f_mul(a, b)); }  // c where not; c is not -0, a b is exact
 AB_INLINE I i_fold16(const I *m) {  // lane i: the largest lane of m[i]
   int32_t t[16];
   for (int i = 0; i < 16; i++) t[i] = i_fold_max(m[i]);

@@ -13,6 +13,7 @@ from anybit.formats import ROUNDS, Element, Spec, parse_element
 from anybit.formats.stochastic import drawn, stochastic_codes
 from anybit.kernels import cpu
 from anybit.kernels.rounding import rounding
+from anybit.kernels.switch_tables import drawn_search
 from anybit.methods.round_trip import round_trip
 from anybit.methods.rtn import dequantize_parts, quantize_parts
 
@@ -138,7 +139,40 @@ def test_random_words(start: int, bits: int, isa: str) -> None:
             assert np.array_equal(out[:count] >> unused, expected[skip : skip + count]) and out[count] == 77
 
 
-@pytest.mark.parametrize("name", ["fp8_e4m3fn", "fp4_e2m1", "int8", "bf16", "nf4", "posit8", "posit16", "posit8_es0", IRREGULAR])
+def some_values(seed: int) -> str:
+    """A codebook: values of few bits, of one sign, far apart, of all of float32's bits, each at most twice the last; a third have zero."""
+    rng = np.random.default_rng(seed)
+    count, kind = int(rng.integers(2, 16)), seed % 5
+    values = rng.standard_normal(count) * 2.0 ** rng.integers(-9, 9)
+    if kind == 0:
+        values = np.round(values * 16) / 16
+    elif kind == 1:
+        values = -np.abs(values)
+    elif kind == 2:
+        values *= 2.0 ** rng.integers(-20, 0, count)
+    elif kind == 4:
+        values = np.cumprod(1 + rng.random(count)) / 3 * np.where(seed % 3, 1, rng.choice([-1, 1], count))
+    values = np.unique(np.append(values[:15], 0.0 if seed % 3 == 0 else values[0] * 1.5).astype(np.float32))
+    return "codebook_" + "_".join(np.format_float_positional(np.float64(v), trim="0") for v in values)
+
+
+DRAWN = [
+    "fp8_e4m3fn", "fp4_e2m1", "int8", "bf16", "nf4", "posit8", "posit16", "posit8_es0", IRREGULAR, "ternary", "af4", "codebook_-4_-3_-2_-1",
+]  # fmt: skip
+
+
+def test_codebooks_take_both_ways_of_drawing() -> None:
+    """Distances that float32 holds exactly, and those that it does not: large gaps beside the neighbour on zero's side, or around zero."""
+
+    def exact(name: str) -> bool:
+        tables = drawn_search(parse_element(name), 24)
+        return tables is not None and tables["exact"]
+
+    assert all(map(exact, ["nf4", "ternary", "codebook_0_1", "codebook_1_3", "codebook_-5_-3_-2", some_values(9)]))
+    assert not any(map(exact, ["af4", "iq4nl", "codebook_1_3.25", "codebook_-1_1", some_values(2), some_values(3)]))
+
+
+@pytest.mark.parametrize("name", DRAWN + [some_values(seed) for seed in (0, 1, 2, 3, 4, 9, 14)])
 @pytest.mark.parametrize("bits", [3, 24, 32])
 def test_draws_next_to_the_word(name: str, bits: int, isa: str) -> None:
     """Numbers whose fraction of a gap is their random word's, or up to two float32 beside it: where a rounded comparison would err."""

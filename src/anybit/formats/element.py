@@ -160,6 +160,11 @@ class Element(ABC):
         return tuple((a + b) / 2 for a, b in pairwise(chain))
 
     @property
+    def ties_are_middles(self) -> bool:
+        """Whether `ties` are the exact middles: what is made of them then needs no fractions."""
+        return type(self).ties is Element.ties
+
+    @property
     def wraps(self) -> bool:
         """Whether over=wrap has a meaning: codes are numbers modulo 2**bits. `_codes` then does it."""
         return False

@@ -8,6 +8,7 @@ Where the nearest modes have their tie is the element's word (`Element.ties`); o
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from fractions import Fraction
 from typing import TYPE_CHECKING, NoReturn
 
@@ -107,6 +108,36 @@ def switch_point(a: float, b: float, code_a: int, code_b: int, mode: str, tie: F
     return middle if Fraction(middle) > tie else float(np.nextafter(middle, np.inf))
 
 
+def switch_points(chain: np.ndarray, codes: np.ndarray, mode: str, ties: Callable[[], tuple[Fraction, ...]] | None) -> np.ndarray:
+    """float64[n - 1]: `switch_point` of every gap of float64[n] chain, whose codes are int64[n].
+
+    `ties` gives those of the nearest modes; None: they are the exact middles, without fractions. A sum of two float64 has an error
+    that is a float64 too (Knuth, The Art of Computer Programming, vol. 2, 4.2.2, theorem B): its sign says on which side of the middle
+    the rounded one lies.
+    """
+    a, b, code_a, code_b = chain[:-1], chain[1:], codes[:-1], codes[1:]
+    above_a = np.nextafter(a, np.inf)
+    by_code = np.where((code_a ^ code_b) & 1 == 1, code_b & 1 == (mode == "odd"), code_b < code_a)
+    if mode in ("down", "up"):
+        return b.copy() if mode == "down" else above_a
+    if mode == "zero":
+        return np.where((a < 0) & (b > 0), 0.0, np.where(a >= 0, b, above_a))
+    if mode == "odd":
+        return np.where(by_code, above_a, b)
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = a + b
+        part = total - a
+        error = (a - (total - part)) + (b - part)
+    if ties is not None or not np.all(np.isfinite(error) & ((total == 0) | (np.abs(total) >= 2.0**-1000))):
+        found = ties() if ties is not None else tuple((Fraction(u) + Fraction(v)) / 2 for u, v in zip(a.tolist(), b.tolist(), strict=True))
+        gaps = zip(a.tolist(), b.tolist(), code_a.tolist(), code_b.tolist(), found, strict=True)
+        return np.array([switch_point(u, v, m, n, mode, tie) for u, v, m, n, tie in gaps], np.float64)
+    middle = total / 2
+    low, high = np.abs(a), np.abs(b)
+    up = by_code if mode == "nearest-even" else np.where(low == high, by_code, (high > low) == (mode == "nearest-away"))
+    return np.where((error < 0) | ((error == 0) & up), middle, np.nextafter(middle, np.inf))
+
+
 class Switches:
     """One element under one rounding and one overflow policy: float32 or float64 in, codes out.
 
@@ -120,11 +151,10 @@ class Switches:
         self.element, self.over = element, over
         values, codes = element.finite, element.finite_codes
         below, above = element.beyond
-        chain = [below, *values.tolist(), above]
         # A virtual neighbour counts as the next code: of the other parity.
-        parity = [int(codes[0]) ^ 1, *codes.tolist(), int(codes[-1]) ^ 1]
-        gaps = enumerate(element.ties)
-        self.points = np.array([switch_point(chain[i], chain[i + 1], parity[i], parity[i + 1], mode, tie) for i, tie in gaps], np.float64)
+        parity = np.r_[int(codes[0]) ^ 1, codes.astype(np.int64), int(codes[-1]) ^ 1]
+        ties = None if element.ties_are_middles else lambda: element.ties
+        self.points = switch_points(np.r_[below, values, above], parity, mode, ties)
         special = element.specials
         ends = [int(codes[0]), int(codes[-1])]
         if over == "inf":

@@ -14,7 +14,7 @@ import numpy as np
 
 from anybit.formats import Element
 from anybit.formats.element import switches
-from anybit.formats.rounding import stochastic_bits, switch_point
+from anybit.formats.rounding import stochastic_bits
 from anybit.kernels.cpu import native  # which sets instruction set and threads from the environment
 from anybit.kernels.switch_tables import by_rank, drawn_search, search_tree
 from anybit.kernels.tapered import exact_gaps, sides, taper
@@ -157,11 +157,8 @@ def _common(element: Element, round: str, over: str, nonfinite: str) -> dict[str
 
 def _ends(element: Element, round: str) -> tuple[float, float]:
     """The smallest float32 that is not below the range, and the smallest that is above."""
-    values, codes = element.finite, element.finite_codes
-    ties = element.ties
-    low = switch_point(element.beyond[0], float(values[0]), int(codes[0]) ^ 1, int(codes[0]), round, ties[0])
-    high = switch_point(float(values[-1]), element.beyond[1], int(codes[-1]), int(codes[-1]) ^ 1, round, ties[-1])
-    return _up32(low), _up32(high)
+    points = switches(element, round, "saturate").points
+    return _up32(float(points[0])), _up32(float(points[-1]))
 
 
 def largest_magnitude(x: np.ndarray) -> float:
@@ -276,12 +273,12 @@ def _agrees(found: Rounding, round: str, over: str) -> bool:
         return True  # its tables are those of the other modes, which agree, and its arithmetic is exact
     element = found.element
     chain = np.r_[element.beyond[0], element.finite, element.beyond[1]]
-    ties = np.array(element.ties, object)
+    ties = chain[:-1] / 2 + chain[1:] / 2 if element.ties_are_middles else np.array([float(tie) for tie in element.ties])
     if len(chain) > 1024:
         chain = chain[np.unique(np.r_[:128, np.random.default_rng(0).integers(0, len(chain), 512), -128:0] % len(chain))]
         ties = np.r_[ties[:128], ties[:: len(ties) // 512], ties[-128:]]
     with np.errstate(over="ignore", under="ignore"):
-        points = np.r_[chain, chain[:-1] / 2 + chain[1:] / 2, [float(tie) for tie in ties], 0.0].astype(np.float32)
+        points = np.r_[chain, chain[:-1] / 2 + chain[1:] / 2, ties, 0.0].astype(np.float32)
         x = np.concatenate([points, *(np.nextafter(points, np.float32(end)) for end in (np.inf, -np.inf)), [np.float32(-0.0)]])
     x = x[np.isfinite(x)]
     if over == "error":

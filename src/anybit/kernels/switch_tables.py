@@ -29,7 +29,8 @@ def search_tree(element: Element, points: np.ndarray) -> dict[str, Any]:
 def drawn_search(element: Element, bits: int) -> dict[str, Any] | None:
     """The same for stochastic rounding: a tree of the values, lower neighbours (infinity for the last), gaps, what is too close to tell.
 
-    "sided": where no gap has zero inside, those below zero hold their upper neighbour, from which distances count, and have the other sign.
+    "exact": where no gap has zero inside, and every float32's distance from the neighbour on zero's side is exact, neighbours are those,
+    and gaps lead away from zero.
     None: values so small or large that products of gaps and words leave float32's range.
     """
     values = element.finite
@@ -38,15 +39,29 @@ def drawn_search(element: Element, bits: int) -> dict[str, Any] | None:
         return None
     near, gaps = np.full(16, np.inf, np.float32), np.zeros(16, np.float32)
     lower, upper, gap = values[:-1], values[1:], np.diff(values)
-    sided = bits <= 24 and bool(np.all(lower * upper >= 0))
-    below = (upper <= 0) & sided
-    near[: len(gap)] = np.where(below, upper, lower)
-    gaps[: len(gap)] = np.where(below, gap, -gap) * 2.0 ** -(bits if sided else 24)
+    exact = bits <= 24 and _distances_are_exact(values)
+    if exact:
+        below = upper <= 0
+        near[: len(gap)], near[len(gap) :] = np.where(below, upper, lower) + 0.0, values[-1]
+        gaps[: len(gap)] = np.where(below, -gap, gap) * 2.0**-bits
+    else:
+        near[: len(gap)], gaps[: len(gap)] = lower, -gap * 2.0**-24
     points = switches(element, "down", "saturate").points32[1:-1]
     return search_tree(element, points) | {
         "near": near, "gaps": gaps, "chain": np.r_[values, element.beyond[1]], "unsure": most * 2.0**-21,
-        "sided": sided,
+        "exact": exact,
     }  # fmt: skip
+
+
+def _distances_are_exact(values: np.ndarray) -> bool:
+    """Whether gaps between float32 values, and distances within them from the neighbour nearer to zero, are multiples of that neighbour's
+    last place and at most 2^24 of them; and whether products of these and 24 bits stay within float32's normal numbers."""
+    lower, upper, gap = values[:-1], values[1:], np.diff(values)
+    near = np.minimum(np.abs(lower), np.abs(upper))
+    most = np.where(near == 0, np.inf, np.exp2(np.floor(np.log2(np.where(near == 0, 1.0, near))) + 1))
+    small = np.abs(values[values != 0])
+    held = np.array_equal(values.astype(np.float32), values) and np.array_equal(gap.astype(np.float32), gap)
+    return bool(held and np.all(lower * upper >= 0) and np.all(gap <= most) and np.all(small >= 2.0**-60))
 
 
 def by_rank(element: Element, path: str, round: str, over: str) -> dict[str, Any] | None:

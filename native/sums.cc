@@ -27,6 +27,7 @@ AB_INLINE D8 load(const double *p) {
   return v;
 }
 typedef int64_t I8 __attribute__((vector_size(64)));
+typedef uint64_t U8 __attribute__((vector_size(64)));  // where sums may wrap
 AB_INLINE D8 as_double(const I8 &v) { return (D8)v; }
 
 // x^p of eight numbers, none negative, p from 0.1 to 10; less than 2^-1020 becomes 0, 2^1023 and more infinity, as infinity and NaN do. x = 2^k m, m from sqrt(1/2) on:
@@ -48,7 +49,7 @@ AB_INLINE D8 power(const D8 &x, double p) {
   e = e * f + 1.0 / 39916800, e = e * f + 1.0 / 3628800, e = e * f + 1.0 / 362880, e = e * f + 1.0 / 40320, e = e * f + 1.0 / 5040, e = e * f + 1.0 / 720;
   e = e * f + 1.0 / 120, e = e * f + 1.0 / 24, e = e * f + 1.0 / 6, e = e * f + 0.5, e = e * f + 1.0, e = e * f + 1.0;
   const I8 normal = (whole > -1021.0) & (x > 0.0), large = (whole >= 1023.0) | ~(x < __builtin_inf());
-  const D8 found = as_double(((I8)e + (__builtin_convertvector(whole, I8) << 52)) & normal);
+  const D8 found = as_double((I8)((U8)e + ((U8)__builtin_convertvector(whole, I8) << 52)) & normal);
   return large ? D8{} + __builtin_inf() : found;
 }
 

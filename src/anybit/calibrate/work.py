@@ -164,17 +164,19 @@ class _States:
                 self._file.truncate(shape[0] * self._step)
 
     def get(self, i: int) -> np.ndarray:
-        """A sequence. FileFormatError: the file was cut short meanwhile."""
+        """A sequence. FileFormatError: the file was cut short meanwhile, or cannot be read."""
         assert self._file is not None
         found = np.empty(self._shape, np.float32)
         view = found.reshape(-1).view(np.uint8).data
-        with on_disk(self._path):
+        try:
             self._file.seek(i * self._step)
             while view:
                 count = self._file.readinto(view)
                 if not count:
                     raise FileFormatError(f"{self._path}: the hidden states are cut short; remove the folder and begin anew")
                 view = view[count:]
+        except OSError as error:
+            raise FileFormatError(f"{self._path}: cannot be read: {error.strerror}; check the disk, then go on with --resume") from None
         return found
 
     def put(self, i: int, x: np.ndarray) -> None:

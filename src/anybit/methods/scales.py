@@ -58,10 +58,12 @@ class Range:
             return values_of(self.element, ratio.encoded(self.element))
         return values_of(self.element, self.element._codes(ratio, "nearest-even", "saturate"))
 
-    def sums(self, what: str, terms: Callable[..., tuple[np.ndarray, ...]], scale: np.ndarray, *offset: np.ndarray) -> list[np.ndarray]:
+    def sums(
+        self, rule: str, what: str, terms: Callable[..., tuple[np.ndarray, ...]], scale: np.ndarray, *offset: np.ndarray
+    ) -> list[np.ndarray]:
         """float64, one a block each: the native sums `what` (see `block_sums`) of the values' codes under scales and offsets, float32; or,
-        where there is no native way, those of `terms(values, importance, scale, *offset)`."""
-        values = self.seen("kquant")
+        where there is no native way, those of `terms(values, importance, scale, *offset)`. FormatError: as `seen`."""
+        values = self.seen(rule)
         if values.rows is not None:
             x, size, weight = values.rows
             before, after = values.offset, offset[0] if offset else None

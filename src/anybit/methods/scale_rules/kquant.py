@@ -41,7 +41,7 @@ def _pair(r: Range, scale: np.ndarray, offset: np.ndarray) -> tuple[np.ndarray, 
         return w, wt, wx, wt * t, wt * x, wx * x
 
     s, m = _float32(scale), _float32(offset)
-    one, t, x, tt, tx, xx = r.sums("pairs", terms, s, m)
+    one, t, x, tt, tx, xx = r.sums("kquant", "pairs", terms, s, m)
     s, m = s.astype(np.float64), m.astype(np.float64)
     determinant = one * tt - t * t
     solvable = determinant > 1e-9 * one * tt
@@ -60,7 +60,7 @@ def _single(r: Range, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return wt * t, wt * x
 
     s = _float32(scale)
-    tt, tx = r.sums("scales", terms, s)
+    tt, tx = r.sums("kquant", "scales", terms, s)
     s = np.where(tx * scale > 0, tx / np.where(tt > 0, tt, 1.0), s.astype(np.float64))
     return s * (s * tt - 2 * tx), s  # but for the sum of squares, which no scale changes
 
@@ -102,7 +102,7 @@ def _stiffness(r: Range, scale: np.ndarray | None) -> np.ndarray:
         t = r.rounded(_over(x, s)).astype(np.float64)
         return (w * t * t,)
 
-    return r.seen("kquant").sums(ones)[0] if scale is None else r.sums("scales", squares, _float32(scale))[0]
+    return r.seen("kquant").sums(ones)[0] if scale is None else r.sums("kquant", "scales", squares, _float32(scale))[0]
 
 
 @scale_rule("kquant", offsets=_offsets, stiffness=_stiffness, searches=True)

@@ -83,9 +83,11 @@ def main() -> None:
             found["peer"] = {"versions": json.loads(peer.stdout.readline()), "seconds": []}
         own: list[float] = []
         for _ in range(given.rounds):
+            time.sleep(0.5)  # threads of what ran before may spin for a while
             seconds, values = ours(w, stats)
             own.append(seconds)
             if peer is not None and peer.stdin is not None and peer.stdout is not None:
+                time.sleep(0.5)
                 peer.stdin.write("\n")
                 peer.stdin.flush()
                 answer = json.loads(peer.stdout.readline())

@@ -15,6 +15,7 @@ namespace {
 
 using MatrixOut = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using CodesOut = nb::ndarray<nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+constexpr int64_t kTogether = 64;  // rows of a task
 using Index = Array<int32_t, 1>;
 
 const float *grid(const std::optional<Matrix> &given, const Matrix &scale, const char *what) {
@@ -25,23 +26,23 @@ const float *grid(const std::optional<Matrix> &given, const Matrix &scale, const
 
 void feedback(
     const PyRound &r, Matrix base, Matrix weight, MatrixOut error, MatrixOut moved, Matrix coupling, std::optional<Matrix> second, Matrix scale,
-    std::optional<Matrix> zero, std::optional<Matrix> offset, Index row, Index column, CodesOut codes, bool full, bool whole_zero, float symmetric) {
+    std::optional<Matrix> zero, std::optional<Matrix> offset, Index column, CodesOut codes, bool full, bool whole_zero, float symmetric) {
   FeedbackPlan p{};
-  p.n = static_cast<int64_t>(base.shape(1)), p.count = static_cast<int64_t>(base.shape(0)), p.blocks = static_cast<int64_t>(scale.shape(1));
+  p.n = static_cast<int64_t>(base.shape(1)), p.count = static_cast<int64_t>(base.shape(0));
   const auto like = [&](const auto &a) { return a.shape(0) == base.shape(0) && a.shape(1) == base.shape(1); };
   require(p.count <= kFeedbackColumns, "a block has at most 256 columns");
   require(like(weight) && like(error) && like(moved) && like(codes), "weight, error, moved and codes have the targets' shape");
   require(coupling.shape(0) == base.shape(0) && coupling.shape(1) == base.shape(0), "coupling is square");
   require(!second || (second->shape(0) == base.shape(0) && second->shape(1) == base.shape(0) && !full), "the second coupling is square, for one sweep");
-  require(static_cast<int64_t>(row.shape(0)) == p.n && static_cast<int64_t>(column.shape(0)) == p.count, "row and column");
-  for (size_t i = 0; i < row.shape(0); i++) require(row.data()[i] >= 0 && static_cast<size_t>(row.data()[i]) < scale.shape(0), "row of blocks");
-  for (size_t i = 0; i < column.shape(0); i++) require(column.data()[i] >= 0 && column.data()[i] < p.blocks, "block of a column");
+  require(static_cast<int64_t>(scale.shape(1)) == p.n, "a scale for each row");
+  require(static_cast<int64_t>(column.shape(0)) == p.count, "a block for each column");
+  for (size_t i = 0; i < column.shape(0); i++) require(column.data()[i] >= 0 && static_cast<size_t>(column.data()[i]) < scale.shape(0), "block of a column");
   require(codes.dtype().code == static_cast<uint8_t>(nb::dlpack::dtype_code::UInt) && codes.dtype().bits == 8 * r.width, "codes: not the codes' type");
   require(r.plan.mode != RoundMode::Stochastic, "stochastic rounding has no feedback");
-  p.round = &r.plan, p.decoded = r.decoded.data(), p.width = r.width;
+  p.round = &r.plan, p.decoded = r.decoded.data(), p.few = r.code_mask < 16, p.width = r.width;
   p.base = base.data(), p.weight = weight.data(), p.coupling = coupling.data(), p.second = second ? second->data() : nullptr;
   p.scale = scale.data(), p.zero = grid(zero, scale, "zero"), p.offset = grid(offset, scale, "offset");
-  p.row = row.data(), p.column = column.data(), p.full = full, p.whole_zero = whole_zero, p.symmetric = symmetric;
+  p.column = column.data(), p.full = full, p.whole_zero = whole_zero, p.symmetric = symmetric;
   p.error = error.data(), p.moved = moved.data(), p.codes = static_cast<uint8_t *>(codes.data());
   const FeedbackKernels &kernels = *feedback_kernels_of[static_cast<int>(isa())];
   bool memory = true;
@@ -58,11 +59,51 @@ void feedback(
   if (!memory) throw std::bad_alloc();
 }
 
+void columnwise(Matrix in, Array<int64_t, 1> order, MatrixOut out) {
+  const int64_t n = static_cast<int64_t>(in.shape(0)), k = static_cast<int64_t>(in.shape(1)), kept = static_cast<int64_t>(order.shape(0));
+  require(kept == k && static_cast<int64_t>(out.shape(0)) == k && static_cast<int64_t>(out.shape(1)) == n, "an order of all columns, and a row of out for each");
+  for (int64_t i = 0; i < k; i++) require(order.data()[i] >= 0 && order.data()[i] < k, "order: no such column");
+  const FeedbackKernels &kernels = *feedback_kernels_of[static_cast<int>(isa())];
+  nb::gil_scoped_release release;
+  parallel_for((n + 15) / 16, [&](int64_t t) {
+    const int64_t first = 16 * t;
+    kernels.columnwise(in.data() + first * k, n - first < 16 ? n - first : 16, k, order.data(), out.data() + first, n);
+  });
+}
+
+void ordered(Matrix xtx, Array<int64_t, 1> index, double mean, nb::ndarray<double, nb::ndim<2>, nb::c_contig, nb::device::cpu> out) {
+  const int64_t k = static_cast<int64_t>(xtx.shape(0));
+  const auto square = [&](const auto &a) { return static_cast<int64_t>(a.shape(0)) == k && static_cast<int64_t>(a.shape(1)) == k; };
+  require(square(xtx) && square(out) && static_cast<int64_t>(index.shape(0)) == k, "square matrices, and an order");
+  for (int64_t i = 0; i < k; i++) require(index.data()[i] >= 0 && index.data()[i] < k, "order: no such channel");
+  const FeedbackKernels &kernels = *feedback_kernels_of[static_cast<int>(isa())];
+  nb::gil_scoped_release release;
+  parallel_for((k + kTogether - 1) / kTogether, [&](int64_t t) {
+    const FloatState state;
+    for (int64_t i = t * kTogether; i < k && i < (t + 1) * kTogether; i++) kernels.ordered(xtx.data(), index.data(), mean, k, i, out.data() + i * k);
+  });
+}
+
+void unit(nb::ndarray<const double, nb::ndim<2>, nb::c_contig, nb::device::cpu> lower, Array<double, 1> diagonal, MatrixOut out) {
+  const int64_t k = static_cast<int64_t>(lower.shape(0));
+  const auto square = [&](const auto &a) { return static_cast<int64_t>(a.shape(0)) == k && static_cast<int64_t>(a.shape(1)) == k; };
+  require(square(lower) && square(out) && static_cast<int64_t>(diagonal.shape(0)) == k, "square matrices, and a diagonal");
+  const FeedbackKernels &kernels = *feedback_kernels_of[static_cast<int>(isa())];
+  nb::gil_scoped_release release;
+  parallel_for((k + kTogether - 1) / kTogether, [&](int64_t t) {
+    const FloatState state;
+    for (int64_t i = t * kTogether; i < k && i < (t + 1) * kTogether; i++) kernels.unit(lower.data(), diagonal.data(), k, i, out.data() + i * k);
+  });
+}
+
 }  // namespace
 
 void bind_gptq(nb::module_ &m) {
   m.def("feedback", &feedback, "round"_a, "base"_a, "weight"_a, "error"_a, "moved"_a, "coupling"_a, "second"_a.none(), "scale"_a, "zero"_a.none(),
-        "offset"_a.none(), "row"_a, "column"_a, "codes"_a, "full"_a, "whole_zero"_a, "symmetric"_a);
+        "offset"_a.none(), "column"_a, "codes"_a, "full"_a, "whole_zero"_a, "symmetric"_a);
+  m.def("ordered", &ordered, "xtx"_a, "index"_a, "mean"_a, "out"_a);
+  m.def("unit", &unit, "lower"_a, "diagonal"_a, "out"_a);
+  m.def("columnwise", &columnwise, "in"_a, "order"_a, "out"_a);
 }
 
 }  // namespace anybit

@@ -48,11 +48,32 @@ nb::object block_sums(
   return out;
 }
 
+nb::object block_ends(Floats x, int64_t size) {
+  const int64_t n = static_cast<int64_t>(x.shape(0));
+  require(size >= 1 && n % size == 0, "x is whole blocks");
+  float *low = nullptr;
+  const int64_t blocks = n / size;
+  const size_t shape[2] = {2, static_cast<size_t>(blocks)};
+  nb::object out = array(2, shape, &low);
+  const SumsKernels &kernels = *sums_kernels_of[static_cast<int>(isa())];
+  const int64_t each = std::max<int64_t>(1, kTask / size);
+  {
+    nb::gil_scoped_release release;
+    parallel_for((blocks + each - 1) / each, [&](int64_t t) {
+      const FloatState state;
+      const int64_t from = t * each;
+      kernels.ends(x.data() + from * size, size, std::min(each, blocks - from), low + from, low + blocks + from);
+    });
+  }
+  return out;
+}
+
 }  // namespace
 
 void bind_sums(nb::module_ &m) {
   m.def("block_sums", &block_sums, "round"_a, "what"_a, "x"_a, "size"_a, "scale"_a, "offset"_a.none(), "before"_a.none(), "weight"_a.none(), "end"_a,
         "unit"_a.none() = nb::none(), "power"_a = 2.0);
+  m.def("block_ends", &block_ends, "x"_a, "size"_a);
 }
 
 }  // namespace anybit

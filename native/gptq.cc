@@ -26,74 +26,94 @@ AB_INLINE void add4(Sum *s, const float *e, float a) {
   for (int i = 0; i < 4; i++) s->v[i] = f_add(s->v[i], f_mul(f_load(e + 16 * i), by));
 }
 
-void fill(const float *from, int64_t rows, float *to) {
-  memcpy(to, from, sizeof(float) * (size_t)rows);
-  for (int64_t r = rows; r < kRows; r++) to[r] = 0;
+// Numbers of all rows of a set: in place, or from a copy that goes on with zeros.
+AB_INLINE const float *whole(const float *from, int64_t rows, float *copy) {
+  if (rows == kRows) return from;
+  memcpy(copy, from, sizeof(float) * (size_t)rows);
+  for (int64_t r = rows; r < kRows; r++) copy[r] = 0;
+  return copy;
 }
-
-void spread(const FeedbackPlan &p, const float *grid, int64_t first, int64_t rows, int32_t column, float *to) {
-  for (int64_t r = 0; r < rows; r++) to[r] = grid[p.row[first + r] * p.blocks + column];
-  for (int64_t r = rows; r < kRows; r++) to[r] = 1;
+AB_INLINE void keep(const float *from, int64_t rows, float *to) {
+  if (rows == kRows) store4(to, load4(from));
+  else memcpy(to, from, sizeof(float) * (size_t)rows);
 }
 
 void run(const FeedbackPlan &p, int64_t first, int64_t rows, float *held) {
   float *error = held, *moved = held + p.count * kRows;
-  alignas(64) float x[kRows], scale[kRows], zero[kRows], offset[kRows], ratio[kRows], weight[kRows];
-  alignas(64) int32_t codes[kRows];
+  alignas(64) float x[kRows], copy[4][kRows], ratio[kRows];
   alignas(64) uint8_t stored[2 * kRows];
-  const float end = 3.4028234663852886e38f;
+  const F end = f_set(3.4028234663852886e38f), start = f_set(-3.4028234663852886e38f), none = f_zero();
+  const F most = f_set(p.symmetric), least = f_set(-p.symmetric);
+  const float *const coupling = p.coupling, *const second = p.second;
   if (p.full)
-    for (int64_t j = 0; j < p.count; j++) fill(p.error + j * p.n + first, rows, error + j * kRows);
-  int32_t block = -1;
+    for (int64_t j = 0; j < p.count; j++) store4(error + j * kRows, load4(whole(p.error + j * p.n + first, rows, x)));
   for (int64_t i = 0; i < p.count; i++) {
-    fill(p.base + i * p.n + first, rows, x);
-    Sum sum = load4(x);
+    Sum sum = load4(whole(p.base + i * p.n + first, rows, copy[0]));
     const int64_t before = p.full ? p.count : i;
     for (int64_t j = 0; j < before; j++) {
       if (j == i) continue;
-      add4(&sum, error + j * kRows, p.coupling[j * p.count + i]);
-      if (p.second) add4(&sum, moved + j * kRows, p.second[j * p.count + i]);
+      add4(&sum, error + j * kRows, coupling[j * p.count + i]);
+      if (second) add4(&sum, moved + j * kRows, second[j * p.count + i]);
     }
     store4(x, sum);
-    if (p.column[i] != block) {
-      block = p.column[i];
-      spread(p, p.scale, first, rows, block, scale);
-      if (p.zero) spread(p, p.zero, first, rows, block, zero);
-      if (p.offset) spread(p, p.offset, first, rows, block, offset);
+    const int64_t grid = p.column[i] * p.n + first;
+    const float *scale = whole(p.scale + grid, rows, copy[0]), *zero = p.zero ? whole(p.zero + grid, rows, copy[1]) : nullptr;
+    const float *offset = p.offset ? whole(p.offset + grid, rows, copy[2]) : nullptr;
+    for (int64_t r = 0; r < kRows; r += 16) {
+      const F s = f_load(scale + r), t = offset ? f_sub(f_load(x + r), f_load(offset + r)) : f_load(x + r);
+      const I bits = f_bits(s);
+      F q = f_select(i_nonzero(i_add(bits, bits)), f_div(t, s), f_mul(none, t));
+      if (p.symmetric >= 0) q = f_select(f_lt(q, least), least, f_select(f_lt(most, q), most, q));
+      if (zero) q = f_add(p.whole_zero ? f_rne(q) : q, f_load(zero + r));
+      f_store(ratio + r, f_min(f_max(q, start), end));  // NaN too: plans take finite numbers
     }
-    for (int64_t r = 0; r < kRows; r++) {
-      const float t = p.offset ? x[r] - offset[r] : x[r];
-      ratio[r] = scale[r] == 0 ? 0.0f * t : t / scale[r];
-    }
-    if (p.symmetric >= 0)
-      for (int64_t r = 0; r < kRows; r++) ratio[r] = ratio[r] < -p.symmetric ? -p.symmetric : ratio[r] > p.symmetric ? p.symmetric : ratio[r];
-    if (p.zero)
-      for (int64_t r = 0; r < kRows; r++) ratio[r] = (p.whole_zero ? __builtin_rintf(ratio[r]) : ratio[r]) + zero[r];
-    for (int64_t r = 0; r < kRows; r++) ratio[r] = ratio[r] > end ? end : ratio[r] >= -end ? ratio[r] : -end;  // NaN too: plans take finite numbers
     round_kernels.codes(*p.round, ratio, nullptr, kRows, p.width, stored, false);
-    for (int64_t r = 0; r < kRows; r++) codes[r] = p.width == 1 ? stored[r] : reinterpret_cast<const uint16_t *>(stored)[r];
-    fill((p.second ? p.moved : p.weight) + i * p.n + first, rows, weight);
-    for (int64_t r = 0; r < kRows; r++) {
-      float value = p.decoded[codes[r]];
-      if (p.zero && p.whole_zero) value = (value - zero[r]) * scale[r];
+    const float *from = second ? x : whole(p.weight + i * p.n + first, rows, copy[3]);
+    for (int64_t r = 0; r < kRows; r += 16) {
+      const I code = p.width == 1 ? i_load_u8(stored + r) : i_load_u16(stored + 2 * r);
+      const F s = f_load(scale + r);
+      F value = p.few ? f_lookup16(p.decoded, code) : f_gather(p.decoded, code);
+      if (zero && p.whole_zero) value = f_mul(f_sub(value, f_load(zero + r)), s);
       else {
-        value = value * scale[r];
-        if (p.zero) value = value - zero[r] * scale[r];
-        if (p.offset) value = value + offset[r];
+        value = f_mul(value, s);
+        if (zero) value = f_sub(value, f_mul(f_load(zero + r), s));
+        if (offset) value = f_add(value, f_load(offset + r));
       }
-      error[i * kRows + r] = (p.second ? x[r] : weight[r]) - value;
+      f_store(error + i * kRows + r, f_sub(f_load(from + r), value));
     }
-    if (p.second) memcpy(moved + i * kRows, x, sizeof x);
-    memcpy(p.moved + i * p.n + first, x, sizeof(float) * (size_t)rows);
-    memcpy(p.error + i * p.n + first, error + i * kRows, sizeof(float) * (size_t)rows);
+    if (second) store4(moved + i * kRows, load4(x));
+    keep(x, rows, p.moved + i * p.n + first);
+    keep(error + i * kRows, rows, p.error + i * p.n + first);
     memcpy(p.codes + (i * p.n + first) * p.width, stored, (size_t)(rows * p.width));
   }
+}
+
+// Sixteen rows at a time: what is read of them stays in the second-level cache whatever the order, and what is written is whole lines.
+void columnwise(const float *in, int64_t rows, int64_t k, const int64_t *order, float *out, int64_t stride) {
+  for (int64_t i = 0; i < k; i++) {
+    const float *from = in + order[i];
+    float *to = out + i * stride;
+    if (rows == 16)
+      for (int64_t r = 0; r < 16; r++) to[r] = from[r * k];
+    else
+      for (int64_t r = 0; r < rows; r++) to[r] = from[r * k];
+  }
+}
+
+void ordered(const float *xtx, const int64_t *index, double mean, int64_t k, int64_t i, double *out) {
+  const float *row = xtx + index[i] * k;
+  for (int64_t j = 0; j <= i; j++) out[j] = (double)row[index[j]] / mean;
+}
+
+void unit(const double *lower, const double *diagonal, int64_t k, int64_t i, float *out) {
+  const double *row = lower + (k - 1 - i) * k + (k - 1);
+  for (int64_t j = i; j < k; j++) out[j] = (float)(row[-j] / diagonal[j]);
 }
 
 }  // namespace
 
 extern const FeedbackKernels feedback_kernels;
-const FeedbackKernels feedback_kernels = {run};
+const FeedbackKernels feedback_kernels = {run, columnwise, ordered, unit};
 
 }  // namespace ANYBIT_ISA
 }  // namespace anybit

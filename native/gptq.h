@@ -10,7 +10,8 @@ namespace anybit {
 // Arrays of a block of `count` columns lie column by column: [count][n], n the rows of the weight.
 struct FeedbackPlan {
   const RoundPlan *round;
-  const float *decoded;    // by code
+  const float *decoded;    // by code, 256 at least
+  bool few;                // codes are below 16
   int width;               // bytes of a code
   int64_t n, count;
   const float *base;       // targets without what happens in this block
@@ -18,10 +19,8 @@ struct FeedbackPlan {
   const float *coupling;   // [count][count]: row j is what error j does to the others
   const float *second;     // the same for targets, or nullptr; then errors are those of the targets
   bool full;               // errors of later columns count too (from the sweep before)
-  const float *scale;      // [rows of blocks][blocks]; zero and offset likewise, or nullptr
+  const float *scale;      // [blocks][n]: of each block and row; zero and offset likewise, or nullptr
   const float *zero, *offset;
-  int64_t blocks;
-  const int32_t *row;      // [n]: row of blocks
   const int32_t *column;   // [count]: block
   bool whole_zero;         // zero points are subtracted from rounded numbers and values
   float symmetric;         // ratios end there on both sides; negative: they do not
@@ -36,6 +35,12 @@ constexpr int64_t kFeedbackColumns = 256;  // count at most: their errors stay i
 struct FeedbackKernels {
   // Rows [first, first + rows) of all columns; rows <= kFeedbackRows. `held`: 2 kFeedbackColumns kFeedbackRows floats, 64-byte aligned.
   void (*run)(const FeedbackPlan &p, int64_t first, int64_t rows, float *held);
+  // out[i * stride + r] = in[r * k + order[i]] for i < k and r < rows <= 16.
+  void (*columnwise)(const float *in, int64_t rows, int64_t k, const int64_t *order, float *out, int64_t stride);
+  // Row i of H's lower triangle with its channels in an order: out[j] = xtx[index[i]][index[j]] / mean for j <= i.
+  void (*ordered)(const float *xtx, const int64_t *index, double mean, int64_t k, int64_t i, double *out);
+  // Row i of the unit upper triangular A, in float32: out[j] = lower[k-1-i][k-1-j] / lower[k-1-j][k-1-j] for j >= i. `diagonal`: of the latter, by j.
+  void (*unit)(const double *lower, const double *diagonal, int64_t k, int64_t i, float *out);
 };
 
 }  // namespace anybit

@@ -233,6 +233,7 @@ NB_MODULE(_native, m) {
     nb::gil_scoped_release release;
     set_threads(count);
   }, "count"_a);
+  m.def("stay_alone", &stay_alone);
   m.def("usable_cores", &usable_cores);
   m.def("cgroup_cores", &cgroup_cores, "root"_a, "membership"_a);
   m.def("fork_join", &fork_join_ns, "tasks"_a, "most_ns"_a, nb::call_guard<nb::gil_scoped_release>());

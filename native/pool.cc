@@ -40,6 +40,7 @@ std::mutex owner;  // held by the thread that runs a job
 int started = 0;
 bool fork_handler = false;
 thread_local bool inside = false;
+thread_local bool alone = false;
 
 void relax() {
 #if defined(__x86_64__)
@@ -187,11 +188,13 @@ void set_threads(int count) {
   wanted.store(count < 1 ? 1 : count > 256 ? 256 : count);
 }
 
+void stay_alone() { alone = true; }
+
 void parallel(int64_t count, Task task, void *context) {
   if (count <= 0) return;
   std::unique_lock<std::mutex> lock(owner, std::defer_lock);
   const int use = threads();
-  if (count == 1 || use == 1 || inside || !lock.try_lock()) {
+  if (count == 1 || use == 1 || inside || alone || !lock.try_lock()) {
     FloatState state;
     for (int64_t i = 0; i < count; i++) task(context, i);
     return;

@@ -22,6 +22,9 @@ template <class Body> void parallel_for(int64_t count, Body &&body) {
   parallel(count, [](void *context, int64_t index) { (*static_cast<typename std::remove_reference<Body>::type *>(context))(index); }, &body);
 }
 
+// From now on the calling thread runs its jobs by itself: it is one of as many threads of the caller's as there are cores to use.
+void stay_alone();
+
 int threads();                // how many threads a job may use, the caller included
 void set_threads(int count);  // 1 .. 256; workers are started on first use
 int usable_cores();           // cores that this process may use: affinity mask and cgroup quota

@@ -147,10 +147,38 @@ void blocks(const SumsPlan &p, int64_t first, int64_t count) {
   }
 }
 
+void ends(const float *x, int64_t size, int64_t count, float *low, float *high) {
+  alignas(64) float lows[16], highs[16], wrongs[16];
+  for (int64_t b = 0; b < count; b++, x += size) {
+    float least = __builtin_inff(), most = -__builtin_inff(), wrong = 0;  // zero, or NaN from the first number on that is not finite
+    int64_t i = 0;
+    if (size >= 16) {
+      F l = f_load(x), h = l, w = f_mul(l, f_zero());
+      for (i = 16; i + 16 <= size; i += 16) {
+        const F v = f_load(x + i);
+        l = f_min(l, v), h = f_max(h, v), w = f_fma(v, f_zero(), w);
+      }
+      f_store(lows, l), f_store(highs, h), f_store(wrongs, w);
+      for (int half = 8; half > 0; half /= 2)
+        for (int j = 0; j < half; j++) {
+          lows[j] = lows[j + half] < lows[j] ? lows[j + half] : lows[j], highs[j] = highs[j + half] > highs[j] ? highs[j + half] : highs[j];
+          wrongs[j] += wrongs[j + half];
+        }
+      least = lows[0], most = highs[0], wrong = wrongs[0];
+    }
+    for (; i < size; i++) {
+      least = x[i] < least ? x[i] : least, most = x[i] > most ? x[i] : most;
+      wrong += x[i] * 0.0f;
+    }
+    const bool finite = wrong == 0;
+    low[b] = finite ? least : __builtin_nanf(""), high[b] = finite ? most : __builtin_nanf("");
+  }
+}
+
 }  // namespace
 
 extern const SumsKernels sums_kernels;
-const SumsKernels sums_kernels = {blocks};
+const SumsKernels sums_kernels = {blocks, ends};
 
 }  // namespace ANYBIT_ISA
 }  // namespace anybit

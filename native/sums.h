@@ -1,4 +1,4 @@
-// Sums over blocks that searches of scales ask for: what numbers come to once they are rounded under a candidate scale.
+// What choosing scales asks of blocks: their ends, and in searches what numbers come to once they are rounded under a candidate scale.
 #pragma once
 #include <stdint.h>
 
@@ -32,6 +32,8 @@ struct SumsPlan {
 
 struct SumsKernels {
   void (*blocks)(const SumsPlan &p, int64_t first, int64_t count);
+  // The least and the largest number of each of `count` blocks; NaN twice where one is not finite.
+  void (*ends)(const float *x, int64_t size, int64_t count, float *low, float *high);
 };
 
 }  // namespace anybit

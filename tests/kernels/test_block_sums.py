@@ -8,7 +8,7 @@ import pytest
 from anybit.formats import Format
 from anybit.kernels import cpu
 from anybit.kernels.cpu import native, set_threads
-from anybit.kernels.rounding import SUMS, block_sums
+from anybit.kernels.rounding import SUMS, block_ends, block_sums
 
 ELEMENTS = ["int4", "uint3", "nf4", "fp8_e4m3fn", "posit8", "pot4"]
 SIZES = [(1, 37), (7, 11), (8, 300), (9, 5), (33, 70), (256, 17), (2047, 2), (2048, 3), (2049, 2), (5001, 1)]
@@ -144,3 +144,18 @@ def test_what_does_not_fit_is_refused(change: dict[str, object], says: str) -> N
     assert native.block_sums(**given).shape == (2, 6)
     with pytest.raises(ValueError, match=says):
         native.block_sums(**(given | change))
+
+
+@pytest.mark.parametrize(("size", "blocks"), SIZES)
+def test_ends_of_blocks(size: int, blocks: int, isa: str) -> None:
+    rng = np.random.default_rng(size)
+    x = rng.standard_normal((blocks, size)).astype(np.float32) * np.float32(1e30)
+    low, high = block_ends(x.reshape(-1), size)
+    assert np.array_equal(low, x.min(axis=1)) and np.array_equal(high, x.max(axis=1))
+    for place in {0, size // 2, size - 1}:  # what is not finite, wherever it lies, is seen, and in its own block alone
+        for bad in (np.nan, np.inf, -np.inf):
+            broken = x.copy()
+            broken[blocks // 2, place] = bad
+            for found, clean in zip(block_ends(broken.reshape(-1), size), (low, high), strict=True):
+                assert np.isnan(found[blocks // 2])
+                assert np.array_equal(np.delete(found, blocks // 2), np.delete(clean, blocks // 2))

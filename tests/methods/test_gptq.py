@@ -119,6 +119,37 @@ def test_native_and_numpy_loops_are_one(expression: str) -> None:
     use_isa(native.supported_isas()[-1])
 
 
+@pytest.mark.parametrize("isa", native.supported_isas())
+@pytest.mark.parametrize(("n", "k"), [(1, 1), (15, 70), (16, 64), (37, 129), (131, 200)])
+def test_native_pieces_are_numpys(n: int, k: int, isa: str) -> None:
+    rng = np.random.default_rng(n)
+    use_isa(isa)
+    order = rng.permutation(k)
+    w, turned = rng.standard_normal((n, k), np.float32), np.empty((k, n), np.float32)
+    native.columnwise(w, order, turned)
+    assert np.array_equal(turned, w[:, order].T)
+    xtx, lower = rng.standard_normal((k, k), np.float32), np.full((k, k), 7.0)
+    native.ordered(xtx, order, 0.3, lower)
+    assert np.array_equal(np.tril(lower), np.tril(xtx[np.ix_(order, order)].astype(np.float64) / 0.3))
+    assert (lower[np.triu_indices(k, 1)] == 7).all()
+    diagonal, unit = rng.uniform(1, 2, k), np.zeros((k, k), np.float32)
+    native.unit(lower, diagonal, unit)
+    assert np.array_equal(unit, np.triu(lower[::-1, ::-1] / diagonal).astype(np.float32))
+    use_isa(native.supported_isas()[-1])
+
+
+def test_native_pieces_check_what_they_get() -> None:
+    square, order = np.zeros((3, 3), np.float32), np.arange(3)
+    with pytest.raises(ValueError, match=r"no such column"):
+        native.columnwise(square, np.array([0, 1, 3]), square.copy())
+    with pytest.raises(ValueError, match=r"no such channel"):
+        native.ordered(square, np.array([0, -1, 2]), 1.0, np.zeros((3, 3)))
+    with pytest.raises(ValueError, match=r"square matrices"):
+        native.ordered(square, order, 1.0, np.zeros((3, 4)))
+    with pytest.raises(ValueError, match=r"square matrices"):
+        native.unit(np.zeros((3, 3)), np.ones(2), square.copy())
+
+
 def test_matrices_of_one_input_share_its_factor() -> None:
     _, x, _ = layer()
     stats = gathered(x)

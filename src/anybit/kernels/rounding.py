@@ -130,6 +130,12 @@ def block_sums(
     return found
 
 
+def block_ends(x: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """float32[blocks] twice: the least and the largest of a contiguous float32[n] in blocks of `size`; NaN where one is not finite."""
+    low, high = native.block_ends(x, size)
+    return low, high
+
+
 _LEAST = 1 << 9
 """Numbers from which the native call is worth its way."""
 

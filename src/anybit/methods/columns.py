@@ -58,6 +58,12 @@ class Columns:
         found.shape = len(found.row), self.shape[1]
         return found
 
+    def by_block(self) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+        """Scales, zero points and offsets as float32[blocks, n], one for each block and row."""
+        scale, zero, offset = (None if g is None else np.ascontiguousarray(g[self.row].T) for g in (self.scale, self.zero, self.offset))
+        assert scale is not None
+        return scale, zero, offset
+
     def check(self) -> None:
         """FormatError: a policy under which codes cannot be chosen one after the other."""
         reason = refused(self.spec)

@@ -14,14 +14,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from math import isfinite
 
 import numpy as np
 
+from anybit.kernels.cpu import native
+from anybit.kernels.rounding import largest_magnitude
 from anybit.methods.panels import by_panels
 from anybit.methods.statistics import Statistics
 
 ORDERS = ("activation", "natural")
-_TERMS, _FIRST, _EXACT = 512, 128, 64
+_TERMS, _FIRST, _EXACT = 512, 64, 64
 """Columns of a factor that are multiplied at once, to begin with where few may be enough, and squares that are added up in float32."""
 _DOUBLE = 8192
 """Channels up to which factors are computed in float64; above, float64 matrices would take more than a gigabyte."""
@@ -30,13 +33,21 @@ _DOUBLE = 8192
 @dataclass(frozen=True)
 class Curvature:
     """H: `xtx` float32[k, k] (not copied) with its channels in the order `order` int64[k] in which they are rounded, its mean diagonal 1,
-    and `damping` added to it; `factor` float[k, k]: upper triangular R with R R^T = H; `notes`: what the user should hear."""
+    and `damping` added to it; `backward` float[k, k]: in its lower triangle L, L L^T = H with channels from the last to the first (what is
+    above is undefined); `notes`: what the user should hear."""
 
     xtx: np.ndarray
     order: np.ndarray
     damping: float
-    factor: np.ndarray
+    backward: np.ndarray
     notes: tuple[str, ...] = ()
+
+    @cached_property
+    def factor(self) -> np.ndarray:
+        """float[k, k], a view of `backward`: upper triangular R with R R^T = H, zero below its diagonal."""
+        for i, row in enumerate(self.backward):
+            row[i + 1 :] = 0
+        return self.backward[::-1, ::-1]
 
     @cached_property
     def matrix(self) -> np.ndarray:
@@ -46,8 +57,11 @@ class Curvature:
     @cached_property
     def unit(self) -> np.ndarray:
         """A: float32[k, k], upper triangular with a diagonal of ones."""
-        r, diagonal = self.factor, self.factor.diagonal()
-        a = np.zeros(r.shape, np.float32)
+        a = np.zeros(self.backward.shape, np.float32)
+        if self.backward.dtype == np.float64:
+            native.unit(self.backward, self._diagonal, a)
+            return a
+        r, diagonal = self.factor, self._diagonal
         for at in range(0, len(r), _TERMS):
             np.divide(r[at : at + _TERMS, at:], diagonal[at:], out=a[at : at + _TERMS, at:], casting="same_kind")
         return a
@@ -55,7 +69,12 @@ class Curvature:
     @cached_property
     def pivots(self) -> np.ndarray:
         """D: float64[k]."""
-        return np.square(self.factor.diagonal().astype(np.float64))
+        return np.square(self._diagonal.astype(np.float64))
+
+    @property
+    def _diagonal(self) -> np.ndarray:
+        """float[k]: R's."""
+        return np.ascontiguousarray(self.backward.diagonal()[::-1])
 
     def coupling(self, dim: int = 1) -> np.ndarray:
         """float32[k, k]: A, what target i gets of error j; blocks of `dim` channels are coupled within themselves not at all."""
@@ -79,24 +98,30 @@ class Curvature:
 
     def exceed(self, error: np.ndarray, bound: np.ndarray) -> np.ndarray:
         """bool[n]: whether e H e^T of a row is more than `bound` float64[n]; terms are added, the largest first, only until it is."""
-        total, left, e = np.zeros(len(error)), np.arange(len(error)), error.take(self.order, axis=1)
-        end, count = len(self.order), _FIRST
-        while end > 0:
-            at = max(0, end - count)
+        end = len(self.order)
+        at = max(0, end - _FIRST)
+        stored = np.empty((end, end - at), np.float32)  # the last columns of `unit` with their rows as channels are stored
+        stored[self.order] = self.unit[:, at:]
+        total = self._squares(error @ stored, slice(at, end))
+        left, count = np.flatnonzero(total <= bound), 2 * _FIRST
+        e = error[left].take(self.order, axis=1)
+        while at > 0 and len(left):
+            end, at, count = at, max(0, at - count), min(2 * count, _TERMS)
             total[left] += self._terms(e[:, :end], at)
-            end, count = at, min(2 * count, _TERMS)
             inside = total[left] <= bound[left]
             if not inside.all():
                 left, e = left[inside], e[inside]
-            if not len(left):
-                break
         return np.greater(total, bound)
 
     def _terms(self, e: np.ndarray, at: int) -> np.ndarray:
         """float64[n]: the part of e H e^T with i from `at` to the end of `e`."""
         end = e.shape[1]
-        part = e @ self.unit[:end, at:end]
-        part *= np.sqrt(self.pivots[at:end]).astype(np.float32)
+        return self._squares(e @ self.unit[:end, at:end], slice(at, end))
+
+    def _squares(self, part: np.ndarray, own: slice) -> np.ndarray:
+        """float64[n]: the same terms of `part`, which is written to: e_i + sum_{j<i} e_j A_ji for the channels `own`."""
+        at, end = own.start, own.stop
+        part *= np.sqrt(self.pivots[own]).astype(np.float32)
         sums = [np.einsum("ij,ij->i", p, p) for p in np.split(part, range(_EXACT, end - at, _EXACT), axis=1)]
         return np.add.reduce(sums, axis=0, dtype=np.float64)
 
@@ -133,7 +158,7 @@ def curvature(stats: Statistics, damp: float = 0.01, order: str = "activation", 
 def _factored(xtx: np.ndarray, damp: float, order: str, dim: int) -> Curvature | None:
     diagonal = xtx.diagonal().astype(np.float64)
     mean = float(diagonal.mean())
-    if not np.isfinite(xtx.sum(dtype=np.float64)) or mean <= 0:
+    if not isfinite(largest_magnitude(xtx.reshape(-1))) or mean <= 0:
         return None
     dead = diagonal <= 0
     notes = [f"{int(dead.sum())} of {len(xtx)} input channels are always zero"] if dead.any() else []
@@ -142,11 +167,11 @@ def _factored(xtx: np.ndarray, damp: float, order: str, dim: int) -> Curvature |
     index = (first[:, None] * dim + np.arange(dim)).reshape(-1)
     step = damp
     while step <= 10:
-        factor = _factor(_ordered(xtx, index[::-1], step, lower=True))
-        if factor is not None:
+        backward = _ordered(xtx, index[::-1], step, lower=True)
+        if _factored_in_place(backward):
             if step > damp:
                 notes.append(f"damping was raised from {damp:g} to {step:g}: its statistics are singular")
-            return Curvature(xtx, index, step, factor, tuple(notes))
+            return Curvature(xtx, index, step, backward, tuple(notes))
         step *= 10
     return None
 
@@ -159,24 +184,24 @@ def _ordered(xtx: np.ndarray, index: np.ndarray, damping: float, lower: bool = F
     h = np.empty((k, k), np.float64 if k <= _DOUBLE else np.float32)
 
     def fill(rows: slice) -> None:
-        end = rows.stop if lower else k
-        np.divide(xtx[index[rows]].take(index[:end], axis=1), mean, out=h[rows, :end], dtype=h.dtype)
-        h[rows, :end][:, none[:end]] = 0
+        np.divide(xtx[index[rows]].take(index, axis=1), mean, out=h[rows], dtype=h.dtype)
 
-    by_panels(k, fill)
-    h[none] = 0
+    if lower and h.dtype == np.float64:
+        native.ordered(np.ascontiguousarray(xtx, np.float32), np.ascontiguousarray(index, np.int64), mean, h)
+    else:
+        by_panels(k, fill)
+    if none.any():
+        h[none] = 0
+        h[:, none] = 0
     h[np.diag_indices_from(h)] += none + damping
     return h
 
 
-def _factor(lower: np.ndarray) -> np.ndarray | None:
-    """Of H with its channels from the last to the first, which is overwritten: upper triangular R with R R^T = H in their order; None: it
-    is not positive definite."""
+def _factored_in_place(lower: np.ndarray) -> bool:
+    """Replaces the lower triangle of H by that of L with L L^T = H. False: it is not positive definite."""
     from scipy.linalg import lapack  # in place, and twice as fast as NumPy's
 
     # LAPACK sees the transposed matrix: its upper triangle is this one's lower.
-    _, info = (lapack.dpotrf if lower.dtype == np.float64 else lapack.spotrf)(lower.T, lower=0, clean=1, overwrite_a=1)
+    _, info = (lapack.dpotrf if lower.dtype == np.float64 else lapack.spotrf)(lower.T, lower=0, clean=0, overwrite_a=1)
     diagonal = lower.diagonal()
-    if info or not np.isfinite(diagonal).all() or diagonal.min() <= 0:
-        return None
-    return lower[::-1, ::-1]
+    return not info and bool(np.isfinite(diagonal).all() and diagonal.min() > 0)

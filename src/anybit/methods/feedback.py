@@ -42,6 +42,8 @@ class Feedback:
         self.codes = np.empty((len(order) // columns.dim, weight.shape[0]), columns.element.code_dtype)
         self.pruned = None if pruned is None else np.ascontiguousarray(pruned[:, order].T)
         self._plan = columns.native_plan() if use_native and pruned is None else None
+        if self._plan is not None:
+            self._grids = columns.by_block()
 
     def run(self, block: int = BLOCK) -> Feedback:
         """All columns once, `block` at a time."""
@@ -87,8 +89,8 @@ class Feedback:
         blocks = np.ascontiguousarray(c.column[self.order[own]])
         assert self._plan is not None
         native.feedback(
-            self._plan._native, base, self.weight[own], self.error[own], moved, inside, second, c.scale, c.zero, c.offset,
-            c.row, blocks, self.codes[own], self.full, c.format.whole_zero, -1.0 if c.symmetric is None else c.symmetric,
+            self._plan._native, base, self.weight[own], self.error[own], moved, inside, second, *self._grids,
+            blocks, self.codes[own], self.full, c.format.whole_zero, -1.0 if c.symmetric is None else c.symmetric,
         )  # fmt: skip
 
     def _choose(self, start: int, end: int, base: np.ndarray, moved: np.ndarray) -> None:
@@ -124,15 +126,14 @@ class Feedback:
 
 
 def _columnwise(a: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """a[:, order].T, float32[k, n], some rows at a time, so that they are in the cache when they are turned."""
+    """a[:, order].T of float32[n, k], float32[k, n]."""
     out = np.empty((len(order), len(a)), np.float32)
-    for at in range(0, len(a), BLOCK):
-        out[:, at : at + BLOCK] = a[at : at + BLOCK].take(order, axis=1).T
+    native.columnwise(np.ascontiguousarray(a, np.float32), np.ascontiguousarray(order, np.int64), out)
     return out
 
 
 def _rowwise(a: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """a[order].T, rows of which lie together, in the same manner."""
+    """a[order].T, some rows at a time, so that they are in the cache when they are turned."""
     out = np.empty((a.shape[1], len(order)), a.dtype)
     for at in range(0, len(order), BLOCK):
         out[:, at : at + BLOCK] = a.take(order[at : at + BLOCK], axis=0).T

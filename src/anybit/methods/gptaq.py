@@ -11,7 +11,7 @@ from anybit.formats import Spec
 from anybit.methods.columns import Columns, plain
 from anybit.methods.curvature import Curvature, curvature
 from anybit.methods.feedback import Feedback
-from anybit.methods.gptq import ErrorFeedback, exact, finish, start
+from anybit.methods.gptq import ErrorFeedback, finish, start
 from anybit.methods.rtn import dequantize_parts
 from anybit.methods.statistics import Statistics
 from anybit.methods.step import STEPS, Target
@@ -40,8 +40,8 @@ class Gptaq(ErrorFeedback):
     def round(self, target: Target, stats: Statistics) -> None:
         """See `Rounding.round`."""
         found = curvature(stats, self.damp, self.order, target.format.element.dim)
-        parts = start(target, stats, found, self.importance)
-        if found is not None and exact(target) is None:
+        parts, found = start(target, stats, found, self.importance)
+        if found is not None:
             spec, w = Spec(plain(target.format), target.spec.policy), target.weight
             columns, drift = Columns(parts, spec, w.shape), difference(stats, found)
             if self.form == "joint":

@@ -49,14 +49,17 @@ class Gptq(ErrorFeedback):
     def round(self, target: Target, stats: Statistics) -> None:
         """See `Rounding.round`."""
         found = curvature(stats, self.damp, self.order, target.format.element.dim)
-        parts = start(target, stats, found, self.importance)
-        if found is not None and exact(target) is None:
+        parts, found = start(target, stats, found, self.importance)
+        if found is not None:
             parts = feed_back(target, found, parts, self.block)
         finish(target, parts)
 
 
-def start(target: Target, stats: Statistics, found: Curvature | None, importance: bool = True) -> Parts:
-    """Parts by rounding to nearest (nested integers as they are stored), whose scales stay; notes what is missing."""
+def start(
+    target: Target, stats: Statistics, found: Curvature | None, importance: bool = True
+) -> tuple[Parts, Curvature | None]:  # fmt: skip
+    """Parts by rounding to nearest (nested integers as they are stored), whose scales stay; and what errors are to be fed forward by,
+    None: they are not. Notes why."""
     spec = replace(target.spec, format=plain(target.format))
     rule = None if spec.format.block is None else SCALES[spec.scale_rule]
     weighs = spec.format.element.learned or (rule is not None and rule.searches)
@@ -73,7 +76,8 @@ def start(target: Target, stats: Statistics, found: Curvature | None, importance
     reason = exact(target)
     if reason is not None and found is not None:
         target.notes.append(f"{reason}: rounded to nearest")
-    return quantize_parts(target.weight, spec, name=f"tensor '{target.name}'", importance=weight)
+    parts = quantize_parts(target.weight, spec, name=f"tensor '{target.name}'", importance=weight)
+    return parts, found if reason is None else None
 
 
 def exact(target: Target) -> str | None:

@@ -12,7 +12,7 @@ from anybit.formats import Format, Spec
 from anybit.methods.columns import Columns, plain
 from anybit.methods.curvature import Curvature, check_options, curvature
 from anybit.methods.feedback import BLOCK, Feedback
-from anybit.methods.gptq import exact, finish, start
+from anybit.methods.gptq import finish, start
 from anybit.methods.rtn import dequantize_parts
 from anybit.methods.statistics import Statistics
 from anybit.methods.step import STEPS, Parts, Rounding, Target
@@ -51,8 +51,8 @@ class Matgptq(Rounding):
         if len(weights) != len(widths):
             raise UsageError(f"{target.format} has the widths {', '.join(map(str, widths))}; give a weight for each, not {len(weights)}")
         found = curvature(stats, self.damp, self.order)
-        parts = start(target, stats, found)
-        if found is not None and exact(target) is None:
+        parts, found = start(target, stats, found)
+        if found is not None:
             spec, w = replace(target.spec, format=stored), target.weight
             columns = _Nested(parts, spec, w.shape, tuple(zip(widths, weights, strict=True)))
             codes = Feedback(columns, w, found.coupling(), found.order, use_native=False).run(self.block).stored_codes()

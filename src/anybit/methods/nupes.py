@@ -13,7 +13,7 @@ from anybit.errors import UsageError
 from anybit.formats import Format, Spec
 from anybit.methods.columns import Columns
 from anybit.methods.curvature import check_options, curvature
-from anybit.methods.gptq import exact, feed_back, finish, start
+from anybit.methods.gptq import feed_back, finish, start
 from anybit.methods.statistics import Statistics
 from anybit.methods.step import STEPS, Parts, Rounding, Target
 
@@ -67,17 +67,17 @@ class Nupes(Rounding):
         @cache
         def cost(a: float) -> float:
             made = replace(target, spec=_with(target.spec, bits, a), notes=[])
-            parts = start(made, stats if self.data else Statistics(stats.width, frozenset()), None, h is not None)
+            parts, _ = start(made, stats if self.data else Statistics(stats.width, frozenset()), None, h is not None)
             made.parts = parts
             e = made.rounded - target.weight
             return float(np.einsum("nk,nk->", e if h is None else e @ h, e, dtype=np.float64))
 
         target.spec = _with(target.spec, bits, exponent(cost, given, self.turns))
         before = len(target.notes)
-        parts = start(target, stats, found, h is not None)
+        parts, found = start(target, stats, found, h is not None)
         if not self.codes and not self.steps:
             del target.notes[before:]  # no feedback was asked for, so none is missed
-        if found is not None and exact(target) is None:
+        if found is not None:
             if self.steps:
                 target.spec, parts = learned(target, parts, found.matrix, found.order, self.steps)
             else:

@@ -31,8 +31,9 @@ def by_panels(rows: int, work: Callable[[slice], T]) -> list[T]:
     then depend on the panels, not on the number of threads, and no thread of BLAS spins beside the others. Must not be nested."""
     from threadpoolctl import threadpool_limits  # looks at all loaded libraries
 
-    with _BLAS, threadpool_limits(limits=1, user_api="blas"), _pool(native.threads()) as pool:
-        return list(pool.map(work, panels(rows)))
+    parts = panels(rows)
+    with _BLAS, threadpool_limits(limits=1, user_api="blas"), _pool(min(native.threads(), len(parts)) or 1) as pool:
+        return list(pool.map(work, parts))
 
 
 def in_order(items: Sequence[S], work: Callable[[S], T]) -> Iterator[T]:
@@ -53,8 +54,11 @@ def in_order(items: Sequence[S], work: Callable[[S], T]) -> Iterator[T]:
 
 
 def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, initializer=_start)
+    return ThreadPoolExecutor(threads, initializer=_start, initargs=(threads == native.threads(),))
 
 
-def _start() -> None:
+def _start(alone: bool) -> None:
+    """`alone`: these are all the threads that there should be, so native code on them starts no more."""
     _here.working = True
+    if alone:
+        native.stay_alone()

@@ -20,9 +20,11 @@ import numpy as np
 
 from anybit.errors import FormatError, NonFiniteError, ShapeError
 from anybit.formats import Block, Format, Spec, bound, codes_shape
+from anybit.formats.block import Box
 from anybit.formats.element import as_real
 from anybit.formats.rounding import OutOfRangeError, stochastic_bits
 from anybit.formats.stochastic import drawn
+from anybit.kernels.rounding import block_ends
 from anybit.methods.chain import Chain, ScaleRangeError, Shape
 from anybit.methods.grids import LIMIT, Chooser, Grids, codes_of
 from anybit.methods.method import METHODS, Parts
@@ -234,19 +236,26 @@ def extremes(x: np.ndarray, spec: Spec, most: int | None = None) -> tuple[np.nda
     all_finite = True
     for box in block.boxes(x.shape, most or LIMIT):
         values = x[box.take].reshape(box.split)
-        least, most = values.min(axis=box.within), values.max(axis=box.within)
-        # NaN passes through min and max, an infinity is one of them.
-        if not (np.isfinite(least).all() and np.isfinite(most).all()):
+        least, greatest = _ends(values, box)
+        if not (np.isfinite(least).all() and np.isfinite(greatest).all()):
             if spec.policy.nonfinite == "error":
                 raise NonFiniteFound
             all_finite = False
             good = np.isfinite(values)
             least = values.min(axis=box.within, where=good, initial=np.inf)
-            most = values.max(axis=box.within, where=good, initial=-np.inf)
+            greatest = values.max(axis=box.within, where=good, initial=-np.inf)
         low[box.grid] = np.minimum(low[box.grid], least)
-        high[box.grid] = np.maximum(high[box.grid], most)
+        high[box.grid] = np.maximum(high[box.grid], greatest)
     empty = low > high
     return np.where(empty, 0, low), np.where(empty, 0, high), all_finite
+
+
+def _ends(values: np.ndarray, box: Box) -> tuple[np.ndarray, np.ndarray]:
+    """The least and largest of each block; what is not finite in it makes one of them so."""
+    if isinstance(values, np.ndarray) and values.dtype == np.float32 and values.flags.c_contiguous and prod(box.split[1:-1:2]) == 1:
+        low, high = block_ends(values.reshape(-1), box.split[-1])  # blocks lie in one piece
+        return low.reshape(box.split[::2]), high.reshape(box.split[::2])
+    return values.min(axis=box.within), values.max(axis=box.within)
 
 
 def _encode_plain(x: np.ndarray, spec: Spec, out: np.ndarray) -> None:

@@ -25,15 +25,19 @@ const float *grid(const std::optional<Matrix> &given, const Matrix &scale, const
 }
 
 void feedback(
-    const PyRound &r, Matrix base, Matrix weight, MatrixOut error, MatrixOut moved, Matrix coupling, std::optional<Matrix> second, Matrix scale,
-    std::optional<Matrix> zero, std::optional<Matrix> offset, Index column, CodesOut codes, bool full, bool whole_zero, float symmetric) {
+    const PyRound &r, Matrix base, Matrix weight, MatrixOut error, std::optional<MatrixOut> moved, Matrix coupling, std::optional<Matrix> second, Matrix scale,
+    std::optional<Matrix> zero, std::optional<Matrix> offset, Index column, CodesOut codes, std::optional<Vector> cost,
+    std::optional<nb::ndarray<float, nb::ndim<1>, nb::c_contig, nb::device::cpu>> loss, bool full, bool whole_zero, float symmetric) {
   FeedbackPlan p{};
   p.n = static_cast<int64_t>(base.shape(1)), p.count = static_cast<int64_t>(base.shape(0));
   const auto like = [&](const auto &a) { return a.shape(0) == base.shape(0) && a.shape(1) == base.shape(1); };
   require(p.count <= kFeedbackColumns, "a block has at most 256 columns");
-  require(like(weight) && like(error) && like(moved) && like(codes), "weight, error, moved and codes have the targets' shape");
+  require(like(weight) && like(error) && (!moved || like(*moved)) && like(codes), "weight, error, moved and codes have the targets' shape");
   require(coupling.shape(0) == base.shape(0) && coupling.shape(1) == base.shape(0), "coupling is square");
   require(!second || (second->shape(0) == base.shape(0) && second->shape(1) == base.shape(0) && !full), "the second coupling is square, for one sweep");
+  require(second.has_value() == moved.has_value(), "targets are kept where there is a second coupling");
+  require(cost.has_value() == loss.has_value(), "cost and loss go together");
+  require(!cost || (cost->shape(0) == base.shape(0) && loss->shape(0) == base.shape(1)), "a cost for each column, a loss for each row");
   require(static_cast<int64_t>(scale.shape(1)) == p.n, "a scale for each row");
   require(static_cast<int64_t>(column.shape(0)) == p.count, "a block for each column");
   for (size_t i = 0; i < column.shape(0); i++) require(column.data()[i] >= 0 && static_cast<size_t>(column.data()[i]) < scale.shape(0), "block of a column");
@@ -43,7 +47,8 @@ void feedback(
   p.base = base.data(), p.weight = weight.data(), p.coupling = coupling.data(), p.second = second ? second->data() : nullptr;
   p.scale = scale.data(), p.zero = grid(zero, scale, "zero"), p.offset = grid(offset, scale, "offset");
   p.column = column.data(), p.full = full, p.whole_zero = whole_zero, p.symmetric = symmetric;
-  p.error = error.data(), p.moved = moved.data(), p.codes = static_cast<uint8_t *>(codes.data());
+  p.error = error.data(), p.moved = moved ? moved->data() : nullptr, p.codes = static_cast<uint8_t *>(codes.data());
+  p.cost = cost ? cost->data() : nullptr, p.loss = loss ? loss->data() : nullptr;
   const FeedbackKernels &kernels = *feedback_kernels_of[static_cast<int>(isa())];
   bool memory = true;
   {
@@ -99,8 +104,8 @@ void unit(nb::ndarray<const double, nb::ndim<2>, nb::c_contig, nb::device::cpu> 
 }  // namespace
 
 void bind_gptq(nb::module_ &m) {
-  m.def("feedback", &feedback, "round"_a, "base"_a, "weight"_a, "error"_a, "moved"_a, "coupling"_a, "second"_a.none(), "scale"_a, "zero"_a.none(),
-        "offset"_a.none(), "column"_a, "codes"_a, "full"_a, "whole_zero"_a, "symmetric"_a);
+  m.def("feedback", &feedback, "round"_a, "base"_a, "weight"_a, "error"_a, "moved"_a.none(), "coupling"_a, "second"_a.none(), "scale"_a, "zero"_a.none(),
+        "offset"_a.none(), "column"_a, "codes"_a, "cost"_a.none(), "loss"_a.none(), "full"_a, "whole_zero"_a, "symmetric"_a);
   m.def("ordered", &ordered, "xtx"_a, "index"_a, "mean"_a, "out"_a);
   m.def("unit", &unit, "lower"_a, "diagonal"_a, "out"_a);
   m.def("columnwise", &columnwise, "in"_a, "order"_a, "out"_a);

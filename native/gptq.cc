@@ -45,6 +45,7 @@ void run(const FeedbackPlan &p, int64_t first, int64_t rows, float *held) {
   const F end = f_set(3.4028234663852886e38f), start = f_set(-3.4028234663852886e38f), none = f_zero();
   const F most = f_set(p.symmetric), least = f_set(-p.symmetric);
   const float *const coupling = p.coupling, *const second = p.second;
+  Sum loss = {{none, none, none, none}};
   if (p.full)
     for (int64_t j = 0; j < p.count; j++) store4(error + j * kRows, load4(whole(p.error + j * p.n + first, rows, x)));
   for (int64_t i = 0; i < p.count; i++) {
@@ -69,6 +70,7 @@ void run(const FeedbackPlan &p, int64_t first, int64_t rows, float *held) {
     }
     round_kernels.codes(*p.round, ratio, nullptr, kRows, p.width, stored, false);
     const float *from = second ? x : whole(p.weight + i * p.n + first, rows, copy[3]);
+    const F cost = f_set(p.cost ? p.cost[i] : 0.0f);
     for (int64_t r = 0; r < kRows; r += 16) {
       const I code = p.width == 1 ? i_load_u8(stored + r) : i_load_u16(stored + 2 * r);
       const F s = f_load(scale + r);
@@ -80,12 +82,17 @@ void run(const FeedbackPlan &p, int64_t first, int64_t rows, float *held) {
         if (offset) value = f_add(value, f_load(offset + r));
       }
       f_store(error + i * kRows + r, f_sub(f_load(from + r), value));
+      const F missed = f_sub(f_load(x + r), value);
+      loss.v[r / 16] = f_add(loss.v[r / 16], f_mul(cost, f_mul(missed, missed)));
     }
-    if (second) store4(moved + i * kRows, load4(x));
-    keep(x, rows, p.moved + i * p.n + first);
+    if (second) {
+      store4(moved + i * kRows, load4(x));
+      keep(x, rows, p.moved + i * p.n + first);
+    }
     keep(error + i * kRows, rows, p.error + i * p.n + first);
     memcpy(p.codes + (i * p.n + first) * p.width, stored, (size_t)(rows * p.width));
   }
+  if (p.cost) store4(x, loss), keep(x, rows, p.loss + first);
 }
 
 // Sixteen rows at a time: what is read of them stays in the second-level cache whatever the order, and what is written is whole lines.

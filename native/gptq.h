@@ -25,7 +25,9 @@ struct FeedbackPlan {
   bool whole_zero;         // zero points are subtracted from rounded numbers and values
   float symmetric;         // ratios end there on both sides; negative: they do not
   float *error;            // in (full) and out
-  float *moved;            // out: the targets
+  float *moved;            // out: the targets; nullptr without `second`
+  const float *cost;       // [count] or nullptr
+  float *loss;             // [n], out: of each row the sum over these columns, in their order, of cost (target - value)^2
   uint8_t *codes;          // out
 };
 

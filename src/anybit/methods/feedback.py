@@ -71,27 +71,29 @@ class Feedback:
 
     def _block(self, start: int, end: int, base: np.ndarray) -> None:
         own = slice(start, end)
-        moved = np.zeros_like(base) if self.moved is None else self.moved[own]
-        if self._plan is None:
-            self._choose(start, end, base, moved)
-        else:
-            self._choose_native(own, base, moved)
-        if self.cost is not None:
-            moved -= self.weight[own]
-            moved += self.error[own]
-            np.square(moved, out=moved)
-            self.losses += self.cost[own].astype(np.float32) @ moved
+        moved = None if self.moved is None else self.moved[own]
+        cost = None if self.cost is None else self.cost[own].astype(np.float32)
+        if self._plan is not None:
+            self._choose_native(own, base, moved, cost)
+            return
+        moved = np.zeros_like(base) if moved is None else moved
+        self._choose(start, end, base, moved)
+        if cost is not None:
+            self.losses += cost @ np.square(moved - self.weight[own] + self.error[own])
 
-    def _choose_native(self, own: slice, base: np.ndarray, moved: np.ndarray) -> None:
+    def _choose_native(self, own: slice, base: np.ndarray, moved: np.ndarray | None, cost: np.ndarray | None) -> None:
         c = self.columns
         inside = np.ascontiguousarray(self.coupling[own, own])
         second = None if self.second is None else np.ascontiguousarray(self.second[own, own])
         blocks = np.ascontiguousarray(c.column[self.order[own]])
+        loss = None if cost is None else np.empty(len(self.losses), np.float32)
         assert self._plan is not None
         native.feedback(
-            self._plan._native, base, self.weight[own], self.error[own], moved, inside, second, *self._grids,
-            blocks, self.codes[own], self.full, c.format.whole_zero, -1.0 if c.symmetric is None else c.symmetric,
+            self._plan._native, base, self.weight[own], self.error[own], moved, inside, second, *self._grids, blocks, self.codes[own],
+            cost, loss, self.full, c.format.whole_zero, -1.0 if c.symmetric is None else c.symmetric,
         )  # fmt: skip
+        if loss is not None:
+            self.losses += loss
 
     def _choose(self, start: int, end: int, base: np.ndarray, moved: np.ndarray) -> None:
         own, dim = slice(start, end), self.columns.dim

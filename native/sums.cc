@@ -175,10 +175,67 @@ void ends(const float *x, int64_t size, int64_t count, float *low, float *high) 
   }
 }
 
+uint32_t values(const uint8_t *codes, const float *table, bool few, int64_t size, int64_t count, const float *scale, const float *zero,
+                const float *offset, float *out) {
+  uint32_t any = 0;
+  I seen = i_set(0);
+  for (int64_t b = 0; b < count; b++, codes += size, out += size) {
+    const F s = f_set(scale[b]), z = f_set(zero ? zero[b] : 0.0f), o = f_set(offset ? offset[b] : 0.0f);
+    int64_t i = 0;
+    for (; i + 16 <= size; i += 16) {
+      const I code = i_load_u8(codes + i);
+      seen = i_or(seen, code);
+      F v = few ? f_lookup16(table, code) : f_gather(table, code);
+      if (zero) v = f_sub(v, z);
+      v = f_mul(v, s);
+      if (offset) v = f_add(v, o);
+      f_store(out + i, v);
+    }
+    for (; i < size; i++) {
+      any |= codes[i];
+      float v = table[codes[i]];
+      if (zero) v = v - zero[b];
+      v = v * scale[b];
+      out[i] = offset ? v + offset[b] : v;
+    }
+  }
+  alignas(64) int32_t lanes[16];
+  i_store(lanes, seen);
+  for (int j = 0; j < 16; j++) any |= (uint32_t)lanes[j];
+  return any;
+}
+
+AB_INLINE void places(const CodesPlan &p, int64_t block, const float *x, int64_t count, float *ratio) {
+  const float divisor = p.scale[block] == 0 ? __builtin_inff() : p.scale[block], end = p.end, most = 3.4028234663852886e38f;
+  const float offset = p.offset ? p.offset[block] : 0, zero = p.zero ? p.zero[block] : 0;
+  for (int64_t i = 0; i < count; i++) {
+    float r = (p.offset ? x[i] - offset : x[i]) / divisor;
+    r = r < -end ? -end : r > end ? end : r;
+    if (p.zero) {
+      r = (p.whole ? __builtin_rintf(r) : r) + zero;
+      r = r < -most ? -most : r > most ? most : r;
+    }
+    ratio[i] = r;
+  }
+}
+
+void codes(const CodesPlan &p, int64_t first, int64_t count) {
+  alignas(64) float ratio[kRoundBlock];
+  const int64_t together = p.size <= kRoundBlock ? kRoundBlock / p.size : 1;
+  for (int64_t b = first; b < first + count; b += together) {
+    const int64_t some = first + count - b < together ? first + count - b : together;
+    for (int64_t from = 0; from < p.size; from += kRoundBlock) {  // one turn, but for blocks longer than that
+      const int64_t each = p.size - from < kRoundBlock ? p.size - from : kRoundBlock, at = b * p.size + from;
+      for (int64_t j = 0; j < some; j++) places(p, b + j, p.x + at + j * p.size, each, ratio + j * each);
+      round_kernels.codes(*p.round, ratio, nullptr, some * each, p.width, p.out + at * p.width, false);
+    }
+  }
+}
+
 }  // namespace
 
 extern const SumsKernels sums_kernels;
-const SumsKernels sums_kernels = {blocks, ends};
+const SumsKernels sums_kernels = {blocks, ends, values, codes};
 
 }  // namespace ANYBIT_ISA
 }  // namespace anybit

@@ -30,10 +30,27 @@ struct SumsPlan {
   double *out;                  // [blocks][kSums]
 };
 
+// Codes of numbers in blocks, all finite: with y = x - offset, r = y / scale held to -end .. end, rounded(zero ? (whole ? rint(r) : r) + zero : r).
+struct CodesPlan {
+  const RoundPlan *round;
+  int width;                            // bytes of a code
+  int64_t size;
+  const float *x;
+  const float *scale, *zero, *offset;   // [blocks]; the last two may be nullptr. Scale 0: ratios are 0
+  bool whole;
+  float end;
+  uint8_t *out;
+};
+
 struct SumsKernels {
   void (*blocks)(const SumsPlan &p, int64_t first, int64_t count);
   // The least and the largest number of each of `count` blocks; NaN twice where one is not finite.
   void (*ends)(const float *x, int64_t size, int64_t count, float *low, float *high);
+  // fl(fl(fl(table[code] - zero) * scale) + offset) of the codes of `count` blocks, one scale each; zero and offset likewise, or nullptr. `table`: 256
+  // numbers; `few`: no code is above 15. Returns all codes or-ed together.
+  uint32_t (*values)(const uint8_t *codes, const float *table, bool few, int64_t size, int64_t count, const float *scale, const float *zero,
+                     const float *offset, float *out);
+  void (*codes)(const CodesPlan &p, int64_t first, int64_t count);
 };
 
 }  // namespace anybit

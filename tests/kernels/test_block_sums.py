@@ -8,7 +8,7 @@ import pytest
 from anybit.formats import Format
 from anybit.kernels import cpu
 from anybit.kernels.cpu import native, set_threads
-from anybit.kernels.rounding import SUMS, block_ends, block_sums
+from anybit.kernels.rounding import SUMS, block_codes, block_ends, block_sums, block_values
 
 ELEMENTS = ["int4", "uint3", "nf4", "fp8_e4m3fn", "posit8", "pot4"]
 SIZES = [(1, 37), (7, 11), (8, 300), (9, 5), (33, 70), (256, 17), (2047, 2), (2048, 3), (2049, 2), (5001, 1)]
@@ -159,3 +159,43 @@ def test_ends_of_blocks(size: int, blocks: int, isa: str) -> None:
             for found, clean in zip(block_ends(broken.reshape(-1), size), (low, high), strict=True):
                 assert np.isnan(found[blocks // 2])
                 assert np.array_equal(np.delete(found, blocks // 2), np.delete(clean, blocks // 2))
+
+
+@pytest.mark.parametrize(("size", "blocks"), SIZES)
+@pytest.mark.parametrize("bits", [2, 4, 5, 8])
+def test_values_of_blocks(size: int, blocks: int, bits: int, isa: str) -> None:
+    rng = np.random.default_rng(size)
+    table = rng.standard_normal(1 << bits).astype(np.float32)
+    codes = rng.integers(0, 1 << bits, (blocks, size), np.uint8)
+    scale, zero, offset = (rng.standard_normal(blocks).astype(np.float32) for _ in range(3))
+    for zeros in (None, zero):
+        for offsets in (None, offset):
+            value = table[codes] if zeros is None else table[codes] - zeros[:, None]
+            value = value * scale[:, None] if offsets is None else value * scale[:, None] + offsets[:, None]
+            out = np.full(blocks * size, np.nan, np.float32)
+            assert block_values(table, codes.reshape(-1), size, scale, zeros, offsets, out)
+            assert np.array_equal(out, value.reshape(-1))
+    if bits < 8:
+        codes[-1, -1] = 1 << bits
+        assert not block_values(table, codes.reshape(-1), size, scale, None, None, out)
+
+
+@pytest.mark.parametrize(("size", "blocks"), [(1, 600), (7, 110), (16, 40), (33, 70), (2047, 2), (2048, 3), (2049, 2), (5001, 1)])
+@pytest.mark.parametrize("name", ["int4", "uint3", "nf4", "fp8_e4m3fn", "posit8", "int12"])
+def test_codes_of_blocks(size: int, blocks: int, name: str, isa: str) -> None:
+    rng, element = np.random.default_rng(size), Format(name).element
+    x = rng.standard_normal((blocks, size)).astype(np.float32)
+    scale = rng.uniform(0.01, 1, blocks).astype(np.float32)
+    scale[0], scale[-1] = 1e-38, 0 if blocks > 1 else 1e-38  # quotients that are infinite, and a block without a scale
+    zero, offset = rng.integers(-3, 9, blocks).astype(np.float32), rng.standard_normal(blocks).astype(np.float32)
+    for zeros, whole in ((None, False), (zero, False), (zero, True)):
+        for offsets in (None, offset):
+            for end in (None, 2.5):
+                with np.errstate(over="ignore"):
+                    ratio = (x if offsets is None else x - offsets[:, None]) / np.where(scale == 0, np.float32(np.inf), scale)[:, None]
+                    ratio = ratio if end is None else np.clip(ratio, np.float32(-end), np.float32(end))
+                    ratio = ratio if zeros is None else (np.rint(ratio) if whole else ratio) + zeros[:, None]
+                found = block_codes(element, "nearest-even", x.reshape(-1), size, scale, zeros, offsets, whole, end)
+                assert found is not None
+                assert np.array_equal(found, element._codes(ratio.reshape(-1), "nearest-even", "saturate"))
+    assert block_codes(element, "nearest-even", x.reshape(-1)[:size], size, scale[:1], None, None, False, None) is None or size >= 512

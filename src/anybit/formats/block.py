@@ -28,6 +28,11 @@ class Box:
         """The axes of `split` that run inside a block."""
         return tuple(range(1, len(self.split), 2))
 
+    @property
+    def piece(self) -> int | None:
+        """How many values of a block lie side by side where a part is contiguous: all of them. None: a block lies in several pieces."""
+        return self.split[-1] if all(size == 1 for size in self.split[1:-1:2]) else None
+
     def coded(self, dim: int) -> Box:
         """The same part of the array's codes, each of which stands for `dim` values of the last axis."""
         if dim == 1:

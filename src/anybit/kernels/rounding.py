@@ -136,6 +136,38 @@ def block_ends(x: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
     return low, high
 
 
+def block_codes(
+    element: Element, round: str, x: np.ndarray, size: int, scale: np.ndarray, zero: np.ndarray | None, offset: np.ndarray | None,
+    whole: bool, end: float | None,
+) -> np.ndarray | None:  # fmt: skip
+    """Codes [n] of (x - offset) / scale + zero, each operation rounded to float32, saturating; None: no native way.
+
+    x: finite contiguous float32[n] in blocks of `size`; scale (0: ratios are 0), zero, offset: float32, one a block; whole: ratios are
+    rounded to integers, of ties to the even one, before zero is added; end: where ratios end on both sides.
+    """
+    plan = rounding(element, round, "saturate", "saturate") if len(x) >= _LEAST else None
+    if plan is None:
+        return None
+    out = np.empty(len(x), element.code_dtype)
+    numbers = (None if each is None else np.ascontiguousarray(each, np.float32).reshape(-1) for each in (scale, zero, offset))
+    native.block_codes(plan._native, x, size, *numbers, whole, _LARGEST if end is None else end, out)
+    return out
+
+
+def block_values(
+    table: np.ndarray, codes: np.ndarray, size: int, scale: np.ndarray, zero: np.ndarray | None, offset: np.ndarray | None, out: np.ndarray
+) -> bool:  # fmt: skip
+    """Writes (table[code] - zero) * scale + offset, each operation rounded to float32, into a contiguous float32[n] `out`.
+
+    table: float32, 2^bits values; codes: a contiguous uint8[n] in blocks of `size`; scale, zero, offset: float32, one a block.
+    Returns: False where some code is not in the table: `out` is then undefined.
+    """
+    padded = np.zeros(256, np.float32)
+    padded[: len(table)] = table
+    numbers = (None if each is None else np.ascontiguousarray(each, np.float32).reshape(-1) for each in (scale, zero, offset))
+    return bool(native.block_values(codes, padded, len(table) <= 16, size, *numbers, out) < len(table))
+
+
 _LEAST = 1 << 9
 """Numbers from which the native call is worth its way."""
 

@@ -12,7 +12,7 @@ from anybit.formats import Box, Element, Policy, Spec
 from anybit.formats.rounding import round_integral, stochastic_bits
 from anybit.formats.stochastic import stochastic_integral
 from anybit.formats.vector import Vector
-from anybit.kernels.rounding import block_sums
+from anybit.kernels.rounding import block_codes, block_sums, block_values
 from anybit.kernels.rounding import codes as native_codes
 from anybit.methods.chain import FALL, Chain, ReachError, Shape
 from anybit.methods.scales import Range, Rule
@@ -53,6 +53,9 @@ class Grids:
     def encode(self, values: np.ndarray, box: Box, spec: Spec, word: np.ndarray | None = None) -> np.ndarray:
         """Codes of one box of finite values. `word`: a random word for each, for stochastic rounding; without, that is to nearest."""
         element, policy = spec.format.element, spec.policy
+        found = self._encoded(values, box, spec)
+        if found is not None:
+            return found
         with np.errstate(over="ignore", under="ignore"):
             if self.offset is not None:
                 values = values - box.spread(self.offset)
@@ -70,6 +73,18 @@ class Grids:
                 whole = np.rint(ratio) if word is None else stochastic_integral(ratio, bits, word)
             return codes_of(element, whole + box.spread(self.zero), replace(policy, round="nearest-even"), None)
 
+    def _encoded(self, values: np.ndarray, box: Box, spec: Spec) -> np.ndarray | None:
+        """The same in one native pass. None: it does not lie or round as that needs."""
+        element, policy, whole = spec.format.element, spec.policy, self.zero is not None and spec.format.whole_zero
+        lies = isinstance(values, np.ndarray) and values.dtype == np.float32 and values.flags.c_contiguous and box.piece
+        if not lies or element.dim > 1 or policy.over != "saturate" or stochastic_bits(policy.round) is not None:
+            return None
+        if whole and policy.round != "nearest-even":
+            return None
+        assert box.piece is not None
+        codes = block_codes(element, policy.round, values.reshape(-1), box.piece, *self._of(box), whole, self.symmetric)
+        return None if codes is None else codes.reshape(values.shape)
+
     def decode(self, codes: np.ndarray, box: Box, element: Element) -> np.ndarray:
         """float32 values of one box of codes."""
         value = values_of(element, codes)
@@ -78,6 +93,20 @@ class Grids:
                 value = value - box.spread(self.zero)
             value = value * box.spread(self.scale)
             return value if self.offset is None else value + box.spread(self.offset)
+
+
+    def _of(self, box: Box) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+        """Scale, zero point and offset of a box' blocks."""
+        zero, offset = (None if each is None else each[box.grid] for each in (self.zero, self.offset))
+        return self.scale[box.grid], zero, offset
+
+    def decode_into(self, out: np.ndarray, codes: np.ndarray, box: Box, element: Element) -> None:
+        """The same, written to float32 `out`, a view of the box' values."""
+        table = element.table.values
+        flat = out.flags.c_contiguous and codes.flags.c_contiguous and codes.dtype == np.uint8 and table.ndim == 1 and table.size
+        if flat and box.piece and block_values(table, codes.reshape(-1), box.piece, *self._of(box), out.reshape(-1)):
+            return
+        out[...] = self.decode(codes, box, element).reshape(out.shape)
 
 
 class Chooser:

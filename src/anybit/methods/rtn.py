@@ -252,8 +252,8 @@ def extremes(x: np.ndarray, spec: Spec, most: int | None = None) -> tuple[np.nda
 
 def _ends(values: np.ndarray, box: Box) -> tuple[np.ndarray, np.ndarray]:
     """The least and largest of each block; what is not finite in it makes one of them so."""
-    if isinstance(values, np.ndarray) and values.dtype == np.float32 and values.flags.c_contiguous and prod(box.split[1:-1:2]) == 1:
-        low, high = block_ends(values.reshape(-1), box.split[-1])  # blocks lie in one piece
+    if isinstance(values, np.ndarray) and values.dtype == np.float32 and values.flags.c_contiguous and box.piece:
+        low, high = block_ends(values.reshape(-1), box.piece)
         return low.reshape(box.split[::2]), high.reshape(box.split[::2])
     return values.min(axis=box.within), values.max(axis=box.within)
 
@@ -356,7 +356,7 @@ def _dequantize(parts: Parts, fmt: Format, out: np.ndarray) -> None:
         target, codes = out[take], parts["codes"][coded_rows(take, fmt, out.shape)]
         for box in fmt.blocks[0].boxes(target.shape, LIMIT):
             held, part = box.coded(fmt.element.dim), target[box.take]
-            target[box.take] = grids.decode(codes[held.take].reshape(held.split), box, fmt.element).reshape(part.shape)
+            grids.decode_into(part, codes[held.take].reshape(held.split), box, fmt.element)
 
     for _ in in_order(list(slabs(fmt, out.shape)), fill):
         pass

@@ -155,6 +155,7 @@ class Digested:
 
 @contextmanager
 def digested(path: str | os.PathLike[str], passing: bool = False) -> Iterator[Digested]:
-    """A new file to write, as `create`, with its digest."""
+    """A new file to write, as `create`, with its digest; synced, because what goes wrong before a file is closed is told to it alone."""
     with create(path, passing) as file, ThreadPoolExecutor(1, "anybit-digest") as pool:
         yield Digested(file, pool)
+        file.sync()

@@ -79,7 +79,7 @@ def write_safetensors(
     Args: entries, (name, dtype, shape) of all tensors in their order in the file; data, (name, buffer or array) pairs in the same order,
         where a tensor may come as several pairs in a row; it is pulled as the file grows, so it may compute what it yields; passing, as
         of `io.output.Output`.
-    Returns: size and SHA-256. The bytes depend on the arguments alone. The caller syncs (`io.save` does).
+    Returns: size and SHA-256. The bytes depend on the arguments alone.
     Raises: ShapeError: data that do not match the entries. OutputError: the file exists or the disk fails.
     Cost: one pass; holds what `data` holds and nothing more.
     """

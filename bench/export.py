@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from llama_0p85b import CONFIG, make_checkpoint
+from llama_0p85b import CONFIG, child, make_checkpoint
 
 HERE = Path(__file__).resolve().parent
 SOURCES = {"gguf": "int4@32", "dequantized": "int4@32", "compressed-tensors": "int4@128:bf16", "gptq": "int4@128:fp16"}
@@ -58,7 +58,10 @@ def make_source(work: Path, target: str) -> Path:
 
 
 def timed(command: list[str]) -> dict[str, float]:
-    """Seconds from start to end of a process, its processor seconds, and its largest resident size."""
+    """Seconds from start to end of a process, its processor seconds, and its largest resident size.
+
+    The system counts this process's own size among the child's: nothing large is imported here before the end.
+    """
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
     null = [(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]
     begun = time.perf_counter()
@@ -90,9 +93,10 @@ def cleared(path: Path) -> None:
 def rounds(work: Path, targets: list[str], count: int, pause: float) -> list[dict[str, Any]]:
     """For each target all runs, and those of the plain writes beside them."""
     found: dict[str, dict[str, Any]] = {}
+    sources = {target: Path(child([sys.executable, __file__, "--work", str(work), "--make", target])["path"]) for target in targets}
     for turn in range(count + 1):  # the first compiles what was not compiled
         for target in targets:
-            source, out = make_source(work, target), work / ("export-out.gguf" if target.startswith("gguf") else "export-out")
+            source, out = sources[target], work / ("export-out.gguf" if target.startswith("gguf") else "export-out")
             cleared(out)
             time.sleep(pause)
             run = timed([sys.executable, "-m", "anybit", "export", str(source), str(out), "--to", target, "--no-progress"])
@@ -136,17 +140,22 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--pause", type=float, default=5, help="seconds before each run, in which the system forgets the last one's memory")
     parser.add_argument("--out", type=Path, help="JSON file; bench/results/DATE-export.json if not given")
+    parser.add_argument("--make", help=argparse.SUPPRESS)
     parser.add_argument("--plain", choices=["written", "direct"], help=argparse.SUPPRESS)
     parser.add_argument("--bytes", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.plain:
         plain_write(options.work, options.bytes, options.plain == "direct")
         return
+    options.work.mkdir(parents=True, exist_ok=True)
+    if options.make:
+        print(json.dumps({"path": str(make_source(options.work, options.make))}))
+        return
+    load = os.getloadavg()
+    results = rounds(options.work, options.targets.split(","), options.rounds, options.pause)
     from anybit.measure.machine import machine, summary
 
-    options.work.mkdir(parents=True, exist_ok=True)
-    facts, load = machine(), os.getloadavg()
-    results = rounds(options.work, options.targets.split(","), options.rounds, options.pause)
+    facts = machine()
     show_results(results)
     print(summary(facts))
     record = {

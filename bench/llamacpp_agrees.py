@@ -122,14 +122,14 @@ def main() -> None:
                 one = {
                     "type": kind, "act": act, "kl": float((np.exp(a) * (a - b)).sum(axis=-1).mean()),
                     "top1": float((mine.argmax(-1) == other.argmax(-1)).mean()),
-                    "relative": float(np.abs(mine - other).max() / np.abs(other).max()),
+                    "relative": float(np.abs(mine - other).max() / np.abs(other).max()), "date": time.strftime("%Y-%m-%d"),
                 }  # fmt: skip
                 found.append(one)
                 print("{type:8} {act:6} KL {kl:.3g}  top-1 {top1:.4f}  relative {relative:.3g}".format(**one), flush=True)
             file.unlink()
             floats.unlink()
     if options.out:
-        said = {"date": time.strftime("%Y-%m-%d"), "machine": machine(), "model": "pycoder-5m", "tokens": TOKENS, "window": WINDOW}
+        said = {"machine": machine(), "model": "pycoder-5m", "tokens": TOKENS, "window": WINDOW}
         Path(options.out).write_text(json.dumps({**said, "llama_cpp": version, "rows": found}, indent=1) + "\n")
 
 

@@ -809,6 +809,8 @@ static void sides(const Weight &w, int64_t tile, int64_t b0, int64_t b1, float s
     for (int64_t b = b0; b < b1; b++) f_store(zeros + 16 * (b - b0), i_to_f(zero_row(w, tile, b)));
 }
 
+// Values of a tile's rows (of one alone where `only` is it), a panel at a time: then turned row by row, each in one piece. Column by column they would
+// fall on lines of the cache that lie a row apart, which for most k share one place there.
 static void dequantize(const Weight &w, int64_t tile, int64_t only, float *out, int64_t stride, void *scratch) {
   float *buffer = (float *)scratch;
   const int64_t first = only >= 0 ? only - tile * 16 : 0, count = only >= 0 ? 1 : w.n - tile * 16 < 16 ? w.n - tile * 16 : 16;
@@ -816,25 +818,25 @@ static void dequantize(const Weight &w, int64_t tile, int64_t only, float *out, 
   for (int64_t k0 = 0; k0 < w.k; k0 += kFloatPanel) {
     const int64_t k1 = k0 + kFloatPanel < w.k ? k0 + kFloatPanel : w.k;
     const float *panel = float_panel(w, w.values, tile, k0, k1, buffer);
-    int64_t open = -1;
-    F sw = f_set(1.0f), off = f_zero(), z = f_zero();
-    for (int64_t k = k0; k < k1; k++) {
-      F v = f_load(panel + (k - k0) * 16);
-      if (w.dense == Dense::None) {
-        const int64_t block = k / w.block;
-        if (block != open) {
-          open = block;
-          scale_rows(w.scale, tile, block, block + 1, w.n, 1.0f, line);
-          sw = f_load(line);
-          if (w.has_offset) scale_rows(w.offset, tile, block, block + 1, w.n, 1.0f, line), off = f_load(line);
-          if (w.zero) z = i_to_f(zero_row(w, tile, block));
-        }
+    for (int64_t k = k0; w.dense == Dense::None && k < k1;) {
+      const int64_t block = k / w.block, end = (block + 1) * w.block < k1 ? (block + 1) * w.block : k1;
+      F off = f_zero(), z = f_zero();
+      scale_rows(w.scale, tile, block, block + 1, w.n, 1.0f, line);
+      const F sw = f_load(line);
+      if (w.has_offset) scale_rows(w.offset, tile, block, block + 1, w.n, 1.0f, line), off = f_load(line);
+      if (w.zero) z = i_to_f(zero_row(w, tile, block));
+      for (; k < end; k++) {
+        F v = f_load(buffer + (k - k0) * 16);
         if (w.zero) v = f_sub(v, z);
         v = f_mul(v, sw);
         if (w.has_offset) v = f_add(v, off);
+        f_store(buffer + (k - k0) * 16, v);
       }
-      f_store(line, v);
-      for (int64_t o = 0; o < count; o++) out[o * stride + k] = line[first + o];
+    }
+    for (int64_t o = 0; o < count; o++) {
+      const float *from = panel + first + o;
+      float *to = out + o * stride + k0;
+      for (int64_t k = 0; k < k1 - k0; k++) to[k] = from[16 * k];
     }
   }
 }

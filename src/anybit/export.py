@@ -123,7 +123,7 @@ def write(export: Export, out: str | Path, card: Callable[[], str] | None = None
             progress(done, len(plan.steps), name)
 
     if plan.pour is not None and plan.file is not None and out.suffix == Path(plan.file).suffix:
-        with atomic_file(out, replace=False) as file:
+        with atomic_file(out, replace=False, passing=True) as file:
             check_space(out, plan.nbytes)
             plan.pour(file.write, written)
         return out.stat().st_size

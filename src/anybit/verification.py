@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -75,6 +76,12 @@ def _plain(values: np.ndarray) -> Any:
     return np.ascontiguousarray(values + np.float32(0)).data
 
 
+def check_readers(export: Export) -> None:
+    """MissingDependencyError: what verifying cannot do without is not installed. To be asked before anything is written."""
+    if export.target.name == "onnx" and find_spec("onnxruntime") is None:
+        raise MissingDependencyError("--verify of an ONNX model runs it with onnxruntime: pip install onnxruntime, or leave out --verify")
+
+
 def verify(export: Export, out: str | Path, traced: Traced, progress: Callable[[str], None] | None = None) -> Verified:
     """Compares the values of what was written with those that were to be written.
 
@@ -106,6 +113,8 @@ def verify(export: Export, out: str | Path, traced: Traced, progress: Callable[[
     readers = ["anybit"]
     if export.target.name == "gguf" and find_spec("gguf") is not None:
         readers.append(_by_gguf(path, back))
+    if export.target.name == "compressed-tensors" and find_spec("compressed_tensors") is not None:
+        readers.append(_by_compressed_tensors(path, back))
     return Verified(len(export.plan.steps), equal, tuple(readers))
 
 
@@ -126,8 +135,7 @@ def _by_onnxruntime(path: Path, export: Export) -> Verified:
 
     MissingDependencyError: it is not installed. FileFormatError: they differ by more than 1e-4 of the largest.
     """
-    if find_spec("onnxruntime") is None:
-        raise MissingDependencyError("--verify of an ONNX model runs it with onnxruntime: pip install onnxruntime, or leave out --verify")
+    check_readers(export)
     runtime = import_module("onnxruntime")
     ours, spec = load(export.source.path), export.source.spec
     ids = np.random.default_rng(0).integers(0, spec.vocab, min(32, spec.context))
@@ -145,6 +153,36 @@ def _by_onnxruntime(path: Path, export: Export) -> Verified:
     if not off <= 1e-4:
         raise FileFormatError(f"{path}: onnxruntime's logits are {off:.2g} of the largest away from ours; report this as a bug")
     return Verified(0, 0, (f"onnxruntime {runtime.__version__}, whose logits are {off:.1g} of the largest away",))
+
+
+def _by_compressed_tensors(path: Path, back: Source) -> str:
+    """compressed-tensors' decompressed weights, module by module: ours, rounded to the dtype in which it multiplies.
+
+    FileFormatError: the first that differ.
+    """
+    torch, compressors = import_module("torch"), import_module("compressed_tensors.compressors")
+    scheme_of = import_module("compressed_tensors.quantization").QuantizationScheme.model_validate
+    groups = json.loads((path / "config.json").read_text(encoding="utf-8"))["quantization_config"]["config_groups"].values()
+    schemes = {target: (group["format"], scheme_of(group)) for group in groups for target in group["targets"]}
+    opened = [import_module("safetensors").safe_open(file, "pt") for file in sorted(path.glob("*.safetensors"))]
+    parts: dict[str, dict[str, Any]] = {}
+    for file in opened:
+        for key in file.keys():  # noqa: SIM118
+            module, _, part = key.rpartition(".")
+            parts.setdefault(module, {})[part] = file
+    count = 0
+    for held in back.tensors.values():
+        if held.dense:
+            continue
+        form, scheme = schemes.get(held.module) or schemes["Linear"]
+        state = {part: file.get_tensor(f"{held.module}.{part}") for part, file in parts[held.module].items() if part != "bias"}
+        theirs = compressors.BaseCompressor.get_value_from_registry(form).decompress(state, scheme)["weight"]
+        for start, stop in held.pieces():
+            if not torch.equal(torch.from_numpy(held.values(start, stop)).to(theirs.dtype), theirs[start:stop]):
+                raise FileFormatError(f"{path}: tensor '{held.name}' has other values for compressed-tensors; report this as a bug")
+        count += 1
+        held.release()
+    return f"compressed-tensors ({count} tensors)"
 
 
 def _by_gguf(path: Path, back: Source) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import anybit
+from anybit import verification
 from anybit.cli import main as cli
 from anybit.io.manifest import verify_directory
 from tests.io.exported import differing, model, quantized
@@ -81,6 +83,47 @@ def test_verify_sees_a_wrong_byte(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "tensor 'model.layers.0.self_attn.q_proj.weight' reads back with other values" in err
     code, _, err = run(capsys, "export", tmp_path / "model", tmp_path / "two.gguf", "--to", "gguf:q4_0", "--verify")
     assert code == 4
+
+
+@pytest.mark.parametrize("fmt", ["int4@64", "uint4@64:bf16+zp", "fp8_e4m3fn@channel:bf16", "nvfp4", "mxfp4", "mxfp8"])
+def test_verify_asks_compressed_tensors(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, fmt: str
+) -> None:  # fmt: skip
+    compressors = pytest.importorskip("compressed_tensors.compressors")
+    source = quantized(tmp_path, fmt)
+    args = ("export", source, tmp_path / "out", "--to", "compressed-tensors", "--verify")
+    code, out, _ = run(capsys, *args)
+    assert code == 0
+    assert "read by anybit, compressed-tensors (7 tensors)" in out
+    shutil.rmtree(tmp_path / "out")
+    base = compressors.BaseCompressor
+    found = base.get_value_from_registry
+
+    class Other:
+        """Its reader, were it to read one value differently."""
+
+        def __init__(self, form: str) -> None:
+            self._reader = found(form)
+
+        def decompress(self, state: Any, scheme: Any) -> Any:
+            made = self._reader.decompress(state, scheme)
+            made["weight"][5, 3] += 1
+            return made
+
+    monkeypatch.setattr(base, "get_value_from_registry", Other)
+    code, _, err = run(capsys, *args)
+    assert code == 4
+    assert "tensor 'model.layers.0.self_attn.q_proj.weight' has other values for compressed-tensors" in err
+
+
+def test_verify_without_its_reader_writes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    monkeypatch.setattr(verification, "find_spec", lambda name: None)
+    code, _, err = run(capsys, "export", quantized(tmp_path, "int4@32"), tmp_path / "out", "--to", "onnx", "--verify")
+    assert code == 6, err
+    assert "pip install onnxruntime" in err
+    assert not (tmp_path / "out").exists()
 
 
 def test_convert(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

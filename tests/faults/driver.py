@@ -35,7 +35,7 @@ if hasattr(SHIM, "fault_arm"):
     SHIM.fault_call.argtypes, SHIM.fault_call.restype = (ctypes.c_long,), ctypes.c_char
 NONE, KILL, TORN, FAIL, SHORT, FULL = range(6)
 WORK = "work"  # the folder of unfinished runs
-output.PAGE = 4096  # so that small files, too, take many writes
+output.PAGE, output.BEHIND = 4096, 12288  # so that small files, too, take many writes, and the disk is told of them on the way
 
 
 def save_model(model: Path, out: Path) -> None:

@@ -103,6 +103,15 @@ ssize_t writev(int fd, const struct iovec *parts, int n) {
     }
 SIMPLE(fsync, 's', is_marked(fd), 1, (int fd), (fd), int)
 SIMPLE(fdatasync, 's', is_marked(fd), 1, (int fd), (fd), int)
+/* Advice changes nothing, so that its failure must change nothing either; it gives its error instead of setting errno. */
+#define ADVISE(name)                                                                     \
+    int name(int fd, off_t offset, off_t size, int advice) {                             \
+        REAL(int, #name, int, off_t, off_t, int);                                        \
+        int what = is_marked(fd) ? reached('a', 0) : 0;                                  \
+        return what == 1 ? errno : (int)after(what, real(fd, offset, size, advice));     \
+    }
+ADVISE(posix_fadvise)
+ADVISE(posix_fadvise64)
 SIMPLE(ftruncate64, 't', is_marked(fd), 1, (int fd, off64_t size), (fd, size), int, off64_t)
 SIMPLE(mkdir, 'm', ours(path), 1, (const char *path, mode_t mode), (path, mode), const char *, mode_t)
 SIMPLE(rename, 'r', ours(from) || ours(to), 1, (const char *from, const char *to), (from, to), const char *, const char *)

@@ -30,6 +30,24 @@ def test_the_next_is_made_while_this_one_is_used() -> None:
     assert made == list(range(5))
 
 
+def test_no_more_are_made_than_asked_for() -> None:
+    made: list[int] = []
+    ready = threading.Event()
+
+    def items() -> Iterator[int]:
+        for i in range(9):
+            made.append(i)
+            if i == 3:
+                ready.set()
+            yield i
+
+    with closing(ahead(items(), 3)) as coming:
+        assert next(coming) == 0
+        assert ready.wait(10), "1 to 3 are made before anybody asks for them"
+        assert max(made) == 3
+    assert max(made) == 3, "what was not begun is not made when nobody takes it"
+
+
 def test_an_error_comes_where_its_item_would_have() -> None:
     def items() -> Iterator[int]:
         yield 0

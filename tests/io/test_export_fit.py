@@ -60,6 +60,24 @@ def test_scales_are_looked_at() -> None:
     assert np.array_equal(made["scale.0"].view(np.float16), rounded.astype(np.float16))
 
 
+@pytest.mark.parametrize("outside", [None, 2.0**-24, 2.0**-14 - 2.0**-23, 0.0, 2.0**16, 2.0**-25])
+def test_bfloat16_scales_become_float16(outside: float | None) -> None:
+    """All that are normal numbers of both, of both signs, and one that is not."""
+    fitted = fit(Format("int4@1:bf16"), Format("int4@1:fp16"), (2, 30 * 128))
+    magnitudes = np.arange(113 << 7, 143 << 7, dtype=np.uint16)
+    scales = np.stack([magnitudes, magnitudes | np.uint16(0x8000)])
+    if outside is not None:
+        scales[1, 77] = np.float32(outside).view(np.uint32) >> np.uint32(16)
+    values = (scales.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    parts = {"codes": np.ones(scales.shape, np.uint8), "scale.0": scales}
+    if outside in (2.0**16, 2.0**-25):
+        with pytest.raises(NoFit, match="is not exact in fp16"):
+            fitted.parts(parts, scales.shape)
+    else:
+        made = fitted.parts(parts, scales.shape)["scale.0"].view(np.float16)
+        assert np.array_equal(made.astype(np.float32), values)
+
+
 def test_wider_scales_are_not_looked_at() -> None:
     assert not fit(Format("int4@32:bf16"), Format("int4@32:fp32"), SHAPE).look
     assert fit(Format("int4@32:fp16"), Format("int4@32:bf16"), SHAPE).look, "neither has all numbers of the other"

@@ -101,7 +101,7 @@ def run(
     export: Export, out: str, line: str, verify: bool, only_plan: bool, results: Measured, as_json: bool, shown: bool
 ) -> None:  # fmt: skip
     """Writes an export and tells what became of the model. Errors as `write` and `verify`."""
-    from anybit.verification import Traced
+    from anybit.verification import Traced, check_readers
     from anybit.verification import verify as check
 
     report: dict[str, Any] = {
@@ -116,6 +116,8 @@ def run(
     if only_plan:
         options.print_json(report) if as_json else _say_plan(export)
         return
+    if verify:
+        check_readers(export)
     begun = time.perf_counter()
     with Reporter(shown) as progress:
         stage = progress.stage("write", len(export.plan.steps))

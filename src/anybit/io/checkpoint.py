@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,11 +34,11 @@ class QuantizedEntry:
 
 @dataclass(frozen=True)
 class Item:
-    """One tensor with all its arrays: never split over two files."""
+    """One tensor with all its arrays, never split over two files: `produce` gives them in the order of `entries`, whole or by rows."""
 
     name: str
     entries: list[Entry]
-    produce: Callable[[], dict[str, Any]]
+    produce: Callable[[], Iterable[tuple[str, Any]]]
 
     @property
     def nbytes(self) -> int:
@@ -49,18 +49,29 @@ def _quantized_item(name: str, entry: QuantizedEntry) -> Item:
     parts = entry.stored.parts
     if any(PART_NAME.fullmatch(part) is None for part in parts):
         raise ShapeError(f"tensor '{name}': part names are lower-case words joined by dots, not {list(parts)}")
+    entries = [(f"{name}.{part}", info.dtype, info.shape) for part, info in parts.items()]
 
-    def produce() -> dict[str, Any]:
-        made = {f"{name}.{part}": data for part, data in entry.produce().items()}
-        if made.keys() != {f"{name}.{part}" for part in parts}:
-            raise ShapeError(f"tensor '{name}': parts {list(parts)} were announced, {list(made)} came")
-        return made
+    def produce() -> Iterator[tuple[str, Any]]:
+        made = dict(entry.produce())
+        if made.keys() != parts.keys():
+            raise ShapeError(f"tensor '{name}': parts {list(parts)} were announced, {[*made]} came")
+        for part, announced in zip(parts, entries, strict=True):
+            yield _checked(announced, made.pop(part))
 
-    return Item(name, [(f"{name}.{part}", info.dtype, info.shape) for part, info in parts.items()], produce)
+    return Item(name, entries, produce)
 
 
 def _dense_item(name: str, dtype: str, array: Any) -> Item:
-    return Item(name, [(name, dtype, tuple(np.shape(array)))], lambda: {name: array})
+    entry = (name, dtype, tuple(np.shape(array)))
+    return Item(name, [entry], lambda: [_checked(entry, array)])
+
+
+def _checked(entry: Entry, data: Any) -> tuple[str, Any]:
+    """An array with its name. ShapeError: another shape or width than was announced."""
+    name, dtype, shape = entry
+    if isinstance(data, np.ndarray) and (data.shape != shape or data.dtype.itemsize != DTYPES[dtype].itemsize):
+        raise ShapeError(f"tensor '{name}': {data.dtype}{list(data.shape)} came for {dtype}{list(shape)}")
+    return name, data
 
 
 def _shards(items: Iterable[Item], limit: int) -> list[list[Item]]:
@@ -75,33 +86,48 @@ def _shards(items: Iterable[Item], limit: int) -> list[list[Item]]:
     return groups
 
 
-def _stream(
-    items: Sequence[Item], on_written: Callable[[str], None] | None, overlap: bool
-) -> Generator[tuple[str, Any], None, None]:  # fmt: skip
-    """Makes one item at a time (with `overlap` while the one before is written) and lets each array go as soon as it is written."""
-    produced = (item.produce() for item in items)
-    with closing(ahead(produced) if overlap else produced) as coming:
-        for item, made in zip(items, coming, strict=True):
-            for name, dtype, shape in item.entries:
-                data = made.pop(name)
-                if isinstance(data, np.ndarray) and (data.shape != shape or data.dtype.itemsize != DTYPES[dtype].itemsize):
-                    raise ShapeError(f"tensor '{name}': {data.dtype}{list(data.shape)} came for {dtype}{list(shape)}")
-                view = raw(data)
-                del data
+_DEPTH = 4
+"""Pieces that are made before they are written: the arrays of one tensor, where a target makes it as a whole."""
+
+
+def _pieces(items: Sequence[Item]) -> Generator[tuple[str, memoryview], None, None]:
+    """(array name, bytes) of one item after another, each let go as soon as the next is asked for."""
+    for item in items:
+        for name, data in item.produce():
+            view = raw(data)
+            del data
+            if view.nbytes:
                 yield name, view
-                del view
-            if on_written is not None:
+            del view
+
+
+def _stream(
+    items: Sequence[Item], on_written: Callable[[str], None] | None, exported: bool
+) -> Generator[tuple[str, Any], None, None]:  # fmt: skip
+    """The same (where it is exported, some pieces are made while those before are written); calls `on_written` after an item's last."""
+    left = 0
+    names = iter(items)
+    with closing(_pieces(items)) as pieces, closing(ahead(pieces, _DEPTH) if exported else pieces) as coming:
+        for name, view in coming:
+            while not left:
+                item = next(names)
+                left = item.nbytes
+            size = view.nbytes
+            yield name, view
+            del view
+            left -= size
+            if not left and on_written is not None:
                 on_written(item.name)
 
 
 def write_items(
     folder: Path, items: Sequence[Item], shard_bytes: int = SHARD_BYTES, on_written: Callable[[str], None] | None = None,
-    align: int = ALIGN, overlap: bool = False,
+    exported: bool = False,
 ) -> tuple[dict[str, str], int]:  # fmt: skip
     """Writes tensors as safetensors, in several files with an index where one would exceed `shard_bytes`.
 
-    `align`: where tensors begin; 1 leaves no filler tensors, which other tools take for unknown weights. `overlap`: each tensor is made
-    while the one before is written, so that two are held.
+    `exported`: for other tools. No filler tensors lie between others, which they take for unknown weights; tensors are made while others
+    are written, so that some pieces more are held; and the files do not stay in the system's memory (`io.output`).
     Returns: SHA-256 by file name, and the bytes of all files. Raises: OutputError, ShapeError: as `save_checkpoint`.
     """
     groups = _shards(items, shard_bytes)
@@ -111,8 +137,8 @@ def write_items(
     for number, group in enumerate(groups, 1):
         file = "model.safetensors" if len(groups) == 1 else f"model-{number:05}-of-{len(groups):05}.safetensors"
         listed = [entry for item in group for entry in item.entries]
-        with closing(_stream(group, on_written, overlap)) as data:
-            written = write_safetensors(folder / file, listed, data, {"format": "pt"}, align)
+        with closing(_stream(group, on_written, exported)) as data:
+            written = write_safetensors(folder / file, listed, data, {"format": "pt"}, 1 if exported else ALIGN, exported)
         digests[file] = written.sha256
         total += written.size
         weight_map |= dict.fromkeys((name for name, _, _ in listed), file)

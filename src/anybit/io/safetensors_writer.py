@@ -72,17 +72,19 @@ def write_safetensors(
     data: Iterable[tuple[str, Any]],
     metadata: dict[str, str] | None = None,
     align: int = ALIGN,
+    passing: bool = False,
 ) -> Written:
     """Writes a file whose tensors come one after another.
 
     Args: entries, (name, dtype, shape) of all tensors in their order in the file; data, (name, buffer or array) pairs in the same order,
-        where a tensor may come as several pairs in a row; it is pulled as the file grows, so it may compute what it yields.
-    Returns: size and SHA-256. The bytes depend on the arguments alone. The caller syncs (`io.save` does).
+        where a tensor may come as several pairs in a row; it is pulled as the file grows, so it may compute what it yields; passing, as
+        of `io.output.Output`.
+    Returns: size and SHA-256. The bytes depend on the arguments alone.
     Raises: ShapeError: data that do not match the entries. OutputError: the file exists or the disk fails.
     Cost: one pass; holds what `data` holds and nothing more.
     """
     head, gaps, size = plan(entries, metadata, align)
-    with digested(path) as file:
+    with digested(path, passing) as file:
         file.write(head)
         source = iter(data)
         for (name, dtype, shape), gap in zip(entries, gaps, strict=True):

@@ -257,14 +257,15 @@ def _empty(path: Path) -> None:
 
 
 @contextmanager
-def atomic_file(target: str | os.PathLike[str], replace: bool = True) -> Iterator[Output]:
+def atomic_file(target: str | os.PathLike[str], replace: bool = True, passing: bool = False) -> Iterator[Output]:
     """A file to write, which takes `target`'s place when the block ends without an exception, and vanishes otherwise.
 
+    `passing`: as of `Output`.
     Raises: OutputError: the disk fails, the directory does not exist, or `target` exists and `replace` is False.
     """
     target = Path(os.path.abspath(target))
     with _temporary(target, replace, _empty) as temp:
-        with opened(temp, 0) as file:
+        with opened(temp, 0, passing) as file:
             yield file
             file.sync()
         _put_in_place(temp, target, replace)

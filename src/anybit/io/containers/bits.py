@@ -55,10 +55,11 @@ def packed_stream(codes: np.ndarray, bits: int) -> np.ndarray:
         codes = np.pad(codes, ((0, 0), (0, 8 * groups - count)))
     out = np.zeros((n, max(groups * bits, 4 * words)), np.uint8)
     if 8 % bits == 0:
-        each = np.ascontiguousarray(codes).reshape(n, groups * bits, 8 // bits)
-        made = out[:, : groups * bits]
-        for i in range(8 // bits):
-            made |= each[..., i] << np.uint8(i * bits)
+        lanes = np.ascontiguousarray(codes, np.uint8).view(f"<u{8 // bits}").reshape(n, groups * bits)  # the codes of one byte
+        made = lanes.copy()
+        for i in range(1, 8 // bits):
+            made |= lanes >> (i * (8 - bits))
+        out[:, : groups * bits] = made  # its lowest byte: no code is larger than its bits
     else:  # eight codes are `bits` bytes: one integer of up to 56 bits
         each = np.ascontiguousarray(codes).reshape(n, groups, 8)
         whole = np.zeros((n, groups), np.uint64)

@@ -9,6 +9,7 @@ Source: compressed-tensors 0.20, config/ and compressors/. Packing is dense, as 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -139,12 +140,10 @@ def _entries(held: Held, scheme: _Scheme) -> list[Entry]:
     return entries
 
 
-def _make(held: Held, scheme: _Scheme, fitted: Fit, entries: list[Entry]) -> dict[str, Any]:
-    """The arrays of a module's tensors, some rows at a time."""
+def _make(held: Held, scheme: _Scheme, fitted: Fit, entries: list[Entry]) -> Iterator[tuple[str, np.ndarray]]:
+    """The arrays of a module's tensors in their order: codes some rows at a time, the others at the end."""
     n, k = held.shape
     bits, module, form = scheme.target.element.bits, held.module, scheme.form
-    code_name, _, code_shape = entries[0]
-    codes = np.empty(code_shape, np.dtype("<i4") if form == "pack-quantized" else np.uint8)
     # u = q + 2^(b-1) is q in two's complement with its highest bit turned
     flip = np.uint8(1 << (bits - 1) if scheme.target.zero is None else 0)
     grids: dict[str, list[np.ndarray]] = {}
@@ -153,22 +152,21 @@ def _make(held: Held, scheme: _Scheme, fitted: Fit, entries: list[Entry]) -> dic
         for name, part in parts.items():
             if name != "codes":
                 grids.setdefault(name, []).append(np.array(part))
+        codes = np.ascontiguousarray(parts["codes"])
         if form == "pack-quantized":
-            codes[start:stop] = packed_stream(parts["codes"] ^ flip, bits)
+            codes = packed_stream(codes ^ flip, bits)
         elif form in ("nvfp4-pack-quantized", "mxfp4-pack-quantized"):
-            codes[start:stop] = parts["codes"][:, 0::2] | parts["codes"][:, 1::2] << np.uint8(4)
-        else:
-            codes[start:stop] = parts["codes"]
+            codes = codes[:, 0::2] | codes[:, 1::2] << np.uint8(4)
+        yield entries[0][0], codes
     sizes = scheme.target.grids(held.shape)
     whole = {name: _joined(parts, sizes[int(name.partition(".")[2] or 0)]) for name, parts in grids.items()}
-    made: dict[str, Any] = {code_name: codes, f"{module}.weight_scale": whole["scale.0"].reshape(entries[1][2])}
+    yield f"{module}.weight_scale", whole["scale.0"].reshape(entries[1][2])
     if form == "nvfp4-pack-quantized":
-        made[f"{module}.weight_global_scale"] = _divisor(whole["scale.1"].view(np.float32)).reshape(1)
+        yield f"{module}.weight_global_scale", _divisor(whole["scale.1"].view(np.float32)).reshape(1)
     if form == "pack-quantized":
-        made[f"{module}.weight_shape"] = np.array([n, k], np.int64)
+        yield f"{module}.weight_shape", np.array([n, k], np.int64)
     if scheme.target.zero is not None:
-        made[f"{module}.weight_zero_point"] = np.ascontiguousarray(packed_stream(np.ascontiguousarray(whole["zero"].T), bits).T)
-    return made
+        yield f"{module}.weight_zero_point", np.ascontiguousarray(packed_stream(np.ascontiguousarray(whole["zero"].T), bits).T)
 
 
 def _joined(parts: list[np.ndarray], grid: tuple[int, ...]) -> np.ndarray:
@@ -187,10 +185,9 @@ def _divisor(scale: np.ndarray) -> np.ndarray:
 def _item(held: Held, scheme: _Scheme, fitted: Fit) -> Item:
     entries = _entries(held, scheme)
 
-    def produce() -> dict[str, Any]:
-        made = _make(held, scheme, fitted, entries)
+    def produce() -> Iterator[tuple[str, np.ndarray]]:
+        yield from _make(held, scheme, fitted, entries)
         held.release()
-        return made
 
     return Item(held.name, entries, produce)
 
@@ -201,10 +198,11 @@ def dense_item(held: Held, element: str | None = None) -> Item:
     element = element or own.name
     entry = (held.name, SCALES[element], held.shape)
 
-    def produce() -> dict[str, Any]:
-        codes = np.ascontiguousarray(held.rows(0, held.shape[0])["codes"])
+    def produce() -> Iterator[tuple[str, np.ndarray]]:
+        for start, stop in held.pieces():
+            codes = held.rows(start, stop)["codes"]
+            yield held.name, codes if element == own.name else encode_floats(decode_floats(codes, own), parse_element(element))
         held.release()
-        return {held.name: codes if element == own.name else encode_floats(decode_floats(codes, own), parse_element(element))}
 
     return Item(held.name, [entry], produce)
 
@@ -341,7 +339,7 @@ def _plan(source: Source, kind: str | None) -> Plan:
         notes.append("int8 activations have one scale a token there, one a block here")
 
     def write(folder: Path, written: Written) -> dict[str, str]:
-        digests, _ = write_items(folder, items, on_written=written, align=1, overlap=True)
+        digests, _ = write_items(folder, items, on_written=written, exported=True)
         config = {key: value for key, value in source.config.items() if key not in ("dtype", "torch_dtype")}
         config |= {"torch_dtype" if "torch_dtype" in source.config else "dtype": DTYPES[dtype]}
         put(folder / "config.json", (pretty({**config, "quantization_config": _groups(source, schemes)}, levels=4) + "\n").encode())

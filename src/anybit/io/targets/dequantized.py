@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -18,9 +18,9 @@ _HIGH = 1 if sys.byteorder == "little" else 0  # half of 32 bits
 KINDS = {"f32": "fp32", "f16": "fp16", "bf16": "bf16"}
 
 
-def rounded(values: np.ndarray, element: str, out: np.ndarray | None = None) -> np.ndarray:
-    """float32 values in a dtype, to nearest even, as bit patterns (in `out`). A value beyond float16 becomes infinite."""
-    out = np.empty(values.shape, np.uint32 if element == "fp32" else np.uint16) if out is None else out
+def rounded(values: np.ndarray, element: str) -> np.ndarray:
+    """float32 values in a dtype, to nearest even, as bit patterns. A value beyond float16 becomes infinite."""
+    out = np.empty(values.shape, np.uint32 if element == "fp32" else np.uint16)
     given, made = np.ascontiguousarray(values, np.float32).reshape(-1), out.reshape(-1)
     for start in range(0, len(given), _CHUNK):
         some, there = given[start : start + _CHUNK], made[start : start + _CHUNK]
@@ -42,15 +42,14 @@ def rounded(values: np.ndarray, element: str, out: np.ndarray | None = None) -> 
 def _item(held: Held, element: str) -> Item:
     entry = (held.name, SCALES[element], held.shape)
 
-    def produce() -> dict[str, Any]:
-        made = np.empty(held.shape, np.uint32 if element == "fp32" else np.uint16)
+    def produce() -> Iterator[tuple[str, np.ndarray]]:
         for start, stop in held.pieces():
-            rounded(held.values(start, stop), element, made[start:stop])
-        if element == "fp16" and ((made & np.uint16(0x7C00)) == 0x7C00).any():
-            advice = "use --to dequantized:bf16 or dequantized:f32"
-            raise NonFiniteError(f"tensor '{held.name}' holds values beyond 65504, which float16 has not; {advice}")
+            made = rounded(held.values(start, stop), element)
+            if element == "fp16" and ((made & np.uint16(0x7C00)) == 0x7C00).any():
+                advice = "use --to dequantized:bf16 or dequantized:f32"
+                raise NonFiniteError(f"tensor '{held.name}' holds values beyond 65504, which float16 has not; {advice}")
+            yield held.name, made
         held.release()
-        return {held.name: made}
 
     return Item(held.name, [entry], produce)
 
@@ -75,7 +74,7 @@ def _plan(source: Source, kind: str | None) -> Plan:
             source.tensors[name].release()  # pages that writing brought in again
             written(name)
 
-        digests, _ = write_items(folder, items, on_written=done, align=1, overlap=True)
+        digests, _ = write_items(folder, items, on_written=done, exported=True)
         config = {key: value for key, value in source.config.items() if key not in ("dtype", "torch_dtype")}
         config["torch_dtype" if "torch_dtype" in source.config else "dtype"] = DTYPES[element]
         put(folder / "config.json", (pretty(config, levels=2) + "\n").encode())

@@ -205,7 +205,7 @@ def _plan(source: Source, kind: str | None) -> Plan:
         _pour(put, fields, places, factors, written)
 
     def write(folder: Path, written: Written) -> dict[str, str]:
-        with digested(folder / FILE) as file:
+        with digested(folder / FILE, passing=True) as file:
             pour(file.write, written)
         return {FILE: file.sha256}
 

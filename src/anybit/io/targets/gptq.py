@@ -8,6 +8,7 @@ Source: GPTQModel's qlinear and its quantize_config.json, which config.json repe
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def _item(held: Held, fitted: Fit) -> Item:
     ]  # fmt: skip
     half = np.uint8(1 << (bits - 1))
 
-    def produce() -> dict[str, Any]:
+    def produce() -> Iterator[tuple[str, np.ndarray]]:
         codes = np.empty(entries[0][2], np.int32)
         scales, zeros = np.empty((groups, n), np.uint16), np.full((groups, n), half, np.uint8)
         for start, stop in held.pieces():
@@ -71,7 +72,7 @@ def _item(held: Held, fitted: Fit) -> Item:
             if not symmetric:
                 zeros[:, start:stop] = parts["zero"].T
         held.release()
-        return dict(zip((name for name, _, _ in entries), (codes, packed_stream(zeros, bits), scales, held.groups), strict=True))
+        yield from zip((name for name, _, _ in entries), (codes, packed_stream(zeros, bits), scales, held.groups), strict=True)
 
     return Item(held.name, entries, produce)
 
@@ -104,7 +105,7 @@ def _plan(source: Source, kind: str | None) -> Plan:
     ordered = any(held.order is not None for held in source.tensors.values())
 
     def write(folder: Path, written: Written) -> dict[str, str]:
-        digests, _ = write_items(folder, items, on_written=written, align=1, overlap=True)
+        digests, _ = write_items(folder, items, on_written=written, exported=True)
         described = {
             "quant_method": "gptq", "bits": bits, "group_size": group, "desc_act": ordered, "sym": symmetric, "lm_head": False,
             "checkpoint_format": "gptq_v2", "pack_dtype": "int32", "true_sequential": True, "damp_percent": 0.01, "dynamic": None,

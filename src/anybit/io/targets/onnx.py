@@ -325,7 +325,7 @@ def _plan(source: Source, kind: str | None) -> Plan:
 
         at = 0
         sizes = [(name, nbytes) for name, _, _, nbytes in builder.graph.weights]
-        with digested(folder / DATA) as file:
+        with digested(folder / DATA, passing=True) as file:
 
             def pour(piece: bytes | memoryview) -> None:
                 nonlocal at

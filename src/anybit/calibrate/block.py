@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from anybit.calibrate.forward import ROLES, FloatBlock, bias_of, members
+from anybit.calibrate.forward import FloatBlock, bias_of, members
 from anybit.calibrate.inputs import branch, clear, cleared, round_activations, transformed
 from anybit.errors import NonFiniteError
 from anybit.formats import Spec
@@ -49,8 +49,8 @@ class Block:
         """Groups the matrices that `choices` names."""
         made = cls(layer, index, arrays, {}, {n: choices[n] for names in members(layer).values() for n in names if n in choices})
         attention = layer.mixer
-        for role in ROLES:
-            names = [name for name in members(layer)[role] if name in made.choices]
+        for role, all_names in members(layer).items():
+            names = [name for name in all_names if name in made.choices]
             if not names:
                 continue
             targets = [Target(n, arrays[n], made.choices[n].spec.for_tensor(n), arrays.get(bias_of(n))) for n in names]

@@ -10,9 +10,9 @@ from typing import Protocol
 
 import numpy as np
 
+from anybit.methods.step import kind_of
 from anybit.models.spec import Attention, Gated, Layer
 
-ROLES = ("qkv", "o", "gate_up", "down")
 Tap = Callable[[str, np.ndarray], None]
 """tap(role, x): called with the input float32[t, k] of each group, before its transforms."""
 
@@ -103,14 +103,15 @@ def attend(layer: Attention, q: np.ndarray, k: np.ndarray, v: np.ndarray, rows: 
 
 
 def run_block(layer: Layer, weights: Runs, x: np.ndarray, eps: float, tap: Tap | None = None, stop_after: str | None = None) -> np.ndarray:
-    """float32[t, width] after a block, of one sequence float32[t, width]. `stop_after`: a role, whose input is the last thing needed."""
+    """float32[t, width] after a block, of one sequence float32[t, width]. `stop_after`: a kind of
+    input, the last that is needed."""
     attention, mlp = layer.mixer, layer.mlp
     arrays = weights.arrays
 
     def group(role: str, h: np.ndarray) -> list[np.ndarray]:
         if tap is not None:
             tap(role, h)
-        if stop_after == role:
+        if stop_after == kind_of(role):
             return []
         ready = weights.prepare(role, h)
         return [weights.linear(role, name, ready) for name in members(layer)[role]]

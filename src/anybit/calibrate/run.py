@@ -18,13 +18,13 @@ from typing import Any, Protocol
 import numpy as np
 
 from anybit.calibrate.block import Assignment, Block, RoundedBlock
-from anybit.calibrate.forward import ROLES, members, rms_norm, run_block
+from anybit.calibrate.forward import members, rms_norm, run_block
 from anybit.calibrate.work import Work
 from anybit.errors import NonFiniteError, UsageError
 from anybit.formats import codes_shape
 from anybit.methods.prune import zeros_again
 from anybit.methods.statistics import Statistics
-from anybit.methods.step import Group, GroupStep, ModelStep, Target
+from anybit.methods.step import ROLES, Group, GroupStep, ModelStep, Target, kind_of
 from anybit.models.spec import ModelSpec
 
 UNTIED = "lm_head.weight"
@@ -159,24 +159,26 @@ def _one(model: FloatModel, plan: Plan, held: Work, index: int, sequences: int, 
     arrays = {name: np.array(model.array(name)) for name in block_tensors(spec, index)}
     for step in plan.model_steps:
         step.block(spec, index, arrays)
-    block = Block.of(layer, index, arrays, plan.choices)
+    block, groups = Block.of(layer, index, arrays, plan.choices), members(layer)
     notes: list[str] = []
     _gather(block, plan, held, spec, sequences, tuple(block.groups), cross)
     for group_step in plan.group_steps:
         for role, group in block.groups.items():
             if not group_step.serves(role):
                 continue
-            if len(group.targets) < len(members(layer)[role]):
+            if len(group.targets) < len(groups[role]):
                 notes.append(f"layer {index}: {role} keeps a matrix as it is, so {type(group_step).__name__} leaves it alone")
                 continue
             block.refresh(group)
             group.producer = block.producer(role)
             group_step.apply(group)
             block.take_back(group)
-    for i, (role, group) in enumerate(block.groups.items()):
+    seen = "" if plan.group_steps else kind_of(next(iter(block.groups), ""))
+    for group in block.groups.values():
         block.refresh(group)
-        if plan.sequential == "group" and (i > 0 or plan.group_steps):
-            _gather(block, plan, held, spec, sequences, (role,), cross)
+        if plan.sequential == "group" and group.kind != seen:  # inputs of one kind do not depend on each other: one pass for all
+            seen = group.kind
+            _gather(block, plan, held, spec, sequences, tuple(each for each in block.groups if kind_of(each) == seen), cross)
         for target in group.targets:
             _round(target, block.choices[target.name], group.stats)
             notes += [f"{target.name}: {note}" for note in target.notes]
@@ -224,7 +226,7 @@ def _gather(block: Block, plan: Plan, held: Work, spec: ModelSpec, sequences: in
     if not wanted:
         return
     runs, original = RoundedBlock(block), RoundedBlock(block, original=True)
-    last = [role for role in ROLES if role in wanted][-1]
+    last = max(map(kind_of, wanted), key=ROLES.index)
     beside: dict[str, np.ndarray] = {}
 
     def look(role: str, x: np.ndarray) -> None:

@@ -128,7 +128,7 @@ def _candidates(kind: str | None) -> list[Kind]:
 
 def _kind_of(held: Held, wanted: str | None) -> tuple[Kind, Fit | None]:
     """The type that holds a tensor exactly. NoFit: there is none."""
-    if held.role in ("norm", "bias"):
+    if held.plain:
         return KINDS["F32"], None
     element = held.format.plain.element.name
     if held.dense:

@@ -18,7 +18,7 @@ import numpy as np
 from anybit.formats import Format
 from anybit.formats.points import Points
 from anybit.io.foreign import Sidecar
-from anybit.models import ModelSpec
+from anybit.models import PLAIN, ModelSpec
 from anybit.registry import Registry
 
 SLAB = 1 << 21
@@ -85,6 +85,11 @@ class Held:
     def module(self) -> str:
         """`model.norm.weight` -> `model.norm`."""
         return self.name.rpartition(".")[0]
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is none of the matrices that may be quantized: a norm, a bias, a router."""
+        return self.role in PLAIN
 
     @property
     def dense(self) -> bool:

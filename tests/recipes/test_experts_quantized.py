@@ -17,6 +17,7 @@ from anybit.calibrate.run import block_tensors
 from anybit.errors import UsageError
 from anybit.formats import Spec
 from anybit.io.hf import open_model
+from anybit.measure.speed import model_speed
 from anybit.methods import quantize_parts
 from anybit.methods.nearest import Nearest
 from anybit.methods.rotate_residual import RotateResidual
@@ -24,6 +25,7 @@ from anybit.methods.statistics import Statistics
 from anybit.methods.step import STEPS, GroupStep, Rounding, Target
 from anybit.models import Experts
 from anybit.models.spec import ModelSpec
+from anybit.recipes.mixed import candidates
 from anybit.recipes.plan import bits_per_weight, estimate, make_plan, rows
 from anybit.recipes.quantize import quantize_recipe
 from anybit.recipes.schema import Recipe, parse_recipe
@@ -253,3 +255,31 @@ def test_importance_leaves_out_what_nothing_reaches(source: Path) -> None:
     sparse = [layer.mlp for layer in model.spec.layers if isinstance(layer.mlp, Experts)]
     lonely = {name for mlp in sparse for part in mlp.experts[-1:] for name in (part.gate, part.up, part.down)}
     assert set(found) == set(matrices(model.spec)) - lonely
+
+
+def test_budgets_count_what_a_token_reads(source: Path) -> None:
+    """An expert that nothing reached costs nothing; bit operations are of the experts that a token takes."""
+    wanted = {"bits": 8.0, "bit_operations": 128.0, "formats": ["int2@8", "int4@8", "int8@8"], "cost": "hawq"}
+    found = candidates(source, recipe(allocation=wanted), IDS, tokens=40)
+    spec, costs = found.model.spec, found.costs
+    sparse = [layer.mlp for layer in spec.layers if isinstance(layer.mlp, Experts)]
+    for mlp in sparse:
+        last, first = mlp.experts[-1], mlp.experts[0]
+        assert set(costs[last.up].values()) == {0.0} and costs[first.up]["int2@8"] > costs[first.up]["int4@8"] > 0
+    _, operations = found.budgets(parse_recipe(GPTQ | {"allocation": wanted}, "test").allocation)  # type: ignore[arg-type]
+    mlp, q = sparse[0], spec.layers[0].mixer.q
+    up = mlp.experts[0].up
+    assert operations.use[up]["int4@8"] == pytest.approx(found.weights[up] * 128 * mlp.chosen / len(mlp.experts))
+    assert operations.use[q]["int4@8"] == found.weights[q] * 128
+    assert sum(each["int4@8"] for each in operations.use.values()) == pytest.approx(operations.limit)
+
+
+def test_speed_counts_the_bytes_that_a_token_reads(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = anybit.load(source)
+    ticks = iter(range(10_000))
+    monkeypatch.setattr("anybit.measure.speed.time.perf_counter", lambda: float(next(ticks)))
+    speed = model_speed(model, prompt=4, tokens=2, repeats=1)  # every step takes one second
+    idle = [layer.mlp.experts[layer.mlp.chosen :] for layer in model.spec.layers if isinstance(layer.mlp, Experts)]
+    unread = sum(model.linears[name].nbytes for parts in idle for part in parts for name in (part.gate, part.up, part.down))
+    table = model.linears[model.spec.embedding].nbytes
+    assert speed.read_gb_s == pytest.approx((model.nbytes - table - unread) / 1e9)

@@ -149,6 +149,12 @@ class ModelSpec:
     bos: int | None = None
     eos: tuple[int, ...] = ()
 
+    @property
+    def shares(self) -> dict[str, float]:
+        """For each matrix of an expert, the share of tokens that read it where experts are taken alike; every token reads the others."""
+        sparse = [layer.mlp for layer in self.layers if isinstance(layer.mlp, Experts)]
+        return {name: mlp.chosen / len(mlp.experts) for mlp in sparse for part in mlp.parts for name in (part.gate, part.up, part.down)}
+
     def tensor(self, name: str) -> TensorSpec:
         """The expected tensor of that name. KeyError: the model has none."""
         for tensor in self.tensors:

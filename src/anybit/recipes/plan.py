@@ -23,7 +23,7 @@ from anybit.layouts import LAYOUTS, default_layout, sizes_known
 from anybit.methods.panels import panels
 from anybit.methods.static_activations import StaticActivations
 from anybit.methods.step import Correction, GroupStep, ModelStep, Rounding, Step
-from anybit.models.spec import PLAIN, Experts, ModelSpec
+from anybit.models.spec import PLAIN, ModelSpec
 from anybit.recipes.schema import Allocation, Recipe
 from anybit.stored import DENSE_FORMATS
 
@@ -174,18 +174,17 @@ def estimate(plan: Plan, table: list[Row], spec: ModelSpec, recipe: Recipe) -> E
     speed = flops_per_second()
     tokens = 0 if plan.data_free else recipe.calibration.sequences * recipe.calibration.length
     shapes = {t.name: t.shape for t in spec.tensors}
-    block, work = 0, 0.0
+    shares, block, work = spec.shares, 0, 0.0
     for layer in spec.layers:
         groups = members(layer)
         weights = sum(prod(shapes[name]) for names in groups.values() for name in names)
         held = most = 0
         passes = 3 if plan.sequential == "block" else 6
         attention = 4 * recipe.calibration.length * layer.mixer.heads * layer.mixer.head_dim
-        share = layer.mlp.chosen / len(layer.mlp.experts) if isinstance(layer.mlp, Experts) else 1.0  # of an expert's tokens
         outside = {name for part in layer.mlp.parts[1:] for name in (part.gate, part.up, part.down)}
         work += tokens * attention * passes
-        for role, names in groups.items():
-            seen = tokens * (share if "/" in role else 1.0)
+        for names in groups.values():
+            seen = tokens * shares.get(names[0], 1.0)
             work += 2 * seen * sum(prod(shapes[name]) for name in names) * passes
             needs, k = plan.needs(names), shapes[names[0]][1]
             if needs & {"xtx", "cross"}:

@@ -68,7 +68,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     (mixtral(architectures=["Qwen3_moeForCausalLM"]), "which is not supported"),
     (mixtral(num_local_experts=None), "num_local_experts is null; expected a whole number from 1 to 1024"),
     (mixtral(num_local_experts=1025), "num_local_experts is 1025; expected a whole number from 1 to 1024"),
-    (mixtral(num_local_experts=1024, num_hidden_layers=4096), "is 1024, with num_hidden_layers of 4096; expected at most 65536 experts"),
+    (mixtral(num_local_experts=1024, num_hidden_layers=4096), "is 1024, with num_hidden_layers of 4096; expected at most 16384 experts"),
     (mixtral(num_local_experts=0), "num_local_experts is 0"),
     (mixtral(num_local_experts=True), "num_local_experts is True"),
     (mixtral(num_experts_per_tok=6), "num_experts_per_tok is 6; expected at most num_local_experts, which is 5"),

@@ -7,7 +7,7 @@ from anybit.models.family import FAMILIES
 from anybit.models.fields import Fields
 from anybit.models.spec import ModelSpec
 
-MOST, MOST_IN_ALL = 1024, 1 << 16
+MOST, MOST_IN_ALL = 1024, 1 << 14
 """Experts of a layer, and of a model: a hostile config must not make a list of millions of tensors."""
 
 

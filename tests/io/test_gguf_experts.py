@@ -20,6 +20,7 @@ from anybit.io.gguf.kind import KINDS
 from anybit.models.spec import Experts
 from anybit.verification import Traced, verify
 from tests.io.gguf_model import QUANTIZES, hf_directory, permuted, random_blocks, renamed
+from tests.io.gguf_model import write_gguf as write_dense
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from mixtures import MIXTRAL, QWEN, unseen
@@ -221,3 +222,10 @@ def test_experts_of_different_formats_and_nvfp4_are_refused(tmp_path: Path) -> N
         export.check()
     with pytest.raises(UsageError, match="with a factor for each that is not written here"):
         prepare(source, "gguf:nvfp4").check()
+
+
+def test_experts_of_an_architecture_without_them(tmp_path: Path) -> None:
+    config = {**CONFIGS["qwen"], "model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}
+    write_dense(tmp_path / "a.gguf", config, arrays(config), extra=lambda w: w.add_expert_count(8))
+    with pytest.raises(FileFormatError, match=r"field 'qwen3\.expert_count' is 8, which this anybit does not run"):
+        anybit.load(tmp_path / "a.gguf")

@@ -21,7 +21,7 @@ from anybit.io.checkpoint import Item, pretty, put, write_items
 from anybit.io.containers.bits import packed_stream
 from anybit.io.safetensors_writer import Entry
 from anybit.io.targets.fit import Fit, NoFit, decode_floats, encode_floats, fit
-from anybit.io.targets.target import TARGETS, Held, Parts, Plan, Source, Step, Target, Written
+from anybit.io.targets.target import TARGETS, Held, Parts, Plan, Source, Step, Target, Written, expert_notes
 
 FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("w1", "w3"))
 """Modules that vLLM runs as one; it takes the largest of their scales of whole tensors."""
@@ -337,6 +337,7 @@ def _plan(source: Source, kind: str | None) -> Plan:
     if any(scheme.target.zero is not None for scheme, _ in schemes.values()):
         seen = "transformers 5.23 and compressed-tensors 0.20"
         notes.append(f"{seen} load zero points only with CompressedTensorsConfig(dequantize=True)")
+    notes += expert_notes(source.spec)
     if any(scheme.act for scheme, _ in schemes.values()):
         notes.append("int8 activations have one scale a token there, one a block here")
 

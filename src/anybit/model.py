@@ -142,7 +142,7 @@ class Model:
         """Every matrix by name, in the order of execution."""
         return {name: weight for name, weight in self.weights.items() if isinstance(weight, Linear)}
 
-    @property
+    @cached_property
     def quantized(self) -> frozenset[str]:
         """Names of the matrices that are stored in fewer bits than dense ones."""
         formats = {name: linear.weight.format for name, linear in self.linears.items()}

@@ -142,7 +142,7 @@ def run_block(
 ) -> np.ndarray:  # fmt: skip
     """float32[t, width] after a block, of one sequence float32[t, width]. `stop_after`: a kind of
     input, the last that is needed; `routing`: takes down where experts were chosen, or says it."""
-    attention, arrays = layer.mixer, weights.arrays
+    attention, arrays, groups = layer.mixer, weights.arrays, members(layer)
 
     def group(role: str, h: np.ndarray) -> list[np.ndarray]:
         if tap is not None:
@@ -150,7 +150,7 @@ def run_block(
         if stop_after == kind_of(role):
             return []
         ready = weights.prepare(role, h)
-        return [weights.linear(role, name, ready) for name in members(layer)[role]]
+        return [weights.linear(role, name, ready) for name in groups[role]]
 
     found = group("qkv", rms_norm(x, arrays[layer.mixer_norm], eps))
     if not found:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from anybit.errors import FileFormatError
 from anybit.io.coded import Coded
 from anybit.io.foreign import Foreign, Made, Sidecar, Stored
 from anybit.io.gguf.container import Container, Metadata
+from anybit.io.gguf.experts import EXPERTS, expert_names
 from anybit.io.gguf.split import open_all
 from anybit.io.gguf.tensors import coded
 from anybit.io.gguf.tokenizer import tokenizer_json
@@ -41,21 +42,6 @@ ARCHITECTURES = {
 MIXTRAL = Architecture("mixtral", interleaved=True)
 """A `llama` with experts."""
 
-@dataclass(frozen=True)
-class Experts:
-    """Names of a router, and of the experts' matrices: gate, up, down. A file has those of all experts of a layer as one tensor
-    [experts, n, k]."""
-
-    router: str
-    module: str
-    names: tuple[str, str, str]
-
-    def name(self, which: str, expert: int) -> str:
-        """Of the matrix `gate`, `up` or `down` of one expert."""
-        return f"{self.module}.{expert}.{self.names[WHICH.index(which)]}"
-
-
-WHICH = ("gate", "up", "down")
 MODULES = {
     "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj",
     "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj", "attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm",
@@ -63,11 +49,6 @@ MODULES = {
 }  # fmt: skip
 WHOLE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 _NAME = re.compile(r"(?:blk\.(0|[1-9][0-9]{0,5})\.)?([a-z0-9_]+)\.(weight|bias)")
-EXPERTS = {
-    "mixtral": Experts("block_sparse_moe.gate", "block_sparse_moe.experts", ("w1", "w3", "w2")),
-    "qwen3_moe": Experts("mlp.gate", "mlp.experts", ("gate_proj", "up_proj", "down_proj")),
-}
-"""By family, names below a layer."""
 _FACTORS = "rope_freqs.weight"
 _LONG, _SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
 
@@ -245,22 +226,6 @@ def _with_factor(file: Container, name: str, part: int | None = None) -> Coded:
     if blocks is not None:
         blocks = replace(blocks, finish=lambda parts: made.blocks.finish(parts) | {"scale.1": stored})  # type: ignore[union-attr]
     return replace(made, rows=lambda start, stop: {**made.rows(start, stop), "scale.1": stored}, blocks=blocks)
-
-
-def expert_names(name: str, family: str, shape: tuple[int, ...], layers: int) -> Iterator[str] | None:
-    """Hugging Face's names of the matrices of all experts in one tensor; None: it is none of these, or of no layer.
-
-    >>> list(expert_names("blk.3.ffn_up_exps.weight", "mixtral", (2, 64, 32), 4))[1]
-    'model.layers.3.block_sparse_moe.experts.1.w3.weight'
-    """
-    match = _NAME.fullmatch(name)
-    layer, module, part = match.groups() if match else (None, "", "")
-    which = module.removeprefix("ffn_").removesuffix("_exps")
-    if layer is None or int(layer) >= layers or family not in EXPERTS or len(shape) != 3:
-        return None
-    if which not in WHICH or module != f"ffn_{which}_exps" or part != "weight":
-        return None
-    return (f"model.layers.{layer}.{EXPERTS[family].name(which, expert)}.weight" for expert in range(shape[0]))
 
 
 def new_name(name: str, family: str = "") -> str | None:

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from anybit.errors import UsageError
-from anybit.io.gguf.model import ARCHITECTURES, EXPERTS
+from anybit.io.gguf.experts import EXPERTS
+from anybit.io.gguf.model import ARCHITECTURES
 from anybit.io.gguf.writer import Value
 from anybit.models import ModelSpec
 from anybit.models.spec import Attention, Experts

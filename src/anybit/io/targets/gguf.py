@@ -20,8 +20,9 @@ import numpy as np
 from anybit.errors import UnknownNameError, near_misses
 from anybit.formats import Format
 from anybit.io.ahead import ahead
+from anybit.io.gguf.experts import EXPERTS, WHICH
 from anybit.io.gguf.kind import KINDS, Kind, writers
-from anybit.io.gguf.model import EXPERTS, MODULES, WHICH, WHOLE, row_order
+from anybit.io.gguf.model import MODULES, WHOLE, row_order
 from anybit.io.gguf.model_fields import architecture_of, interleaved, model_fields, rope_factors
 from anybit.io.gguf.tokenizer_fields import tokenizer_fields
 from anybit.io.gguf.writer import Entry, Value, write_gguf

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -256,11 +257,8 @@ def _tensors(file: Container, config: Mapping[str, Any], architecture: Architect
             if info.shape[0] != count:
                 what = f"has shape {list(info.shape)}, but there are {count} experts{file.place(name)}"
                 raise FileFormatError(f"{file.path}: tensor {shown(name)} {what}; convert the model again")
-            for part, expert in enumerate(experts):
-                found[expert] = Stored(
-                    info.shape[1:], lambda name=name, part=part: _with_factor(file, name, part),  # type: ignore[misc]
-                    lambda name=name: file.release(name), file.place(name),  # type: ignore[misc]
-                )  # fmt: skip
+            shape, release, place = info.shape[1:], partial(file.release, name), file.place(name)
+            found |= {expert: Stored(shape, partial(_with_factor, file, name, i), release, place) for i, expert in enumerate(experts)}
             continue
         new = new_name(name, architecture.family)
         if new is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from math import prod
 from typing import Any
 
 import pytest
@@ -61,6 +62,38 @@ def test_a_dense_width_is_needed_for_dense_layers_alone() -> None:
 def test_either_name_of_the_count() -> None:
     spec = describe(qwen(num_experts=None, num_local_experts=9))
     assert spec == describe(qwen()) == describe(qwen(num_local_experts=9))
+
+
+def test_a_window_of_all_layers() -> None:
+    """As transformers has it: absent is 4096, null is none, and without use_sliding_window there is none."""
+    given: list[dict[str, Any]] = [{}, {"sliding_window": None}, {"sliding_window": 7}]
+    windows = [{layer.mixer.window for layer in describe(qwen(use_sliding_window=True, **each)).layers} for each in given]
+    assert windows == [{4096}, {None}, {7}] and describe(qwen(sliding_window=7)).layers[0].mixer.window is None
+
+
+PUBLISHED = {
+    "Mixtral 8x7B": ({
+        "model_type": "mixtral", "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 32768, "num_local_experts": 8,
+        "num_experts_per_tok": 2, "rope_theta": 1e6, "rms_norm_eps": 1e-5, "sliding_window": None, "tie_word_embeddings": False,
+    }, 46.7e9, 12.9e9),
+    "Qwen3-30B-A3B": ({
+        "model_type": "qwen3_moe", "vocab_size": 151936, "hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 48,
+        "num_attention_heads": 32, "num_key_value_heads": 4, "head_dim": 128, "max_position_embeddings": 40960, "num_experts": 128,
+        "num_experts_per_tok": 8, "moe_intermediate_size": 768, "norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": [],
+        "max_window_layers": 48, "use_sliding_window": False, "sliding_window": None, "rope_theta": 1e6, "rms_norm_eps": 1e-6,
+    }, 30.5e9, 3.3e9),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_parameters_are_as_published(name: str) -> None:
+    """In all, and those of one token: arXiv 2401.04088 says 47 and 13 billion, arXiv 2505.09388 30.5 and 3.3."""
+    config, whole, active = PUBLISHED[name]
+    spec = describe(config)
+    sizes = {tensor.name: prod(tensor.shape) for tensor in spec.tensors}
+    assert sum(sizes.values()) == pytest.approx(whole, rel=2e-3)
+    assert sum(size * spec.shares.get(each, 1.0) for each, size in sizes.items()) == pytest.approx(active, rel=2e-2)
 
 
 BAD: list[tuple[dict[str, Any], str]] = [

@@ -54,7 +54,9 @@ def qwen3_moe(config: Fields) -> ModelSpec:
             raise config.fail(f"mlp_only_layers[{i}]", f"is {layer!r}; expected the number of a layer, below {layers}")
         dense.add(layer)
     width, renormalise = config.integer("moe_intermediate_size"), config.flag("norm_topk_prob", False)
-    window = config.integer("sliding_window", 4096, high=1 << 31) if config.flag("use_sliding_window", False) else None
+    window = config.integer("sliding_window", None, high=1 << 31) if "sliding_window" in config.values else 4096
+    if not config.flag("use_sliding_window", False):
+        window = None
     bias = config.flag("attention_bias", False)
     shape = Shape(
         "qwen3_moe", kv_heads=4, qkv_bias=bias, o_bias=bias, qk_norm=True, windows=_windows(config, window),

@@ -89,12 +89,16 @@ int64_t add_rope(PyDecoder &p, Vector inverse, Vector inverse_long, float scale)
 }
 
 void add_layer(PyDecoder &p, int64_t heads, int64_t kv_heads, int64_t dim, int64_t window, int64_t rope, float eps, float residual, nb::list linears,
-               nb::object mixer_norm, nb::object mlp_norm, nb::object q_norm, nb::object k_norm) {
+               nb::list mlps, nb::object router, int64_t chosen, bool renormalise, nb::object mixer_norm, nb::object mlp_norm, nb::object q_norm,
+               nb::object k_norm) {
   require(heads >= 1 && kv_heads >= 1 && heads % kv_heads == 0 && heads <= 1 << 16, "heads");
   require(dim >= 2 && dim % 2 == 0 && dim <= 4096 && window >= 0, "head dimension or window");
   require(rope >= 0 && rope < static_cast<int64_t>(p.d.ropes.size()) && p.d.ropes[static_cast<size_t>(rope)].half * 2 == dim, "rope");
   require(!p.sealed, "layers come before caches");
-  require(nb::len(linears) == 7, "a layer has seven linears: q, k, v, o, gate, up, down");
+  require(nb::len(linears) == 4, "a layer has four linears: q, k, v, o");
+  const int64_t count = static_cast<int64_t>(nb::len(mlps));
+  require(router.is_none() ? count == 1 && chosen == 0 : count >= 1 && count <= kMostExperts && chosen >= 1 && chosen <= count,
+          "a layer has one MLP, or a router that chooses among at most 1024");
   LayerPlan layer;
   const int64_t width = p.d.width;
   layer.heads = heads, layer.kv_heads = kv_heads, layer.dim = dim, layer.window = window, layer.rope = rope, layer.eps = eps, layer.residual = residual;
@@ -102,15 +106,19 @@ void add_layer(PyDecoder &p, int64_t heads, int64_t kv_heads, int64_t dim, int64
   layer.k = p.linear(linears[1], kv_heads * dim, width);
   layer.v = p.linear(linears[2], kv_heads * dim, width);
   layer.o = p.linear(linears[3], width, heads * dim);
-  layer.inner = nb::cast<const PyUse &>(linears[4]).use.weight->n;
-  layer.gate = p.linear(linears[4], layer.inner, width);
-  layer.up = p.linear(linears[5], layer.inner, width);
-  layer.down = p.linear(linears[6], width, layer.inner);
+  if (!router.is_none()) layer.router = p.linear(router, count, width);
+  layer.chosen = chosen, layer.renormalise = renormalise;
+  for (const nb::handle item : mlps) {
+    const nb::list three = nb::cast<nb::list>(item);
+    require(nb::len(three) == 3, "an MLP has three linears: gate, up, down");
+    if (layer.mlps.empty()) layer.inner = nb::cast<const PyUse &>(three[0]).use.weight->n;
+    layer.mlps.push_back({p.linear(three[0], layer.inner, width), p.linear(three[1], layer.inner, width), p.linear(three[2], width, layer.inner)});
+  }
   layer.mixer_norm = p.floats(mixer_norm, width), layer.mlp_norm = p.floats(mlp_norm, width);
   if (!q_norm.is_none()) layer.q_norm = p.floats(q_norm, dim);
   if (!k_norm.is_none()) layer.k_norm = p.floats(k_norm, dim);
   p.d.cache_shape->add(kv_heads, dim);
-  p.d.layers.push_back(layer);
+  p.d.layers.push_back(std::move(layer));
 }
 
 // None, or (layer, row, what, fault) of the first value that is not finite.
@@ -245,6 +253,23 @@ nb::object op_swiglu(Vector gate, Vector up) {
   return out;
 }
 
+// (int32[m, count] experts ascending, float32[m, count] weights) of logits [m, n]
+nb::tuple op_route(Matrix logits, int64_t count, bool renormalise) {
+  const size_t shape[2] = {logits.shape(0), static_cast<size_t>(count)};
+  const int64_t n = static_cast<int64_t>(logits.shape(1));
+  require(n <= kMostExperts && count >= 1 && count <= n, "experts");
+  float *weights;
+  int32_t *chosen;
+  nb::object first = array(2, shape, &chosen), second = array(2, shape, &weights);
+  FloatState state;
+  float e[kMostExperts];
+  for (int64_t r = 0; r < static_cast<int64_t>(shape[0]); r++) {
+    require(ops().finite(logits.data() + r * n, n), "logits are finite");
+    ops().route(logits.data() + r * n, n, count, renormalise, e, chosen + r * count, weights + r * count);
+  }
+  return nb::make_tuple(first, second);
+}
+
 nb::tuple op_rope_table(Positions positions, Vector inverse, float factor) {
   const size_t shape[2] = {positions.shape(0), inverse.shape(0)};
   const int64_t half = static_cast<int64_t>(shape[1]);
@@ -342,8 +367,8 @@ void bind_ops(nb::module_ &m) {
            "values"_a.none() = nb::none(), "turned"_a = true, "sinks"_a = 0, "window"_a = 0)
       .def_prop_ro("page_bytes", [](const PyDecoder &p) { return p.d.cache_shape->bytes; })
       .def("add_rope", &add_rope, "inverse"_a, "inverse_long"_a, "scale"_a)
-      .def("add_layer", &add_layer, "heads"_a, "kv_heads"_a, "dim"_a, "window"_a, "rope"_a, "eps"_a, "residual"_a, "linears"_a, "mixer_norm"_a,
-           "mlp_norm"_a, "q_norm"_a.none(), "k_norm"_a.none())
+      .def("add_layer", &add_layer, "heads"_a, "kv_heads"_a, "dim"_a, "window"_a, "rope"_a, "eps"_a, "residual"_a, "linears"_a, "mlps"_a,
+           "router"_a.none(), "chosen"_a, "renormalise"_a, "mixer_norm"_a, "mlp_norm"_a, "q_norm"_a.none(), "k_norm"_a.none())
       .def("cache", [](PyDecoder &p, bool long_rope) {
         p.sealed = true;
         return PyCache{Cache(p.d.cache_shape, long_rope)};
@@ -355,6 +380,7 @@ void bind_ops(nb::module_ &m) {
   m.def("op_rmsnorm", &op_rmsnorm, "x"_a, "weight"_a, "eps"_a);
   m.def("op_exp", &op_exp, "x"_a);
   m.def("op_swiglu", &op_swiglu, "gate"_a, "up"_a);
+  m.def("op_route", &op_route, "logits"_a, "count"_a, "renormalise"_a);
   m.def("op_rope_table", &op_rope_table, "positions"_a, "inverse"_a, "factor"_a);
   m.def("op_rotate", &op_rotate, "x"_a, "cos"_a, "sin"_a);
   m.def("op_attention", &op_attention, "q"_a, "k"_a, "v"_a, "positions"_a, "window"_a, "product"_a.none() = nb::none());

@@ -24,7 +24,9 @@ struct Decoder::Run {
   int64_t m;
   std::vector<const Sequence *> of_row;
   std::vector<int64_t> position;
-  float *x = nullptr, *h = nullptr, *t = nullptr;  // [m, width]: residual stream, normed, output of o and down
+  float *x = nullptr, *h = nullptr, *t = nullptr;  // [m, width]: residual stream, normed, output of o and of the MLP
+  float *gate = nullptr, *up = nullptr;            // [m, inner]
+  float *some = nullptr, *part = nullptr;          // [m, width]: an expert's input and output, where there are experts
   Fault fault;
 
   float *floats(int64_t count) { return static_cast<float *>(d.activations_.take(sizeof(float) * static_cast<size_t>(count))); }
@@ -256,16 +258,67 @@ struct Decoder::Run {
     split(m * d.width, 32768, [&](int64_t first, int64_t end) { ops.add(x + first, y + first, factor, end - first); });
   }
 
+  // One MLP of `rows` rows of a layer's normed input.
+  bool mlp(const LayerPlan &layer, const ExpertPlan &plan, int64_t index, const float *in, int64_t rows, float *out) {
+    const LinearUse *gate_up[2] = {&plan.gate, &plan.up}, *down[1] = {&plan.down};
+    float *gate_up_out[2] = {gate, up}, *down_out[1] = {out};
+    if (!project(gate_up, gate_up_out, 2, in, rows, index, "the normed input of the MLP")) return false;
+    split(rows * layer.inner, 8192, [&](int64_t first, int64_t end) { ops.swiglu(gate + first, up + first, end - first, gate + first); });
+    return project(down, down_out, 1, gate, rows, index, "the inner activations of the MLP");
+  }
+
+  // Every expert that a row chose runs on its rows together; a row adds up its experts' outputs in their order, whatever other rows chose.
+  bool experts(const LayerPlan &layer, int64_t index) {
+    const int64_t count = static_cast<int64_t>(layer.mlps.size()), chosen = layer.chosen, unit = std::max<int64_t>(1, 16384 / d.width);
+    std::vector<float> logits(static_cast<size_t>(m * count)), weights(static_cast<size_t>(m * chosen));
+    std::vector<int32_t> choice(static_cast<size_t>(m * chosen));
+    const LinearUse *router[1] = {&layer.router};
+    float *router_out[1] = {logits.data()};
+    if (!project(router, router_out, 1, h, m, index, "the normed input of the router")) return false;
+    for (int64_t r = 0; r < m; r++)
+      if (!ops.finite(logits.data() + r * count, count)) return !fail(index, r, "the router's logits");
+    split(m, 16, [&](int64_t first, int64_t end) {
+      float e[kMostExperts];
+      for (int64_t r = first; r < end; r++)
+        ops.route(logits.data() + r * count, count, chosen, layer.renormalise, e, choice.data() + r * chosen, weights.data() + r * chosen);
+    });
+    std::vector<std::vector<int64_t>> places(static_cast<size_t>(count));  // of each expert: row * chosen + which of the row's it is
+    for (int64_t i = 0; i < m * chosen; i++) places[static_cast<size_t>(choice[static_cast<size_t>(i)])].push_back(i);
+    memset(t, 0, sizeof(float) * static_cast<size_t>(m * d.width));
+    for (int64_t each = 0; each < count; each++) {
+      const std::vector<int64_t> &mine = places[static_cast<size_t>(each)];
+      const int64_t rows = static_cast<int64_t>(mine.size());
+      if (!rows) continue;
+      const auto row_of = [&](int64_t i) { return mine[static_cast<size_t>(i)] / chosen; };
+      if (rows < m)
+        split(rows, unit, [&](int64_t first, int64_t end) {
+          for (int64_t i = first; i < end; i++) memcpy(some + i * d.width, h + row_of(i) * d.width, sizeof(float) * static_cast<size_t>(d.width));
+        });
+      if (!mlp(layer, layer.mlps[static_cast<size_t>(each)], index, rows < m ? some : h, rows, part)) {
+        fault.row = row_of(fault.row);
+        return false;
+      }
+      split(rows, unit, [&](int64_t first, int64_t end) {
+        for (int64_t i = first; i < end; i++)
+          ops.add(t + row_of(i) * d.width, part + i * d.width, weights[static_cast<size_t>(mine[static_cast<size_t>(i)])], d.width);
+      });
+    }
+    return true;
+  }
+
   bool run(const int32_t *ids, bool all_logits, float *out) {
     int64_t q_width = 0, kv_width = 0, inner = 0;
+    bool sparse = false;
     for (const LayerPlan &layer : d.layers) {
       q_width = std::max(q_width, layer.heads * layer.dim);
       kv_width = std::max(kv_width, layer.kv_heads * layer.dim);
       inner = std::max(inner, layer.inner);
+      sparse = sparse || layer.chosen;
     }
     x = floats(m * d.width), h = floats(m * d.width), t = floats(m * d.width);
     float *q = floats(m * q_width), *k = floats(m * kv_width), *v = floats(m * kv_width), *mixed = floats(m * q_width);
-    float *gate = floats(m * inner), *up = floats(m * inner);
+    gate = floats(m * inner), up = floats(m * inner);
+    if (sparse) some = floats(m * d.width), part = floats(m * d.width);
     embed(ids);
     const auto rotary = tables();
     if (!d.cache_shape->turned) turn_tiles();
@@ -273,8 +326,8 @@ struct Decoder::Run {
       const LayerPlan &layer = d.layers[i];
       const int64_t index = static_cast<int64_t>(i);
       const auto &[cos, sin] = rotary[static_cast<size_t>(layer.rope)];
-      const LinearUse *qkv[3] = {&layer.q, &layer.k, &layer.v}, *o[1] = {&layer.o}, *gate_up[2] = {&layer.gate, &layer.up}, *down[1] = {&layer.down};
-      float *qkv_out[3] = {q, k, v}, *o_out[1] = {t}, *gate_up_out[2] = {gate, up};
+      const LinearUse *qkv[3] = {&layer.q, &layer.k, &layer.v}, *o[1] = {&layer.o};
+      float *qkv_out[3] = {q, k, v}, *o_out[1] = {t};
       if (!norm(layer.mixer_norm, layer.eps, x, m, h, index, "the input of attention")) return false;
       if (!project(qkv, qkv_out, 3, h, m, index, "the normed input of attention")) return false;
       if (!store(layer, index, q, k, v, cos, sin)) return false;
@@ -282,9 +335,7 @@ struct Decoder::Run {
       if (!project(o, o_out, 1, mixed, m, index, "the output of attention")) return false;
       add(t, layer.residual);
       if (!norm(layer.mlp_norm, layer.eps, x, m, h, index, "the input of the MLP")) return false;
-      if (!project(gate_up, gate_up_out, 2, h, m, index, "the normed input of the MLP")) return false;
-      split(m * layer.inner, 8192, [&](int64_t first, int64_t end) { ops.swiglu(gate + first, up + first, end - first, gate + first); });
-      if (!project(down, o_out, 1, gate, m, index, "the inner activations of the MLP")) return false;
+      if (!(layer.chosen ? experts(layer, index) : mlp(layer, layer.mlps[0], index, h, m, t))) return false;
       add(t, layer.residual);
     }
     int64_t rows = m;
@@ -314,7 +365,7 @@ struct Decoder::Run {
 Fault Decoder::forward(const int32_t *ids, const std::vector<Sequence> &sequences, bool all_logits, float *out) {
   std::lock_guard<std::mutex> lock(mutex_);
   FloatState state;
-  Run run{*this, ops(), sequences, 0, {}, {}, nullptr, nullptr, nullptr, {}};
+  Run run{*this, ops(), sequences, 0, {}, {}, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, {}};
   for (const Sequence &s : sequences) {
     s.cache->reserve(s.cache->length() + s.rows);
     for (int64_t i = 0; i < s.rows; i++) {

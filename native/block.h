@@ -19,12 +19,20 @@ struct RopePlan {
   std::vector<float> cos[2], sin[2];
 };
 
+struct ExpertPlan {
+  LinearUse gate, up, down;
+};
+
 struct LayerPlan {
   int64_t heads = 0, kv_heads = 0, dim = 0, window = 0;  // window 0: none
-  int64_t rope = 0, inner = 0;
+  int64_t rope = 0, inner = 0;  // inner: of one MLP
   float eps = 0.0f, residual = 1.0f;
   const float *mixer_norm = nullptr, *mlp_norm = nullptr, *q_norm = nullptr, *k_norm = nullptr;
-  LinearUse q, k, v, o, gate, up, down;
+  LinearUse q, k, v, o;
+  std::vector<ExpertPlan> mlps;  // one, or with a router the experts that it chooses among
+  LinearUse router;
+  int64_t chosen = 0;       // experts of a token; 0: no router
+  bool renormalise = false;  // their weights add up to 1
 };
 
 struct Sequence {

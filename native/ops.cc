@@ -403,6 +403,26 @@ AB_INLINE float largest(const float *x, int64_t n) {
   return top;
 }
 
+static void route(const float *logits, int64_t n, int64_t count, bool renormalise, float *e, int32_t *chosen, float *weights) {
+  bool taken[kMostExperts] = {false};
+  float top = 0.0f;
+  for (int64_t j = 0; j < count; j++) {
+    int64_t best = -1;
+    for (int64_t i = 0; i < n; i++)
+      if (!taken[i] && (best < 0 || logits[i] > logits[best])) best = i;
+    taken[best] = true;
+    if (j == 0) top = logits[best];
+  }
+  for (int64_t i = 0; i < n; i++) e[i] = logits[i] - top;
+  exp_all(e, n, e);
+  float sum = 0.0f;
+  for (int64_t i = 0; i < n; i++)
+    if (!renormalise || taken[i]) sum = sum + e[i];
+  int64_t j = 0;
+  for (int64_t i = 0; i < n; i++)
+    if (taken[i]) chosen[j] = (int32_t)i, weights[j++] = e[i] / sum;
+}
+
 static double logsumexp(const float *logits, int64_t n) {
   const float top = largest(logits, n);
   double lanes[16] = {0};
@@ -439,7 +459,7 @@ extern const OpsKernels ops_kernels;
 #define AB_TEXT(x) #x
 #define AB_NAME(x) AB_TEXT(x)
 const OpsKernels ops_kernels = {AB_NAME(ANYBIT_ISA), rmsnorm, add, swiglu, exp_all, rope_table, rotate, finite, attend_floats, attend, merge, finish,
-                                argmax, weights, logsumexp, divergence};
+                                argmax, weights, route, logsumexp, divergence};
 
 }  // namespace ANYBIT_ISA
 }  // namespace anybit

@@ -9,6 +9,7 @@
 namespace anybit {
 
 constexpr int64_t kTileKeys = 64;   // keys whose softmax is taken together; a cache page holds as many
+constexpr int64_t kMostExperts = 1024;  // that a router chooses among
 constexpr int64_t kSpanTiles = 8;   // tiles merged into one span
 
 // The state of one query's softmax: [0] maximum, [1] sum, [2] 1 if any key was seen, else 0; weighted values from kStateHead on.
@@ -48,6 +49,9 @@ struct OpsKernels {
   void (*finish)(const float *state, int64_t dim, float *out);
   int64_t (*argmax)(const float *logits, int64_t n);  // the first of the largest; -1 if any is not finite
   void (*weights)(const float *logits, int64_t n, float top, float temperature, float *e);  // exp((x - top) / temperature)
+  // The `count` experts with the largest of n finite logits (of equal ones, the first), ascending, and their weights: softmax over all n, or if
+  // `renormalise`, over those. e: n floats to work in.
+  void (*route)(const float *logits, int64_t n, int64_t count, bool renormalise, float *e, int32_t *chosen, float *weights);
   double (*logsumexp)(const float *logits, int64_t n);
   double (*divergence)(const float *reference, const float *logits, int64_t n, double reference_lse, double lse);
 };

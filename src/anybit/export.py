@@ -77,7 +77,7 @@ def prepare(
     if wanted is not None:
         spec = Spec.parse(wanted)
         spec.check()
-        matrices = [held for held in source.tensors.values() if held.role not in ("norm", "bias")]
+        matrices = [held for held in source.tensors.values() if not held.plain]
         if all(held.dense for held in matrices):
             if convert:
                 raise UsageError(f"{path} is not quantized, and convert quantizes nothing; use `anybit export {path} OUT --to {to}`")
@@ -151,7 +151,7 @@ def write_checkpoint(path: str | Path, out: str | Path, progress: Progress | Non
     if foreign_of(path) is None:
         raise UsageError(f"{path} is a checkpoint of anybit, or not quantized: there is nothing to convert")
     source = open_source(path)
-    matrices = {name: held for name, held in source.tensors.items() if held.role not in ("norm", "bias")}
+    matrices = {name: held for name, held in source.tensors.items() if not held.plain}
     done = 0
 
     def written(name: str) -> None:

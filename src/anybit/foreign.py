@@ -12,7 +12,7 @@ from anybit.io.coded import Coded
 from anybit.io.foreign import Foreign, Stored
 from anybit.io.packed import packed
 from anybit.linear import Linear, Transform, check_kernel
-from anybit.models import ModelSpec
+from anybit.models import PLAIN, ModelSpec
 from anybit.stored import DENSE_FORMATS, check_finite, dense_tensor, float32_of
 from anybit.tensor import QTensor
 
@@ -32,14 +32,14 @@ def foreign_weights(source: Foreign, spec: ModelSpec) -> tuple[dict[str, Linear 
     plain: dict[str, tuple[str, np.ndarray]] = {}
     biases: dict[str, np.ndarray] = {}
     for tensor in spec.tensors:
-        if tensor.role in ("norm", "bias"):
+        if tensor.role in PLAIN:
             dtype, array = plain[tensor.name] = plain_tensor(source, tensor.name)
             values = float32_of(array, dtype, tensor.name, source.path, source.place)
             if tensor.role == "bias":
                 biases[tensor.module] = values
             else:
                 weights[tensor.name] = values
-    matrices = [tensor for tensor in spec.tensors if tensor.role not in ("norm", "bias")]
+    matrices = [tensor for tensor in spec.tensors if tensor.role not in PLAIN]
     for tensor in sorted(matrices, key=lambda tensor: -prod(tensor.shape)):  # the largest while little else is in memory
         weights[tensor.name] = coded_linear(source, tensor.name, biases.get(tensor.module))
     first = [name for name in weights if name not in {tensor.name for tensor in matrices}]
@@ -55,12 +55,12 @@ def check_foreign(source: Foreign, spec: ModelSpec) -> None:
 
 
 def plain_tensor(source: Foreign, name: str) -> tuple[str, np.ndarray]:
-    """(dtype, array) of a norm or a bias, copied out of the file. FileFormatError: it is quantized. NonFiniteError."""
+    """(dtype, array) of a norm, a bias or a router, copied out of the file. FileFormatError: it is quantized. NonFiniteError."""
     stored = source.tensors[name]
     coded = stored.read()
     if coded.format not in _DTYPES:
         what = f"is stored as {coded.format}{source.place(name)}"
-        raise FileFormatError(f"{source.path}: tensor '{name}' {what}; norms and biases must be {', '.join(_DTYPES)}")
+        raise FileFormatError(f"{source.path}: tensor '{name}' {what}; norms, biases and routers must be {', '.join(_DTYPES)}")
     dtype = _DTYPES[coded.format]
     codes = np.array(coded.rows(0, stored.shape[0])["codes"])
     check_finite(codes, dtype, name, source.path, source.place)

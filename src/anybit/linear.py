@@ -91,6 +91,11 @@ class Linear:
     post: tuple[Transform, ...] = ()
     product: str | None = None
 
+    @classmethod
+    def of_floats(cls, values: Any) -> Linear:
+        """A matrix of float32 numbers [n, k] with nothing around it."""
+        return cls(QTensor.dense(np.ascontiguousarray(values, np.float32)))
+
     @property
     def act_name(self) -> str | None:
         """Kernels' name of the input format: "int8", "int4", or None (float, which may have been rounded to a format before)."""

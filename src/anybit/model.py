@@ -25,7 +25,7 @@ from anybit.io.quantization import StoredLayer
 from anybit.io.tokenizer import read_tokenizer
 from anybit.linear import ActSpec, Linear, check_kernel
 from anybit.methods import METHODS
-from anybit.models import ModelSpec, describe
+from anybit.models import PLAIN, ModelSpec, describe
 from anybit.products import attention_product
 from anybit.stored import (
     BUNDLED,
@@ -55,8 +55,8 @@ Progress = Callable[[int, int, str], None]
 class Model:
     """A described model on its weights.
 
-    `weights` holds a `Linear` for every matrix (embedding and head too) and float32 arrays for norms; `plain` the norms and biases as they
-    were stored, (dtype, array), for saving. Everything is read-only; `quantize`, `replace`, `with_act`, `with_product`,
+    `weights` holds a `Linear` for every matrix (embedding and head too) and float32 arrays for norms and routers; `plain` these and biases
+    as they were stored, (dtype, array), for saving. Everything is read-only; `quantize`, `replace`, `with_act`, `with_product`,
     `with_attention` and `with_cache` give new models that share what is equal. `attention`: the product rule of q k^T and p v, None for
     multiplication. `cache`: formats of keys and values between tokens. `policies`: how the codes of each matrix were chosen, where known.
     """
@@ -142,7 +142,7 @@ class Model:
         """Every matrix by name, in the order of execution."""
         return {name: weight for name, weight in self.weights.items() if isinstance(weight, Linear)}
 
-    @property
+    @cached_property
     def quantized(self) -> frozenset[str]:
         """Names of the matrices that are stored in fewer bits than dense ones."""
         formats = {name: linear.weight.format for name, linear in self.linears.items()}
@@ -344,7 +344,7 @@ def load(path: str | Path, open: int | None = None) -> Model:
     plain: dict[str, tuple[str, np.ndarray]] = {}
     biases: dict[str, np.ndarray] = {}
     for tensor in spec.tensors:
-        if tensor.role not in ("norm", "bias"):
+        if tensor.role not in PLAIN:
             continue
         if tensor.name in layers:
             what = f"a {tensor.role} cannot be quantized{place(tensor.name)}"
@@ -359,7 +359,7 @@ def load(path: str | Path, open: int | None = None) -> Model:
             weights[tensor.name] = values
     for tensor in spec.tensors:
         name = tensor.name
-        if tensor.role in ("norm", "bias"):
+        if tensor.role in PLAIN:
             continue
         if name in layers:
             weights[name] = stored_linear(source, name, layers[name], elements, biases.get(tensor.module))

@@ -173,7 +173,7 @@ def quantized_source(
     `points`: the list that codes must be from, which are then searched for instead of rounded by `method`.
     UsageError: a matrix that is quantized already.
     """
-    matrices = {name: held for name, held in source.tensors.items() if held.role not in ("norm", "bias")}
+    matrices = {name: held for name, held in source.tensors.items() if not held.plain}
     chosen = chosen_names(matrices, keep)
     for name in chosen:
         if not matrices[name].dense:

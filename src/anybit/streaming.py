@@ -17,7 +17,7 @@ from anybit.io.hf import CONFIG, Source, open_model
 from anybit.layouts import default_layout, sizes_known
 from anybit.linear import ActSpec
 from anybit.methods import METHODS
-from anybit.models import describe
+from anybit.models import PLAIN, describe
 from anybit.models.spec import TensorSpec
 from anybit.products import attention_product
 from anybit.stored import (
@@ -63,7 +63,7 @@ def quantize_file(
     model.check_tensors({name: source.tensors[name].shape for name in source.dense}, str(where), place)
     for tensor in model.tensors:
         check_dtype(source.tensors[tensor.name].dtype, tensor.name, where, place)
-    matrices = {tensor.name: tensor for tensor in model.tensors if tensor.role not in ("norm", "bias")}
+    matrices = {tensor.name: tensor for tensor in model.tensors if tensor.role not in PLAIN}
     chosen = set(chosen_names(matrices, keep))
     entries = [
         _entry(source, tensor, spec if name in chosen else None, act_spec if name in chosen else None, method, product)
@@ -71,7 +71,7 @@ def quantize_file(
     ]
     plain = []
     for tensor in model.tensors:
-        if tensor.role in ("norm", "bias"):
+        if tensor.role in PLAIN:
             array, dtype = source.get(tensor.name)
             check_finite(array, dtype, tensor.name, where, place)
             plain.append((tensor.name, dtype, array.copy()))  # a view of some kilobytes may keep a large page in memory
@@ -126,7 +126,7 @@ def _quantize_foreign(
     """The same for another tool's container: dense matrices are quantized, those that `keep` names keep their codes."""
     model = describe(source.config, str(source.path), source.field)
     check_foreign(source, model)
-    matrices = {tensor.name: tensor for tensor in model.tensors if tensor.role not in ("norm", "bias")}
+    matrices = {tensor.name: tensor for tensor in model.tensors if tensor.role not in PLAIN}
     chosen = set(chosen_names(matrices, keep))
     entries = []
     mixed = any(name not in chosen and not Format(source.tensors[name].read().format).dense for name in matrices)
@@ -139,7 +139,7 @@ def _quantize_foreign(
         if mixed and name in chosen:  # others were quantized by other rules, which are not known
             entry = replace(entry, stored=replace(entry.stored, policy=spec.policy_text))
         entries.append((name, entry))
-    plain = [(tensor.name, *plain_tensor(source, tensor.name)) for tensor in model.tensors if tensor.role in ("norm", "bias")]
+    plain = [(tensor.name, *plain_tensor(source, tensor.name)) for tensor in model.tensors if tensor.role in PLAIN]
     return save_checkpoint(
         out, source.config, entries, plain, (*source.sidecars, *files), tables=tables_of([spec.format]),
         policy=None if mixed else spec.policy_text, attention_product=attention, on_written=_counted(progress, matrices),

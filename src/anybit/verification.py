@@ -195,21 +195,25 @@ def _by_gguf(path: Path, back: Source) -> str:
     for tensor in gguf.GGUFReader(path).tensors:
         if tensor.name not in names:
             continue
-        held, order = names[tensor.name]
+        together = names[tensor.name]
         try:
-            theirs = np.asarray(dequantize(tensor.data, tensor.tensor_type), np.float32).reshape(held.shape)
+            whole = np.asarray(dequantize(tensor.data, tensor.tensor_type), np.float32).reshape(len(together), *together[0][0].shape)
         except NotImplementedError:
             continue
-        ours = held.values(0, held.shape[0])
-        ours = ours if order is None else ours[order]
-        factor = held.grids().get("scale.1") if tensor.tensor_type.name == "NVFP4" else None
-        if factor is not None:
-            theirs = theirs * factor.view(np.float32).reshape(-1)[0]
-            within = 2.0**-22
-        else:
-            within = 0.0
-        if not (np.abs(theirs.astype(np.float64) - ours) <= within * np.abs(ours)).all():
-            raise FileFormatError(f"{path}: tensor '{tensor.name}' has other values for gguf-py; report this as a bug")
+        for (held, order), theirs in zip(together, whole, strict=True):
+            _check_values(path, tensor, held, order, theirs)
+            held.release()
         count += 1
-        held.release()
     return f"gguf-py ({count} tensors)"
+
+
+def _check_values(path: Path, tensor: Any, held: Held, order: np.ndarray | None, theirs: np.ndarray) -> None:
+    """FileFormatError: gguf-py reads other values than ours."""
+    ours = held.values(0, held.shape[0])
+    ours = ours if order is None else ours[order]
+    factor = held.grids().get("scale.1") if tensor.tensor_type.name == "NVFP4" else None
+    within = 0.0
+    if factor is not None:
+        theirs, within = theirs * factor.view(np.float32).reshape(-1)[0], 2.0**-22
+    if not (np.abs(theirs.astype(np.float64) - ours) <= within * np.abs(ours)).all():
+        raise FileFormatError(f"{path}: tensor '{tensor.name}' has other values for gguf-py; report this as a bug")

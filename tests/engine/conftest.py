@@ -12,7 +12,7 @@ import pytest
 from anybit.engine import Engine
 from anybit.kernels import cpu
 from anybit.linear import ActSpec, Linear
-from anybit.models import describe
+from anybit.models import PLAIN, describe
 from anybit.tensor import QTensor, quantize
 
 Arrays = dict[str, np.ndarray]
@@ -46,7 +46,7 @@ def build(config: dict[str, Any], arrays: Arrays, fmt: str = "fp32", act: str | 
         array = arrays[tensor.name]
         if tensor.role == "bias":
             continue
-        if tensor.role == "norm":
+        if tensor.role in PLAIN:
             weights[tensor.name] = array
             continue
         coded = fmt != "fp32" and tensor.role == "linear"

@@ -201,7 +201,7 @@ def changed(tmp_path: Path, extra: Callable[[Any], None], **config: Any) -> Path
 @pytest.mark.parametrize(
     ("extra", "says"),
     [
-        (lambda w: w.add_expert_count(8), r"field 'llama\.expert_count' is 8, which this anybit does not run"),
+        (lambda w: w.add_expert_count(8), r"field 'llama\.expert_used_count' is missing"),
         (lambda w: w.add_logit_scale(2.0), r"field 'llama\.logit_scale' is 2\.0"),
         (lambda w: w.add_rope_scaling_type(gguf_py.RopeScalingType.LONGROPE), r"scaling\.type' is 'longrope'; supported: none, linear"),
         (lambda w: w.add_uint16("split.count", 3), r"'split\.count' is 3, so it should be called NAME-00001-of-00003\.gguf"),

@@ -108,7 +108,7 @@ def test_frequencies_are_those_of_transformers(scaling: dict[str, Any], modern: 
 
 
 BAD: list[tuple[dict[str, Any], str]] = [
-    (config(model_type="gpt2"), "model_type is 'gpt2', which is not supported; supported: llama, mistral, qwen2, qwen3"),
+    (config(model_type="gpt2"), "is 'gpt2', which is not supported; supported: llama, mistral, mixtral, qwen2, qwen3, qwen3_moe"),
     (config(model_type="lama"), "did you mean llama"),
     (config(model_type=...), "model_type is missing"),
     (config(architectures=["LlamaForSequenceClassification"]), "LlamaForSequenceClassification"),

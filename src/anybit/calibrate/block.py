@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from anybit.calibrate.forward import ROLES, FloatBlock, bias_of, members
+from anybit.calibrate.forward import FloatBlock, bias_of, members, part_of
 from anybit.calibrate.inputs import branch, clear, cleared, round_activations, transformed
 from anybit.errors import NonFiniteError
 from anybit.formats import Spec
 from anybit.methods.statistics import Statistics
-from anybit.methods.step import Correction, Group, Producer, Rounding, Target
-from anybit.models.spec import Layer
+from anybit.methods.step import Correction, Group, Producer, Rounding, Target, kind_of
+from anybit.models.spec import Experts, Layer
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ class Block:
         """Groups the matrices that `choices` names."""
         made = cls(layer, index, arrays, {}, {n: choices[n] for names in members(layer).values() for n in names if n in choices})
         attention = layer.mixer
-        for role in ROLES:
-            names = [name for name in members(layer)[role] if name in made.choices]
+        for role, all_names in members(layer).items():
+            names = [name for name in all_names if name in made.choices]
             if not names:
                 continue
             targets = [Target(n, arrays[n], made.choices[n].spec.for_tensor(n), arrays.get(bias_of(n))) for n in names]
@@ -61,18 +61,21 @@ class Block:
 
     def producer(self, role: str) -> Producer | None:
         """What makes a group's input. None: every matrix that reads it must be scaled too, and one of them is kept; or a branch runs beside
-        what makes it."""
-        names, attention, mlp = members(self.layer)[role], self.layer.mixer, self.layer.mlp
+        what makes it; or the router and other experts read the same."""
+        names, attention, kind = members(self.layer)[role], self.layer.mixer, kind_of(role)
         if any(name not in self.choices for name in names):
             return None
-        if role in ("qkv", "gate_up"):
-            norm = self.layer.mixer_norm if role == "qkv" else self.layer.mlp_norm
+        if kind == "gate_up" and isinstance(self.layer.mlp, Experts):
+            return None
+        if kind in ("qkv", "gate_up"):
+            norm = self.layer.mixer_norm if kind == "qkv" else self.layer.mlp_norm
             return Producer(norm, self.arrays[norm], np.arange(len(self.arrays[norm])))
-        made_by = (attention.v,) if role == "o" else (mlp.up, mlp.gate)
+        mlp = part_of(self.layer, role)
+        made_by = (attention.v,) if kind == "o" else (mlp.up, mlp.gate)
         if any(t.name in made_by and t.added for group in self.groups.values() for t in group.targets):
             return None
         name, bias = made_by[0], self.arrays.get(bias_of(made_by[0]))
-        if role == "o":
+        if kind == "o":
             repeat, dim = attention.heads // attention.kv_heads, attention.head_dim
             heads = np.arange(attention.heads) // repeat
             channels = (heads[:, None] * dim + np.arange(dim)).reshape(-1)

@@ -6,15 +6,27 @@ The matrix products are BLAS's: results are close to the engine's, not equal to 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
-from anybit.models.spec import Attention, Gated, Layer
+from anybit.methods.step import kind_of
+from anybit.models.spec import Attention, Experts, Gated, Layer
 
-ROLES = ("qkv", "o", "gate_up", "down")
 Tap = Callable[[str, np.ndarray], None]
 """tap(role, x): called with the input float32[t, k] of each group, before its transforms."""
+
+
+@dataclass
+class Routing:
+    """Which experts each token of a sequence takes: as the router says, and once that is known, the same in whatever runs after it.
+
+    `experts` int64[t, chosen], ascending; `weights` float32[t, chosen].
+    """
+
+    experts: np.ndarray | None = None
+    weights: np.ndarray | None = None
 
 
 class Runs(Protocol):
@@ -52,9 +64,31 @@ def bias_of(name: str) -> str:
 
 
 def members(layer: Layer) -> dict[str, tuple[str, ...]]:
-    """The matrices of each group that reads one input, in the order of execution."""
-    a, m = layer.mixer, layer.mlp
-    return {"qkv": (a.q, a.k, a.v), "o": (a.o,), "gate_up": (m.gate, m.up), "down": (m.down,)}
+    """The matrices of each group that reads one input, kind after kind in the order of execution. Each expert has groups of its own."""
+    a = layer.mixer
+    parts = [(_role("", layer, i), part) for i, part in enumerate(layer.mlp.parts)]
+    return {
+        "qkv": (a.q, a.k, a.v), "o": (a.o,), **{f"gate_up{number}": (part.gate, part.up) for number, part in parts},
+        **{f"down{number}": (part.down,) for number, part in parts},
+    }  # fmt: skip
+
+
+def _role(kind: str, layer: Layer, expert: int) -> str:
+    """The role of an MLP's group: with the expert's number where there are experts."""
+    return f"{kind}/{expert}" if isinstance(layer.mlp, Experts) else kind
+
+
+def part_of(layer: Layer, role: str) -> Gated:
+    """The MLP, of several the expert, that a group of the role gate_up or down belongs to."""
+    return layer.mlp.parts[int(role.partition("/")[2] or 0)]
+
+
+def route(mlp: Experts, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(experts, weights) of each token as `Routing` has them, from float32[t, experts] logits."""
+    chosen = np.sort(np.argsort(-logits, axis=1, kind="stable")[:, : mlp.chosen], axis=1)
+    e = np.exp(logits - logits.max(axis=1, keepdims=True))
+    taken = np.take_along_axis(e, chosen, axis=1)
+    return chosen, taken / (taken if mlp.renormalise else e).sum(axis=1, keepdims=True)
 
 
 def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
@@ -102,18 +136,21 @@ def attend(layer: Attention, q: np.ndarray, k: np.ndarray, v: np.ndarray, rows: 
     return out.reshape(tokens, heads * dim)
 
 
-def run_block(layer: Layer, weights: Runs, x: np.ndarray, eps: float, tap: Tap | None = None, stop_after: str | None = None) -> np.ndarray:
-    """float32[t, width] after a block, of one sequence float32[t, width]. `stop_after`: a role, whose input is the last thing needed."""
-    attention, mlp = layer.mixer, layer.mlp
-    arrays = weights.arrays
+def run_block(
+    layer: Layer, weights: Runs, x: np.ndarray, eps: float, tap: Tap | None = None, stop_after: str | None = None,
+    routing: Routing | None = None,
+) -> np.ndarray:  # fmt: skip
+    """float32[t, width] after a block, of one sequence float32[t, width]. `stop_after`: a kind of
+    input, the last that is needed; `routing`: takes down where experts were chosen, or says it."""
+    attention, arrays, groups = layer.mixer, weights.arrays, members(layer)
 
     def group(role: str, h: np.ndarray) -> list[np.ndarray]:
         if tap is not None:
             tap(role, h)
-        if stop_after == role:
+        if stop_after == kind_of(role):
             return []
         ready = weights.prepare(role, h)
-        return [weights.linear(role, name, ready) for name in members(layer)[role]]
+        return [weights.linear(role, name, ready) for name in groups[role]]
 
     found = group("qkv", rms_norm(x, arrays[layer.mixer_norm], eps))
     if not found:
@@ -126,11 +163,26 @@ def run_block(layer: Layer, weights: Runs, x: np.ndarray, eps: float, tap: Tap |
     if not found:
         return x
     x = x + np.float32(layer.residual) * found[0]
-    found = group("gate_up", rms_norm(x, arrays[layer.mlp_norm], eps))
-    if not found:
-        return x
-    found = group("down", gated(mlp, *found))
-    return x + np.float32(layer.residual) * found[0] if found else x
+    h = rms_norm(x, arrays[layer.mlp_norm], eps)
+
+    def mlp(expert: int, h: np.ndarray) -> np.ndarray | None:
+        found = group(_role("gate_up", layer, expert), h)
+        found = found and group(_role("down", layer, expert), gated(layer.mlp.parts[expert], *found))
+        return found[0] if found else None
+
+    if not isinstance(layer.mlp, Experts):
+        y = mlp(0, h)
+        return x if y is None else x + np.float32(layer.residual) * y
+    routing = routing or Routing()
+    if routing.experts is None or routing.weights is None:
+        routing.experts, routing.weights = route(layer.mlp, h @ arrays[layer.mlp.router].T)
+    total = np.zeros_like(x)
+    for expert in range(len(layer.mlp.experts)):
+        tokens, place = np.nonzero(routing.experts == expert)
+        y = mlp(expert, h[tokens]) if len(tokens) else None
+        if y is not None:
+            total[tokens] += routing.weights[tokens, place][:, None] * y
+    return x + np.float32(layer.residual) * total
 
 
 def gated(mlp: Gated, gate: np.ndarray, up: np.ndarray) -> np.ndarray:

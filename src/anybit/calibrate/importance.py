@@ -12,7 +12,7 @@ from anybit.methods.statistics import Statistics
 
 
 def importance_of(model: FloatModel, ids: np.ndarray, progress: Callable[[int, int], object] | None = None) -> dict[str, np.ndarray]:
-    """float64[k] by the name of each matrix in a block; embedding and head are left out.
+    """float64[k] by the name of each matrix in a block; embedding and head are left out, and experts that no token reached.
 
     Args: ids, int32[sequences, length]; progress(done, total) after each block.
     Source: llama.cpp's importance matrix, the diagonal of X^T X. Cost: the hidden states of all tokens, one block's float32 weights.
@@ -31,9 +31,9 @@ def importance_of(model: FloatModel, ids: np.ndarray, progress: Callable[[int, i
 
         hidden = [run_block(layer, block, x, spec.norm_eps, look) for x in hidden]
         for role, names in members(layer).items():
-            mean = seen[role].importance
-            assert mean is not None
-            found |= dict.fromkeys(names, mean)
+            mean = seen[role].importance if role in seen else None
+            if mean is not None:
+                found |= dict.fromkeys(names, mean)
         if progress is not None:
             progress(index + 1, len(spec.layers))
     return found

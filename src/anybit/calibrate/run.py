@@ -18,14 +18,14 @@ from typing import Any, Protocol
 import numpy as np
 
 from anybit.calibrate.block import Assignment, Block, RoundedBlock
-from anybit.calibrate.forward import ROLES, members, rms_norm, run_block
+from anybit.calibrate.forward import Routing, members, rms_norm, run_block
 from anybit.calibrate.work import Work
 from anybit.errors import NonFiniteError, UsageError
 from anybit.formats import codes_shape
 from anybit.methods.prune import zeros_again
 from anybit.methods.statistics import Statistics
-from anybit.methods.step import Group, GroupStep, ModelStep, Target
-from anybit.models.spec import ModelSpec
+from anybit.methods.step import ROLES, Group, GroupStep, ModelStep, Target, kind_of
+from anybit.models.spec import Experts, ModelSpec
 
 UNTIED = "lm_head.weight"
 
@@ -159,24 +159,26 @@ def _one(model: FloatModel, plan: Plan, held: Work, index: int, sequences: int, 
     arrays = {name: np.array(model.array(name)) for name in block_tensors(spec, index)}
     for step in plan.model_steps:
         step.block(spec, index, arrays)
-    block = Block.of(layer, index, arrays, plan.choices)
+    block, groups = Block.of(layer, index, arrays, plan.choices), members(layer)
     notes: list[str] = []
     _gather(block, plan, held, spec, sequences, tuple(block.groups), cross)
     for group_step in plan.group_steps:
         for role, group in block.groups.items():
             if not group_step.serves(role):
                 continue
-            if len(group.targets) < len(members(layer)[role]):
+            if len(group.targets) < len(groups[role]):
                 notes.append(f"layer {index}: {role} keeps a matrix as it is, so {type(group_step).__name__} leaves it alone")
                 continue
             block.refresh(group)
             group.producer = block.producer(role)
             group_step.apply(group)
             block.take_back(group)
-    for i, (role, group) in enumerate(block.groups.items()):
+    seen = "" if plan.group_steps else kind_of(next(iter(block.groups), ""))
+    for group in block.groups.values():
         block.refresh(group)
-        if plan.sequential == "group" and (i > 0 or plan.group_steps):
-            _gather(block, plan, held, spec, sequences, (role,), cross)
+        if plan.sequential == "group" and group.kind != seen:  # inputs of one kind do not depend on each other: one pass for all
+            seen = group.kind
+            _gather(block, plan, held, spec, sequences, tuple(each for each in block.groups if kind_of(each) == seen), cross)
         for target in group.targets:
             _round(target, block.choices[target.name], group.stats)
             notes += [f"{target.name}: {note}" for note in target.notes]
@@ -203,44 +205,54 @@ def _round(target: Target, choice: Assignment, stats: Statistics) -> None:
 
 
 def block_tensors(spec: ModelSpec, index: int) -> list[str]:
-    """Names of a block's tensors: matrices, their biases, and norms."""
+    """Names of a block's tensors: matrices, their biases, norms, and a router."""
     layer = spec.layers[index]
     matrices = {name for names in members(layer).values() for name in names}
     modules = {name.rpartition(".")[0] for name in matrices}
     norms = {layer.mixer_norm, layer.mlp_norm, layer.mixer.q_norm, layer.mixer.k_norm}
-    return [t.name for t in spec.tensors if t.name in matrices or t.name in norms or (t.role == "bias" and t.module in modules)]
+    others = norms | {layer.mlp.router} if isinstance(layer.mlp, Experts) else norms
+    return [t.name for t in spec.tensors if t.name in matrices or t.name in others or (t.role == "bias" and t.module in modules)]
 
 
 def _gather(block: Block, plan: Plan, held: Work, spec: ModelSpec, sequences: int, roles: tuple[str, ...], cross: bool) -> None:
     """Fresh statistics of the inputs of some groups, as their matrices read them: after the transforms so far."""
-    tokens = sequences * held.shape[1]
+    tokens, mlp = sequences * held.shape[1], block.layer.mlp
     wanted = {}
     for role in roles:
         group = block.groups[role]
         needs = plan.needs([t.name for t in group.targets])
-        group.stats = Statistics(group.k, needs, expected=tokens)
+        share = mlp.chosen / len(mlp.experts) if isinstance(mlp, Experts) and "/" in role else 1.0
+        group.stats = Statistics(group.k, needs, expected=round(tokens * share))
         if needs:
             wanted[role] = group
     if not wanted:
         return
     runs, original = RoundedBlock(block), RoundedBlock(block, original=True)
-    last = [role for role in ROLES if role in wanted][-1]
-    beside: dict[str, np.ndarray] = {}
+    last = max(map(kind_of, wanted), key=ROLES.index)
+    seen: dict[str, np.ndarray] = {}
+
+    def take(role: str, x: np.ndarray, beside: np.ndarray | None = None) -> None:
+        group = wanted[role]
+        group.stats.add(x, f"layer {block.index}, input of {group.targets[0].name}", beside)
 
     def look(role: str, x: np.ndarray) -> None:
-        if role in wanted:
-            group = wanted[role]
-            ready = runs.transformed(role, x)
-            group.stats.add(ready, f"layer {block.index}, input of {group.targets[0].name}", beside.get(role))
+        if role not in wanted:
+            return
+        ready = runs.transformed(role, x)
+        if "cross" in wanted[role].stats.needs:
+            seen[role] = ready
+        else:
+            take(role, ready)
 
     def look_beside(role: str, x: np.ndarray) -> None:
-        if role in wanted and "cross" in wanted[role].stats.needs:
-            beside[role] = original.transformed(role, x)
+        if role in seen:
+            take(role, seen.pop(role), original.transformed(role, x))
 
     for i in range(sequences):
+        routing = Routing()  # the original's inputs are wanted of the tokens that the quantized model's router sends to an expert
+        run_block(block.layer, runs, held.hidden(i), spec.norm_eps, look, last, routing)
         if cross:
-            run_block(block.layer, original, held.hidden(i, original=True), spec.norm_eps, look_beside, last)
-        run_block(block.layer, runs, held.hidden(i), spec.norm_eps, look, last)
+            run_block(block.layer, original, held.hidden(i, original=True), spec.norm_eps, look_beside, last, routing)
 
 
 def _advance(block: Block, held: Work, spec: ModelSpec, sequences: int, cross: bool) -> float:

@@ -13,7 +13,7 @@ from anybit.errors import DoesNotFitError, NoKernelError, NonFiniteError, ShapeE
 from anybit.kernels.cpu import native
 from anybit.kernels.product import native_product
 from anybit.linear import Linear
-from anybit.models.spec import ModelSpec, Rope
+from anybit.models.spec import Experts, Mlp, ModelSpec, Rope
 from anybit.products import attention_product
 
 MOST_POSITIONS = 1 << 20  # rotary angles are exact enough below this (docs/contract.md)
@@ -23,7 +23,8 @@ CHUNK_BYTES = 16 << 20  # activations of one chunk
 class Engine:
     """A model that can be run. Results are the same bits for every chunk, batch, thread count and instruction set.
 
-    Args: spec, the description; weights, by tensor name: a `Linear` for every matrix (it holds the bias), float32 arrays for norms;
+    Args: spec, the description; weights, by tensor name: a `Linear` for every matrix (it holds the bias), float32 arrays for norms and
+        routers;
         chunk, tokens of one native call (None: what keeps its activations under 16 MB, at most 512); attention, a product rule (lmul,
         lmulM) in the place of multiplication in q k^T and p v; cache, formats of keys and values (None: float32).
     Raises: ShapeError: a weight is missing or its shape is not the description's. NoKernelError: no kernel runs a weight.
@@ -52,11 +53,13 @@ class Engine:
             self._decoder.add_layer(
                 heads=mixer.heads, kv_heads=mixer.kv_heads, dim=mixer.head_dim, window=mixer.window or 0, rope=ropes.index(mixer.rope),
                 eps=spec.norm_eps, residual=layer.residual,
-                linears=[self._use(name) for name in (mixer.q, mixer.k, mixer.v, mixer.o, mlp.gate, mlp.up, mlp.down)],
-                mixer_norm=self._norm(layer.mixer_norm), mlp_norm=self._norm(layer.mlp_norm),
+                linears=[self._use(name) for name in (mixer.q, mixer.k, mixer.v, mixer.o)],
+                mlps=[[self._use(name) for name in (part.gate, part.up, part.down)] for part in mlp.parts],
+                **self._router(mlp), mixer_norm=self._norm(layer.mixer_norm), mlp_norm=self._norm(layer.mlp_norm),
                 q_norm=self._norm(mixer.q_norm), k_norm=self._norm(mixer.k_norm),
             )  # fmt: skip
-            rows = max(rows, 3 * spec.width + 2 * (mixer.heads + mixer.kv_heads) * mixer.head_dim + 2 * mlp.width)
+            widths = 5 if isinstance(mlp, Experts) else 3
+            rows = max(rows, widths * spec.width + 2 * (mixer.heads + mixer.kv_heads) * mixer.head_dim + 2 * mlp.width)
         self._long_from = min((rope.original for rope in ropes if rope.long), default=None)
         self.chunk = chunk or max(64, min(512, CHUNK_BYTES // (4 * rows) // 64 * 64))
 
@@ -84,6 +87,11 @@ class Engine:
         if name == self.spec.embedding and linear.around:
             raise NoKernelError(f"weight '{name}' is the embedding: its rows are read as they are, so nothing may run around it")
         return linear.use
+
+    def _router(self, mlp: Mlp) -> dict[str, Any]:
+        if not isinstance(mlp, Experts):
+            return {"router": None, "chosen": 0, "renormalise": False}
+        return {"router": Linear.of_floats(self._weights[mlp.router]).use, "chosen": mlp.chosen, "renormalise": mlp.renormalise}
 
     def _norm(self, name: str | None) -> Any:
         return None if name is None else np.ascontiguousarray(self._weights[name], np.float32)

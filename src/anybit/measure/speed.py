@@ -162,7 +162,8 @@ def model_speed(
 ) -> ModelSpeed:
     """Measures a model on random tokens: prefill of `prompt` tokens, then `tokens` single steps, each timed.
 
-    The bytes read a token are all weights as stored but for an untied embedding table, of which decoding reads one row.
+    The bytes read a token are all weights as stored but for an untied embedding table, of which decoding reads one row, and experts that a
+    token does not take.
     """
     engine, spec = model.engine, model.spec
     ids = np.random.default_rng(seed).integers(0, spec.vocab, prompt, dtype=np.int32)
@@ -184,6 +185,7 @@ def model_speed(
         if progress is not None:
             progress(1, "")
     read = model.nbytes - (0 if spec.tied else model.linears[spec.embedding].weight.nbytes)
+    read -= sum((1 - share) * model.linears[name].nbytes for name, share in spec.shares.items())
     step = statistics.median(steps)
     return ModelSpeed(
         prompt / statistics.median(prefill), 1 / step, 1e3 * float(np.quantile(steps, 0.95)), prompt, tokens, read / step / 1e9

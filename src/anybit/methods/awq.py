@@ -72,7 +72,7 @@ class AWQ(GroupStep):
             group.scale_input(scale)
         if self.clip and group.stats.xtx is not None:
             for target in group.targets:
-                if group.role != "qkv" or target is group.targets[-1]:
+                if group.kind != "qkv" or target is group.targets[-1]:
                     target.weight = clipped(target, group.stats.xtx)
 
     def candidates(self, group: Group) -> Iterator[np.ndarray]:

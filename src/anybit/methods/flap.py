@@ -32,7 +32,7 @@ class Flap(GroupStep):
 
     def apply(self, group: Group) -> None:
         """See `GroupStep.apply`."""
-        if group.role not in ("o", "down"):
+        if group.kind not in ("o", "down"):
             return
         stats, (target,) = group.stats, group.targets
         if stats.variance is None or stats.mean is None:
@@ -40,7 +40,7 @@ class Flap(GroupStep):
             return
         w = np.array(target.weight)
         scores = stats.variance * np.square(w, dtype=np.float64).sum(axis=0)
-        unit = group.head_dim if group.role == "o" else 1
+        unit = group.head_dim if group.kind == "o" else 1
         units = scores.reshape(-1, unit).mean(axis=1)
         gone = np.argsort(units, kind="stable")[: int(self.fraction * len(units))]
         channels = (gone[:, None] * unit + np.arange(unit)).reshape(-1)

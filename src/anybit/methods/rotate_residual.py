@@ -19,7 +19,8 @@ UNTIED = "lm_head.weight"
 @STEPS.register("rotate_residual")
 @dataclass(frozen=True)
 class RotateResidual(ModelStep):
-    """Every x of the residual stream becomes x Q: W Q for what reads it (q, k, v, gate, up, head), Q^T W for what writes it (o, down).
+    """Every x of the residual stream becomes x Q: W Q for what reads it (q, k, v, gate, up, head, routers), Q^T W for what writes it (o and
+    down).
 
     RMS norms commute with Q once their weights are folded into the matrices after them; a tied head is untied for that. `heads`: the
     values of each head are turned too, R^T on v_proj's rows and R on o_proj's columns. `kind`: "hadamard", with random signs, crossed with
@@ -54,10 +55,10 @@ class RotateResidual(ModelStep):
         layer, turn = model.layers[index], self.matrix(model.width)
         attention, mlp = layer.mixer, layer.mlp
         _fold_norm(arrays, layer.mixer_norm, (attention.q, attention.k, attention.v))
-        _fold_norm(arrays, layer.mlp_norm, (mlp.gate, mlp.up))
-        for name in (attention.q, attention.k, attention.v, mlp.gate, mlp.up):
+        _fold_norm(arrays, layer.mlp_norm, mlp.readers)
+        for name in (attention.q, attention.k, attention.v, *mlp.readers):
             arrays[name] = _float32(arrays[name].astype(np.float64) @ turn)
-        for name in (attention.o, mlp.down):
+        for name in (attention.o, *(part.down for part in mlp.parts)):
             for each in (name, _bias(name)):
                 if each in arrays:
                     arrays[each] = _float32(turn.T @ arrays[each].astype(np.float64))

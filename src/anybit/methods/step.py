@@ -28,6 +28,17 @@ from anybit.registry import Registry
 from anybit.transforms import Transform, apply, fold
 
 Parts = dict[str, np.ndarray]
+ROLES = ("qkv", "o", "gate_up", "down")
+"""Kinds of inputs of a block, in the order of execution."""
+
+
+def kind_of(role: str) -> str:
+    """The kind of a group's role.
+
+    >>> kind_of("gate_up/3")
+    'gate_up'
+    """
+    return role.partition("/")[0]
 
 
 @dataclass(frozen=True)
@@ -195,7 +206,8 @@ class Producer:
 class Group:
     """Matrices that read one input (q, k, v; gate, up), with that input's statistics.
 
-    `role`: qkv, o, gate_up or down. `pre`: transforms that run on the input, in order. `producer`: None where nothing linear makes it.
+    `role`: qkv, o, gate_up or down; where several inputs of a block are of one kind, the kind with a number, as in gate_up/3.
+    `pre`: transforms that run on the input, in order. `producer`: None where nothing linear makes it.
     `heads`, `head_dim`: of the attention around qkv and o. `layer`: the block's number.
     """
 
@@ -209,6 +221,11 @@ class Group:
     heads: int = 0
     head_dim: int = 0
     act_scale: float | None = None  # the input's one scale, from calibration; None: dynamic ones
+
+    @property
+    def kind(self) -> str:
+        """The role without its number."""
+        return kind_of(self.role)
 
     @property
     def k(self) -> int:
@@ -295,9 +312,6 @@ class ModelStep(Step):
         """The same for embedding, final norm and head. A step that must untie a tied head puts it there as "lm_head.weight"."""
 
 
-ROLES = ("qkv", "o", "gate_up", "down")
-
-
 @dataclass(frozen=True)
 class GroupStep(Step):
     """Changes a group before it is rounded. `roles`: the inputs that it is for, of qkv, o, gate_up, down, with spaces; None: all."""
@@ -311,7 +325,7 @@ class GroupStep(Step):
 
     def serves(self, role: str) -> bool:
         """Whether it is for groups of this role."""
-        return self.roles is None or role in self.roles.split()
+        return self.roles is None or kind_of(role) in self.roles.split()
 
     def apply(self, group: Group) -> None:
         """Changes the targets' weights, `pre`, the producer, and moves the statistics along."""

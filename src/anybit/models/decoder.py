@@ -7,7 +7,21 @@ from dataclasses import dataclass
 
 from anybit.models.fields import Fields
 from anybit.models.rope import read_rope
-from anybit.models.spec import Attention, Gated, Layer, ModelSpec, Role, TensorSpec
+from anybit.models.spec import Attention, Experts, Gated, Layer, Mlp, ModelSpec, Role, TensorSpec
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """Experts in the place of MLPs: how many there are and run for a token, how wide they are, their modules' names, and which layers keep
+    one dense MLP."""
+
+    count: int
+    chosen: int
+    width: int
+    renormalise: bool
+    module: str = "mlp"
+    names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
+    dense: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -22,6 +36,9 @@ class Shape:
     mlp_bias: bool = False
     qk_norm: bool = False
     windows: tuple[int | None, ...] = ()  # one per layer; empty: no layer has a window
+    norm_eps: float = 1e-6  # default of rms_norm_eps
+    theta: float = 10_000.0  # default of rope_theta
+    sparse: Sparse | None = None  # None: every layer has one MLP
 
 
 def layer_count(config: Fields) -> int:
@@ -62,6 +79,21 @@ class _Tensors:
             self.list.append(TensorSpec(f"{name}.bias", shape[:1], "bias"))
         return f"{name}.weight"
 
+    def gated(self, module: str, names: Sequence[str], width: int, inner: int, bias: bool = False) -> Gated:
+        """A gated MLP whose matrices are called `names`: gate, up, down."""
+        gate, up, down = (f"{module}.{name}" for name in names)
+        return Gated(
+            gate=self.add(gate, (inner, width), "linear", bias), up=self.add(up, (inner, width), "linear", bias),
+            down=self.add(down, (width, inner), "linear", bias), width=inner,
+        )  # fmt: skip
+
+    def experts(self, layer: str, sparse: Sparse, width: int) -> Experts:
+        """A router and its experts."""
+        module = f"{layer}{sparse.module}"
+        router = self.add(f"{module}.gate", (sparse.count, width), "router")
+        made = [self.gated(f"{module}.experts.{i}", sparse.names, width, sparse.width) for i in range(sparse.count)]
+        return Experts(router, tuple(made), sparse.chosen, sparse.renormalise)
+
 
 def decoder(config: Fields, shape: Shape) -> ModelSpec:
     """Builds the description. Raises FileFormatError: a field is missing, has the wrong type, or contradicts another."""
@@ -78,15 +110,16 @@ def decoder(config: Fields, shape: Shape) -> ModelSpec:
     activation = config.text("hidden_act", "silu")
     if activation not in ("silu", "swish"):
         raise config.fail("hidden_act", f"is '{activation}'; supported: silu")
-    context, inner = config.integer("max_position_embeddings", high=1 << 31), config.integer("intermediate_size")
-    rope = read_rope(config, head_dim, context)
+    context, sparse = config.integer("max_position_embeddings", high=1 << 31), shape.sparse
+    inner = config.integer("intermediate_size") if sparse is None or sparse.dense else 0
+    rope = read_rope(config, head_dim, context, shape.theta)
     tied = config.flag("tie_word_embeddings", False)
 
     tensors = _Tensors()
     embedding = tensors.add("model.embed_tokens", (vocab, width), "embedding")
     layers = []
     for i in range(count):
-        at, attn, mlp = f"model.layers.{i}.", f"model.layers.{i}.self_attn.", f"model.layers.{i}.mlp."
+        at, attn = f"model.layers.{i}.", f"model.layers.{i}.self_attn."
         mixer_norm = tensors.add(f"{at}input_layernorm", (width,), "norm")
         attention = Attention(
             q=tensors.add(f"{attn}q_proj", (heads * head_dim, width), "linear", shape.qkv_bias),
@@ -102,13 +135,12 @@ def decoder(config: Fields, shape: Shape) -> ModelSpec:
             window=shape.windows[i] if shape.windows else None,
         )
         mlp_norm = tensors.add(f"{at}post_attention_layernorm", (width,), "norm")
-        gated = Gated(
-            gate=tensors.add(f"{mlp}gate_proj", (inner, width), "linear", shape.mlp_bias),
-            up=tensors.add(f"{mlp}up_proj", (inner, width), "linear", shape.mlp_bias),
-            down=tensors.add(f"{mlp}down_proj", (width, inner), "linear", shape.mlp_bias),
-            width=inner,
-        )
-        layers.append(Layer(attention, gated, mixer_norm, mlp_norm))
+        mlp: Mlp
+        if sparse is not None and i not in sparse.dense:
+            mlp = tensors.experts(at, sparse, width)
+        else:
+            mlp = tensors.gated(f"{at}mlp", Sparse.names, width, inner, shape.mlp_bias)
+        layers.append(Layer(attention, mlp, mixer_norm, mlp_norm))
     norm = tensors.add("model.norm", (width,), "norm")
     head = embedding if tied else tensors.add("lm_head", (vocab, width), "head")
     bos = _token_ids(config, "bos_token_id", vocab)
@@ -117,7 +149,7 @@ def decoder(config: Fields, shape: Shape) -> ModelSpec:
         vocab=vocab,
         width=width,
         context=context,
-        norm_eps=config.number("rms_norm_eps", 1e-6),
+        norm_eps=config.number("rms_norm_eps", shape.norm_eps),
         layers=tuple(layers),
         tensors=tuple(tensors.list),
         embedding=embedding,

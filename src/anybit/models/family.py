@@ -13,6 +13,15 @@ from anybit.registry import Registry
 FAMILIES: Registry[Callable[[Fields], ModelSpec]] = Registry("model family", "anybit.models")
 
 
+def architecture(family: str) -> str:
+    """What a configuration calls a model of a family in `architectures`.
+
+    >>> architecture("qwen3_moe")
+    'Qwen3MoeForCausalLM'
+    """
+    return "".join(word.capitalize() for word in family.split("_")) + "ForCausalLM"
+
+
 def describe(config: Mapping[str, Any], file: str = "config.json", at: At | None = None) -> ModelSpec:
     """What the engine runs, from a Hugging Face configuration.
 
@@ -26,10 +35,10 @@ def describe(config: Mapping[str, Any], file: str = "config.json", at: At | None
         hint = near_misses(family, supported)
         raise fields.fail("model_type", f"is '{family}', which is not supported{hint}; supported: {', '.join(supported)}")
     # A sequence classifier or a reward model has the same model_type and other weights.
-    architectures = [f"{name.capitalize()}ForCausalLM" for name in supported]
+    architectures = {architecture(name): name for name in supported}
     for given in fields.sequence("architectures", []):
         if given not in architectures:
             raise fields.fail("architectures", f"names {given!r}, which is not supported; supported: {', '.join(architectures)}")
-        if given.removesuffix("ForCausalLM").lower() != family:
+        if architectures[given] != family:
             raise fields.fail("architectures", f"names {given}, but model_type is '{family}'; they must agree")
     return FAMILIES[family](fields)

@@ -131,8 +131,8 @@ def _longrope(fields: Fields, theta: float, dim: int, context: int) -> Rope:
     return _rope("longrope", theta, dim, divided("short_factor"), scale, divided("long_factor"), original)
 
 
-def read_rope(config: Fields, dim: int, context: int) -> Rope:
-    """The rotary embedding that a config asks for.
+def read_rope(config: Fields, dim: int, context: int, theta: float = 10_000.0) -> Rope:
+    """The rotary embedding that a config asks for; `theta`: where it names none.
 
     Raises FileFormatError: an unknown type, a missing or impossible parameter, an odd dimension.
     """
@@ -147,7 +147,7 @@ def read_rope(config: Fields, dim: int, context: int) -> Rope:
     for where in (config, section):
         if where.number("partial_rotary_factor", 1.0) != 1.0:
             raise where.fail("partial_rotary_factor", "is not 1; the supported families rotate whole heads")
-    theta = section.number("rope_theta", config.number("rope_theta", 10_000.0), low=1.0)
+    theta = section.number("rope_theta", config.number("rope_theta", theta), low=1.0)
     values = dict(section.values)
     outer = config.integer("original_max_position_embeddings", None, high=1 << 31)
     if outer is not None:  # transformers lets the outer field win

@@ -12,7 +12,9 @@ from typing import Literal, TypeAlias
 
 from anybit.errors import FileFormatError
 
-Role = Literal["linear", "bias", "norm", "embedding", "head"]
+Role = Literal["linear", "bias", "norm", "embedding", "head", "router"]
+PLAIN = frozenset({"norm", "bias", "router"})
+"""Roles of tensors that stay as they are stored, whatever is quantized. A router's logits decide which experts run."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +61,49 @@ class Gated:
     width: int
     activation: Literal["silu"] = "silu"
 
+    @property
+    def parts(self) -> tuple[Gated, ...]:
+        """Itself."""
+        return (self,)
+
+    @property
+    def readers(self) -> tuple[str, ...]:
+        """The matrices that read the normed input."""
+        return self.gate, self.up
+
+
+@dataclass(frozen=True)
+class Experts:
+    """The sum of weight[e] * experts[e](x) over the `chosen` experts with the largest logits router(x), of equal ones the first.
+
+    The weights are the softmax over all experts; with `renormalise` divided by their sum over those that were chosen. All experts are of
+    one width.
+    Source: Shazeer et al. 2017, arXiv 1701.06538; Jiang et al. 2024, Mixtral, arXiv 2401.04088, section 2.1
+    """
+
+    router: str
+    experts: tuple[Gated, ...]
+    chosen: int
+    renormalise: bool = True
+
+    @property
+    def parts(self) -> tuple[Gated, ...]:
+        """The experts."""
+        return self.experts
+
+    @property
+    def readers(self) -> tuple[str, ...]:
+        """The matrices that read the normed input, the router among them."""
+        return (self.router, *(name for part in self.experts for name in part.readers))
+
+    @property
+    def width(self) -> int:
+        """Inner channels of one expert."""
+        return self.experts[0].width
+
 
 Mixer: TypeAlias = Attention
-Mlp: TypeAlias = Gated
+Mlp: TypeAlias = Gated | Experts
 
 
 @dataclass(frozen=True)
@@ -106,6 +148,12 @@ class ModelSpec:
     tied: bool = False
     bos: int | None = None
     eos: tuple[int, ...] = ()
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """For each matrix of an expert, the share of tokens that read it where experts are taken alike; every token reads the others."""
+        sparse = [layer.mlp for layer in self.layers if isinstance(layer.mlp, Experts)]
+        return {name: mlp.chosen / len(mlp.experts) for mlp in sparse for part in mlp.parts for name in (part.gate, part.up, part.down)}
 
     def tensor(self, name: str) -> TensorSpec:
         """The expected tensor of that name. KeyError: the model has none."""

@@ -103,15 +103,16 @@ class Candidates:
 
     def budgets(self, wanted: Allocation) -> list[Budget[str]]:
         """Those that an allocation names, stored bits first."""
-        found, weights, layers = [], self.weights, self.layers
+        found, weights, layers, shares = [], self.weights, self.layers, self.model.spec.shares
+        read = {name: count * shares.get(name, 1.0) for name, count in weights.items()}  # of a token's
         if wanted.bits is not None:
             found.append(Budget("stored bits", self.sizes, wanted.bits * sum(weights.values()), "bits"))
         if wanted.latency_ms is not None:
-            times = {n: {e: latency_ms(layers[e][n]) for e in self.specs} for n in weights}
+            times = {n: {e: shares.get(n, 1.0) * latency_ms(layers[e][n]) for e in self.specs} for n in weights}
             found.append(Budget("latency", times, wanted.latency_ms, "ms"))
         if wanted.bit_operations is not None:
-            counts = {n: {e: float(weights[n] * bit_operations(layers[e][n])) for e in self.specs} for n in weights}
-            found.append(Budget("bit operations", counts, wanted.bit_operations * sum(weights.values()), "bit operations a token"))
+            counts = {n: {e: float(read[n] * bit_operations(layers[e][n])) for e in self.specs} for n in weights}
+            found.append(Budget("bit operations", counts, wanted.bit_operations * sum(read.values()), "bit operations a token"))
         return found
 
     def within(self, budgets: Sequence[Budget[str]]) -> Mixed:
@@ -164,7 +165,7 @@ def candidates(
     for i, (each, spec) in enumerate(specs.items()):
         plan = make_plan(recipe, source.spec, override=dict.fromkeys(names, spec))
         if wanted.cost == "hawq":
-            watch = _Watch({})
+            watch = _Watch({}, ids.size)
             plan = replace(plan, choices={n: replace(c, corrections=(*c.corrections, watch)) for n, c in plan.choices.items()})
 
         def step(event: Event, each: str = each, i: int = i) -> None:
@@ -223,17 +224,18 @@ def bit_operations(linear: Linear) -> float:
 
 @dataclass(frozen=True)
 class _Watch(Correction):
-    """Notes what rounding cost each matrix; changes nothing."""
+    """Notes what rounding cost each matrix over so many tokens; changes nothing. An expert that none of them reached costs nothing."""
 
     found: dict[str, float]
+    tokens: int
     needs = frozenset({"xtx"})
 
     def correct(self, target: Target, stats: Statistics) -> None:
         """tr(dW X^T X dW^T) over the tokens."""
-        if stats.xtx is None or not stats.count:
+        if stats.xtx is None or not self.tokens:
             raise UsageError(f"{target.name}: no calibration token reached it; cost 'hawq' needs some")
         error = (target.rounded - target.weight).astype(np.float32)
-        self.found[target.name] = float(np.einsum("nk,nk->", error @ stats.xtx, error, dtype=np.float64)) / stats.count
+        self.found[target.name] = float(np.einsum("nk,nk->", error @ stats.xtx, error, dtype=np.float64)) / self.tokens
 
 
 def with_layers(model: Model, changed: Mapping[str, Linear]) -> Model:

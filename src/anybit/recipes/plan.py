@@ -23,7 +23,7 @@ from anybit.layouts import LAYOUTS, default_layout, sizes_known
 from anybit.methods.panels import panels
 from anybit.methods.static_activations import StaticActivations
 from anybit.methods.step import Correction, GroupStep, ModelStep, Rounding, Step
-from anybit.models.spec import ModelSpec
+from anybit.models.spec import PLAIN, ModelSpec
 from anybit.recipes.schema import Allocation, Recipe
 from anybit.stored import DENSE_FORMATS
 
@@ -37,7 +37,8 @@ def make_plan(recipe: Recipe, spec: ModelSpec, digest: str = "", override: Overr
     """
     override = override or {}
     choices: dict[str, Assignment] = {}
-    names = [t.name for t in spec.tensors if t.role not in ("norm", "bias")] + ([UNTIED] if spec.tied else [])
+    names = [t.name for t in spec.tensors if t.role not in PLAIN] + ([UNTIED] if spec.tied else [])
+    _check_routers(recipe, spec, names)
     for name in names:
         rule = recipe.rule_of(name)
         if rule is None or rule.spec is None:
@@ -61,6 +62,15 @@ def make_plan(recipe: Recipe, spec: ModelSpec, digest: str = "", override: Overr
         choices, tuple(s for s in recipe.steps if isinstance(s, ModelStep)), tuple(s for s in recipe.steps if isinstance(s, GroupStep)),
         recipe.calibration.sequential, hashlib.sha256(whole.encode()).hexdigest(),
     )  # fmt: skip
+
+
+def _check_routers(recipe: Recipe, spec: ModelSpec, names: Sequence[str]) -> None:
+    """UsageError: a rule that quantizes is for routers alone."""
+    for router in (t.name for t in spec.tensors if t.role == "router"):
+        rule = recipe.rule_of(router)
+        if rule is not None and rule.spec is not None and not any(recipe.rule_of(name) is rule for name in names):
+            what = f"recipe {recipe.name}: rule '{rule.match}' is for routers, as '{router}', which choose experts and stay as they are"
+            raise UsageError(f"{what}; remove it, or make it one that keeps them")
 
 
 def gives_scale(steps: Iterable[Step]) -> bool:
@@ -114,7 +124,7 @@ def rows(plan: Plan, spec: ModelSpec, dtypes: Mapping[str, str], allocation: All
     found = []
     offered = sorted((Spec.parse(each) for each in allocation.formats), key=lambda s: s.format.bits_per_weight) if allocation else []
     for tensor in spec.tensors:
-        if tensor.role in ("norm", "bias"):
+        if tensor.role in PLAIN:
             continue
         choice = plan.choices.get(tensor.name)
         fmt = Format(DENSE_FORMATS[dtypes[tensor.name]]) if choice is None else choice.spec.format
@@ -164,15 +174,18 @@ def estimate(plan: Plan, table: list[Row], spec: ModelSpec, recipe: Recipe) -> E
     speed = flops_per_second()
     tokens = 0 if plan.data_free else recipe.calibration.sequences * recipe.calibration.length
     shapes = {t.name: t.shape for t in spec.tensors}
-    block = work = 0
+    shares, block, work = spec.shares, 0, 0.0
     for layer in spec.layers:
         groups = members(layer)
         weights = sum(prod(shapes[name]) for names in groups.values() for name in names)
         held = most = 0
         passes = 3 if plan.sequential == "block" else 6
         attention = 4 * recipe.calibration.length * layer.mixer.heads * layer.mixer.head_dim
-        work += tokens * (2 * weights + attention) * passes
+        outside = {name for part in layer.mlp.parts[1:] for name in (part.gate, part.up, part.down)}
+        work += tokens * attention * passes
         for names in groups.values():
+            seen = tokens * shares.get(names[0], 1.0)
+            work += 2 * seen * sum(prod(shapes[name]) for name in names) * passes
             needs, k = plan.needs(names), shapes[names[0]][1]
             if needs & {"xtx", "cross"}:
                 both = len(needs & {"xtx", "cross"})
@@ -184,10 +197,10 @@ def estimate(plan: Plan, table: list[Row], spec: ModelSpec, recipe: Recipe) -> E
                 # and of its rows codes, values and, in panels that the threads are at, four copies
                 n = max(shapes[name][0] for name in names)
                 most = max(most, wide * k * k + (9 * n + 16 * native.threads() * (panels(n)[0].stop if n else 0)) * k)
-                work += 2 * tokens * k * k * both + 4 * k**3 + sum(2 * shapes[name][0] * k * k for name in names)
+                work += 2 * seen * k * k * both + 4 * k**3 + sum(2 * shapes[name][0] * k * k for name in names)
             held += 4 * k * (1024 if "rows" in needs else 4)
         # float32 weights; beside them what was gathered and codes while a matrix is rounded, or rounded weights while it runs on data
-        widest = sum(shapes[name][0] for names in groups.values() for name in names)
+        widest = sum(shapes[name][0] for names in groups.values() for name in names if name not in outside)  # one expert at a time
         length = recipe.calibration.length if tokens else 0
         running = 4 * length * (2 * widest + layer.mixer.heads * 3 * min(512, length))
         block = max(block, 4 * weights + held + running, 5 * weights + held + most, (9 * weights + running) if tokens else 0)

@@ -29,6 +29,7 @@ from anybit.linear import Linear
 from anybit.measure.accuracy import Accuracy, evaluate
 from anybit.measure.text import DEFAULT_TOKENS, default_text, separator_of, text_from_files
 from anybit.model import Model, load
+from anybit.models import PLAIN
 from anybit.recipes.build import Summary, linear_named, linears
 from anybit.recipes.kept import Kept
 from anybit.recipes.mixed import Mixed, choose_formats
@@ -193,7 +194,7 @@ def _save(
             quantized.append((name, entries[name]))
             continue
         array, dtype = _kept(model, name, changed.get(name))
-        if roles.get(name) in ("norm", "bias"):
+        if roles.get(name) in PLAIN:
             plain.append((name, dtype, array))
         else:
             quantized.append((name, entry_of(Linear(dense_tensor(array, dtype, name, where)))))

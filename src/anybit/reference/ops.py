@@ -113,6 +113,20 @@ def swiglu(gate: F32, up: F32) -> F32:
     return silu(gate) * up
 
 
+def route(logits: F32, count: int, renormalise: bool) -> tuple[npt.NDArray[np.int64], F32]:
+    """(experts int64[..., count] ascending, weights float32) of float32[..., n] logits: the largest, of equal ones the first.
+
+    e = exp(fl(logits - largest)); weight = fl(e / sum), the sum +0 + e[i] + ... ascending over all experts, or those that were chosen.
+    """
+    chosen = np.sort(np.argsort(-logits, axis=-1, kind="stable")[..., :count], axis=-1)
+    e = exp(logits - logits.max(axis=-1, keepdims=True))
+    taken = np.take_along_axis(e, chosen, axis=-1)
+    total = np.zeros(logits.shape[:-1], np.float32)
+    for each in np.moveaxis(taken if renormalise else e, -1, 0):
+        total = total + each
+    return chosen, taken / total[..., None]
+
+
 def rotate(x: F32, cos: F32, sin: F32) -> F32:
     """Rotary embedding of x[..., d]: element i pairs with i + d / 2. a' = fma(a, cos, -(b * sin)); b' = fma(b, cos, a * sin).
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,13 @@ from anybit.errors import FileFormatError
 from anybit.io.coded import Coded
 from anybit.io.foreign import Foreign, Made, Sidecar, Stored
 from anybit.io.gguf.container import Container, Metadata
+from anybit.io.gguf.experts import EXPERTS, expert_names
 from anybit.io.gguf.split import open_all
 from anybit.io.gguf.tensors import coded
 from anybit.io.gguf.tokenizer import tokenizer_json
 from anybit.io.strict_json import shown
+from anybit.models.experts import MOST, MOST_IN_ALL
+from anybit.models.family import architecture as named
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,12 @@ class Architecture:
     head_dim: bool = True  # the family's config has a head_dim of its own
 
 
-ARCHITECTURES = {"llama": Architecture("llama", interleaved=True), "qwen2": Architecture("qwen2"), "qwen3": Architecture("qwen3")}
+ARCHITECTURES = {
+    "llama": Architecture("llama", interleaved=True), "qwen2": Architecture("qwen2"), "qwen3": Architecture("qwen3"),
+    "qwen3moe": Architecture("qwen3_moe"),
+}  # fmt: skip
+MIXTRAL = Architecture("mixtral", interleaved=True)
+"""A `llama` with experts."""
 
 MODULES = {
     "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj",
@@ -46,7 +55,9 @@ _LONG, _SHORT = "rope_factors_long.weight", "rope_factors_short.weight"
 
 # Keys that change what a model computes and that no description here expresses, with the values at which they do nothing.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "expert_count": (0,), "attention.sliding_window": (0,), "attention.causal": (True,), "logit_scale": (1.0, 0.0),
+    "expert_shared_count": (0,), "expert_shared_feed_forward_length": (0,), "expert_weights_norm": (True,),
+    "expert_weights_scale": (0.0, 1.0), "expert_gating_func": (0, 1), "expert_group_count": (0, 1), "leading_dense_block_count": (0,),
+    "attention.sliding_window": (0,), "attention.causal": (True,), "logit_scale": (1.0, 0.0),
     "residual_scale": (1.0, 0.0), "embedding_scale": (1.0, 0.0), "attention.scale": (0.0,), "attention.clamp_kqv": (0.0,),
     "attention.max_alibi_bias": (0.0,), "use_parallel_residual": (False,), "rope.scaling.yarn_log_multiplier": (0.0,),
     "final_logit_softcapping": (0.0,), "attn_logit_softcapping": (0.0,), "attention.temperature_length": (0,),
@@ -59,7 +70,9 @@ _KEYS = {
     "num_attention_heads": "attention.head_count", "num_key_value_heads": "attention.head_count_kv", "head_dim": "attention.key_length",
     "max_position_embeddings": "context_length", "rms_norm_eps": "attention.layer_norm_rms_epsilon", "rope_theta": "rope.freq_base",
     "factor": "rope.scaling.factor", "original_max_position_embeddings": "rope.scaling.original_context_length",
-    "beta_fast": "rope.scaling.yarn_beta_fast", "beta_slow": "rope.scaling.yarn_beta_slow", "rope_type": "rope.scaling.type",
+    "num_local_experts": "expert_count", "num_experts": "expert_count", "num_experts_per_tok": "expert_used_count",
+    "moe_intermediate_size": "expert_feed_forward_length", "beta_fast": "rope.scaling.yarn_beta_fast",
+    "beta_slow": "rope.scaling.yarn_beta_slow", "rope_type": "rope.scaling.type",
 }  # fmt: skip
 
 
@@ -151,10 +164,11 @@ def _config(file: Container) -> tuple[dict[str, Any], Architecture]:
     for key in ("attention.value_length", "rope.dimension_count"):
         if fields.take(key, int, dim) != dim:
             raise fields.fail(key, f"is {fields.take(key, int)}, but heads have {dim} elements; only equal ones are supported")
+    architecture, experts = _experts(fields, architecture)
     context = fields.take("context_length", int)
     embedding = file.info("token_embd.weight")
     config: dict[str, Any] = {
-        "architectures": [f"{architecture.family.capitalize()}ForCausalLM"], "model_type": architecture.family, "hidden_act": "silu",
+        "architectures": [named(architecture.family)], "model_type": architecture.family, "hidden_act": "silu", **experts,
         "vocab_size": embedding.shape[0], "hidden_size": width, "intermediate_size": fields.take("feed_forward_length", int),
         "num_hidden_layers": fields.take("block_count", int), "num_attention_heads": heads, "head_dim": dim,
         "num_key_value_heads": fields.take("attention.head_count_kv", int, heads), "max_position_embeddings": context,
@@ -170,6 +184,25 @@ def _config(file: Container) -> tuple[dict[str, Any], Architecture]:
     return config | {"bos_token_id": ids[0], "eos_token_id": ends or None}, architecture
 
 
+def _experts(fields: _Fields, architecture: Architecture) -> tuple[Architecture, dict[str, Any]]:
+    """The architecture, of a llama with experts another, and what a configuration says of them, whose weights add up to 1."""
+    count, layers = fields.take("expert_count", int, 0), fields.take("block_count", int)
+    if not 0 <= count <= MOST or count * layers > MOST_IN_ALL:
+        raise fields.fail("expert_count", f"is {count}, of {layers} layers; at most {MOST} and in all {MOST_IN_ALL} are supported")
+    if architecture.family == "qwen3_moe":
+        width = fields.take("expert_feed_forward_length", int)
+        more = {"num_experts": count, "moe_intermediate_size": width, "norm_topk_prob": True}
+    elif count == 0:
+        return architecture, {}
+    elif architecture.family == "llama":
+        architecture, more, width = MIXTRAL, {"num_local_experts": count}, fields.take("feed_forward_length", int)
+        if fields.take("expert_feed_forward_length", int, width) != width:
+            raise fields.fail("expert_feed_forward_length", f"is not feed_forward_length ({width}); such experts are not supported")
+    else:
+        raise fields.fail("expert_count", f"is {count}, which this anybit does not run")
+    return architecture, {**more, "num_experts_per_tok": fields.take("expert_used_count", int)}
+
+
 def row_order(heads: int, rows: int) -> np.ndarray | None:
     """For each row of a matrix in Hugging Face's order, its row in the file; None: the rows do not divide into heads.
 
@@ -180,9 +213,9 @@ def row_order(heads: int, rows: int) -> np.ndarray | None:
     return np.arange(rows).reshape(heads, rows // heads // 2, 2).transpose(0, 2, 1).reshape(-1)
 
 
-def _with_factor(file: Container, name: str) -> Coded:
+def _with_factor(file: Container, name: str, part: int | None = None) -> Coded:
     """A tensor with the factor that lies beside it in the second level of its scales (NVFP4)."""
-    made, beside = coded(file, name), f"{name.removesuffix('.weight')}.scale"
+    made, beside = coded(file, name, part), f"{name.removesuffix('.weight')}.scale"
     if beside not in file.tensors:
         return made
     factor = _values(file, beside)
@@ -196,8 +229,8 @@ def _with_factor(file: Container, name: str) -> Coded:
     return replace(made, rows=lambda start, stop: {**made.rows(start, stop), "scale.1": stored}, blocks=blocks)
 
 
-def new_name(name: str) -> str | None:
-    """Hugging Face's name of a tensor; None: it has no place in a model.
+def new_name(name: str, family: str = "") -> str | None:
+    """Hugging Face's name of a tensor; None: it has no place in a model. `family`: whose routers are meant.
 
     >>> new_name("blk.3.ffn_up.weight")
     'model.layers.3.mlp.up_proj.weight'
@@ -205,6 +238,8 @@ def new_name(name: str) -> str | None:
     match = _NAME.fullmatch(name)
     layer, module, part = match.groups() if match else (None, "", "")
     new = MODULES.get(module) if layer is not None else WHOLE.get(module)
+    if layer is not None and module == "ffn_gate_inp" and family in EXPERTS:
+        new = EXPERTS[family].router
     if new is None:
         return None
     return f"{new}.{part}" if layer is None else f"model.layers.{layer}.{new}.{part}"
@@ -213,10 +248,19 @@ def new_name(name: str) -> str | None:
 def _tensors(file: Container, config: Mapping[str, Any], architecture: Architecture) -> dict[str, Stored]:
     """The tensors by Hugging Face's names. FileFormatError: one that the model's description has no place for."""
     found: dict[str, Stored] = {}
+    count = config.get("num_local_experts", config.get("num_experts", 0))
     for name, info in file.tensors.items():
         if name in (_FACTORS, _LONG, _SHORT) or name.endswith((".scale", ".input_scale", ".attn_rot_embd")):
             continue
-        new = new_name(name)
+        experts = expert_names(name, architecture.family, info.shape, config["num_hidden_layers"])
+        if experts is not None:
+            if info.shape[0] != count:
+                what = f"has shape {list(info.shape)}, but there are {count} experts{file.place(name)}"
+                raise FileFormatError(f"{file.path}: tensor {shown(name)} {what}; convert the model again")
+            shape, release, place = info.shape[1:], partial(file.release, name), file.place(name)
+            found |= {expert: Stored(shape, partial(_with_factor, file, name, i), release, place) for i, expert in enumerate(experts)}
+            continue
+        new = new_name(name, architecture.family)
         if new is None:
             what = f"has no place in a {architecture.family} model{file.place(name)}"
             raise FileFormatError(f"{file.path}: tensor {shown(name)} {what}; update anybit")

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 
 from anybit.errors import UsageError
+from anybit.io.gguf.experts import EXPERTS
 from anybit.io.gguf.model import ARCHITECTURES
 from anybit.io.gguf.writer import Value
 from anybit.models import ModelSpec
-from anybit.models.spec import Attention
+from anybit.models.spec import Attention, Experts
 
-FAMILIES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
+FAMILIES = {"llama": "llama", "mistral": "llama", "mixtral": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "qwen3_moe": "qwen3moe"}
 """Architectures of GGUF by our families."""
 
 
@@ -27,6 +28,11 @@ def architecture_of(spec: ModelSpec) -> str:
             raise UsageError(f"layers see {window} of {spec.context} tokens, which GGUF's {FAMILIES[spec.family]} does not express")
         if layer.residual != 1.0:
             raise UsageError(f"a residual factor of {layer.residual} is nothing that GGUF's {FAMILIES[spec.family]} expresses")
+        if spec.family in EXPERTS and not isinstance(layer.mlp, Experts):
+            raise UsageError(f"some layers have no experts, which GGUF's {FAMILIES[spec.family]} does not express")
+        if isinstance(layer.mlp, Experts) and not layer.mlp.renormalise:
+            what = "routing weights that do not add up to 1 (norm_topk_prob is false)"
+            raise UsageError(f"{what} are nothing that GGUF's {FAMILIES[spec.family]} expresses")
     return FAMILIES[spec.family]
 
 
@@ -71,16 +77,21 @@ def _rope_fields(spec: ModelSpec, config: Mapping[str, Any]) -> dict[str, Value]
 def model_fields(spec: ModelSpec, config: Mapping[str, Any], name: str) -> dict[str, Value]:
     """The fields of a model under its architecture's prefix. UsageError: something that GGUF does not express."""
     arch = architecture_of(spec)
-    attention = spec.layers[0].mixer
+    attention, mlp = spec.layers[0].mixer, spec.layers[0].mlp
     assert isinstance(attention, Attention)
     own: dict[str, Value] = {
         "context_length": Value("u32", spec.context), "embedding_length": Value("u32", spec.width),
-        "block_count": Value("u32", len(spec.layers)), "feed_forward_length": Value("u32", spec.layers[0].mlp.width),
+        "block_count": Value("u32", len(spec.layers)), "feed_forward_length": Value("u32", mlp.width),
         "attention.head_count": Value("u32", attention.heads), "attention.head_count_kv": Value("u32", attention.kv_heads),
         "attention.key_length": Value("u32", attention.head_dim), "attention.value_length": Value("u32", attention.head_dim),
         "attention.layer_norm_rms_epsilon": Value("f32", spec.norm_eps), "rope.dimension_count": Value("u32", attention.head_dim),
         "vocab_size": Value("u32", spec.vocab), **_rope_fields(spec, config),
     }  # fmt: skip
+    if isinstance(mlp, Experts):
+        own |= {"expert_count": Value("u32", len(mlp.experts)), "expert_used_count": Value("u32", mlp.chosen)}
+    if arch == "qwen3moe":  # of a dense layer, which there is not: what the configuration says all the same
+        width = config.get("intermediate_size") or mlp.width
+        own |= {"feed_forward_length": Value("u32", width), "expert_feed_forward_length": Value("u32", mlp.width)}
     general = {"general.architecture": Value("str", arch), "general.name": Value("str", name), "general.type": Value("str", "model")}
     return general | {"general.quantization_version": Value("u32", 2)} | {f"{arch}.{key}": value for key, value in own.items()}
 

@@ -12,14 +12,16 @@ from anybit.io.gguf.container import Container
 from anybit.io.strict_json import refuse, shown
 
 
-def coded(file: Container, name: str) -> Coded:
-    """One tensor: its format, its shape, and its rows on demand. FileFormatError: no such tensor, or a block that no format expresses.
+def coded(file: Container, name: str, part: int | None = None) -> Coded:
+    """One tensor: its format, its shape, and its rows on demand; of one of three axes the matrix `part` of the first, if that is given.
+    FileFormatError: no such tensor, or a block that no format expresses.
 
     Tensors of one axis are one row; those of three or four have their leading axes merged for the conversion and come back whole.
     """
     info = file.info(name)
-    blocks = file.blocks(name)
-    shape = info.shape
+    blocks, shape = file.blocks(name), info.shape
+    if part is not None:
+        blocks, shape = blocks[part], shape[1:]
     rows_of = blocks.reshape(1, -1) if len(shape) == 1 else blocks
 
     def fail(error: ValueError) -> FileFormatError:

@@ -22,9 +22,9 @@ from anybit.io.checkpoint import Item, pretty, put, write_items
 from anybit.io.containers.bits import packed_stream
 from anybit.io.safetensors_writer import Entry
 from anybit.io.targets.fit import Fit, NoFit, decode_floats, encode_floats, fit
-from anybit.io.targets.target import TARGETS, Held, Parts, Plan, Source, Step, Target, Written
+from anybit.io.targets.target import TARGETS, Held, Parts, Plan, Source, Step, Target, Written, expert_notes
 
-FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("w1", "w3"))
 """Modules that vLLM runs as one; it takes the largest of their scales of whole tensors."""
 SCALES = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
 PRESETS = {f"w{bits}a16": f"int{bits}@128:bf16+scale=mse" for bits in range(2, 8)} | {
@@ -222,7 +222,7 @@ def _schemes(source: Source, scales: str) -> tuple[Schemes, dict[str, str]]:
         try:
             if held.order is not None:
                 raise NoFit("its inputs are in another order (desc_act), which compressed-tensors dropped; --to gptq writes it as g_idx")
-            if held.role in ("norm", "bias", "embedding") or (held.role == "head" and source.spec.tied):
+            if held.plain or held.role == "embedding" or (held.role == "head" and source.spec.tied):
                 raise NoFit("embeddings are stored dense there; quantize again with --keep embed_tokens, or write dequantized")
             scheme, fitted = _scheme(held, scales)
             fitted.check(held)
@@ -273,7 +273,7 @@ def _groups(source: Source, schemes: Schemes) -> dict[str, Any]:
         key = repr(group)
         described[key] = group
         by_scheme.setdefault(key, []).append(source.tensors[name].module)
-    matrices = [held for held in source.tensors.values() if held.role in ("linear", "head")]
+    matrices = [held for held in source.tensors.values() if held.role in ("linear", "head", "router")]
     ignored = [held.module for held in matrices if held.name not in schemes]
     if source.spec.tied:
         ignored.append("lm_head")
@@ -335,6 +335,7 @@ def _plan(source: Source, kind: str | None) -> Plan:
     if any(scheme.target.zero is not None for scheme, _ in schemes.values()):
         seen = "transformers 5.23 and compressed-tensors 0.20"
         notes.append(f"{seen} load zero points only with CompressedTensorsConfig(dequantize=True)")
+    notes += expert_notes(source.spec)
     if any(scheme.act for scheme, _ in schemes.values()):
         notes.append("int8 activations have one scale a token there, one a block here")
 

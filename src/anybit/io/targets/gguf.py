@@ -8,6 +8,7 @@ those of a tensor that has their format are looked up.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import numpy as np
 from anybit.errors import UnknownNameError, near_misses
 from anybit.formats import Format
 from anybit.io.ahead import ahead
+from anybit.io.gguf.experts import EXPERTS, WHICH
 from anybit.io.gguf.kind import KINDS, Kind, writers
 from anybit.io.gguf.model import MODULES, WHOLE, row_order
 from anybit.io.gguf.model_fields import architecture_of, interleaved, model_fields, rope_factors
@@ -54,6 +56,7 @@ class _Place:
     kind: Kind
     fitted: Fit | None
     order: np.ndarray | None
+    experts: int = 0  # it is the matrix of one of so many, which lie in one tensor, one after the other; 0: a tensor of its own
 
     @property
     def factor(self) -> str | None:
@@ -62,14 +65,14 @@ class _Place:
 
     @property
     def entries(self) -> list[Entry]:
-        """The tensor, and its factor."""
-        found = [Entry(self.name, self.kind, self.held.shape)]
+        """The tensor (of experts, with all of them), and its factor."""
+        found = [Entry(self.name, self.kind, (self.experts, *self.held.shape) if self.experts else self.held.shape)]
         return found + ([Entry(self.factor, KINDS["F32"], (1,))] if self.factor else [])
 
     def data(self) -> Iterator[tuple[str, np.ndarray]]:
         """Blocks of some rows at a time."""
         held = self.held
-        if len(held.shape) == 1:
+        if held.plain:
             values = held.values(0, held.shape[0])
             yield self.name, np.ascontiguousarray(values if self.order is None else values[self.order], np.float32)
             held.release()
@@ -107,14 +110,18 @@ def _spec(kind: str) -> str:
 
 
 def _renamed(name: str) -> str:
+    """The name in a file; that of the matrices of all experts is the same."""
     module, _, part = name.rpartition(".")
     if module in _WHOLE_BACK:
         return f"{_WHOLE_BACK[module]}.{part}"
     _, _, layer, inner = module.split(".", 3)
-    return f"blk.{layer}.{_MODULES_BACK[inner]}.{part}"
+    return f"blk.{layer}.{_MODULES_BACK.get(inner) or _EXPERTS_BACK[re.sub('[.][0-9]+[.]', '.', inner)]}.{part}"
 
 
 _MODULES_BACK = {theirs: ours for ours, theirs in MODULES.items()}
+_EXPERTS_BACK = {each.router: "ffn_gate_inp" for each in EXPERTS.values()} | {
+    f"{each.module}.{name}": f"ffn_{which}_exps" for each in EXPERTS.values() for which, name in zip(WHICH, each.names, strict=True)
+}
 _WHOLE_BACK = {theirs: ours for ours, theirs in WHOLE.items()}
 
 
@@ -128,7 +135,7 @@ def _candidates(kind: str | None) -> list[Kind]:
 
 def _kind_of(held: Held, wanted: str | None) -> tuple[Kind, Fit | None]:
     """The type that holds a tensor exactly. NoFit: there is none."""
-    if held.role in ("norm", "bias"):
+    if held.plain:
         return KINDS["F32"], None
     element = held.format.plain.element.name
     if held.dense:
@@ -171,21 +178,51 @@ def _missing(held: Held, fitted: Fit, kind: Kind) -> str | None:
     return None
 
 
+def _of_experts(held: Held) -> bool:
+    return ".experts." in held.name
+
+
+def _together(source: Source) -> dict[str, list[Held]]:
+    """By the name in a file the matrices of all experts of a layer, in their order; each other tensor alone."""
+    found: dict[str, list[Held]] = {}
+    for name, held in source.tensors.items():
+        found.setdefault(_renamed(name), []).append(held)
+    return found
+
+
+def _kinds_of(together: list[Held], wanted: str | None) -> list[tuple[Kind, Fit | None]]:
+    """The one type that holds each of some tensors exactly. NoFit: there is none."""
+    fits = [_kind_of(held, wanted) for held in together]
+    if len({kind.name for kind, _ in fits}) > 1:  # of those that each would take, the widest may hold all
+        widest = max((kind for kind, _ in fits), key=lambda kind: kind.dtype.itemsize / kind.weights)
+        if any(held.dense for held in together):
+            raise NoFit("experts of a layer are one tensor there, of one type, and here some are stored otherwise than others")
+        fits = [_kind_of(held, widest.name.lower()) for held in together]
+    if _of_experts(together[0]) and fits[0][0].name == "NVFP4":
+        raise NoFit("experts of a layer are one tensor there, with a factor for each that is not written here")
+    return fits
+
+
+def _text(held: Held) -> str:
+    return held.format.alias or str(held.format)
+
+
 def _plan(source: Source, kind: str | None) -> Plan:
     architecture_of(source.spec)
     factors = rope_factors(source.spec)
     steps, places = [], []
-    for name, held in source.tensors.items():
-        text = held.format.alias or str(held.format)
+    for together in _together(source).values():
+        held = together[0]
         try:
-            chosen, fitted = _kind_of(held, kind)
+            fits = _kinds_of(together, kind)
         except NoFit as error:
-            steps.append(Step(name, held.shape, text, "", False, 0, str(error)))
+            steps += [Step(each.name, each.shape, _text(each), "", False, 0, str(error)) for each in together]
             continue
-        order = _order(source, name, held)
-        place = _Place(held, _renamed(name), chosen, fitted, order)
-        places.append(place)
-        steps.append(Step(name, held.shape, text, chosen.name, True, sum(entry.nbytes for entry in place.entries)))
+        for each, (chosen, fitted) in zip(together, fits, strict=True):
+            count = len(together) if _of_experts(held) else 0
+            place = _Place(each, _renamed(each.name), chosen, fitted, _order(source, each.name, each), count)
+            places.append(place)
+            steps.append(Step(each.name, each.shape, _text(each), chosen.name, True, sum(e.nbytes for e in place.entries) // len(together)))
     fields = model_fields(source.spec, source.config, _title(source))
     notes = []
     tokenizer = source.sidecar("tokenizer.json")
@@ -222,15 +259,15 @@ def _order(source: Source, name: str, held: Held) -> np.ndarray | None:
     return None if order is None else np.argsort(order)
 
 
-def file_names(source: Source) -> dict[str, tuple[Held, np.ndarray | None]]:
-    """By the name that it has in a file, each tensor and the order of its rows there (None: as they are here)."""
-    return {_renamed(name): (held, _order(source, name, held)) for name, held in source.tensors.items()}
+def file_names(source: Source) -> dict[str, list[tuple[Held, np.ndarray | None]]]:
+    """By the name that it has in a file, each tensor (of experts, all) and the order of its rows there (None: as they are here)."""
+    return {name: [(held, _order(source, held.name, held)) for held in together] for name, together in _together(source).items()}
 
 
 def _pour(
     put: Callable[[Any], None], fields: dict[str, Value], places: list[_Place], factors: np.ndarray | None, written: Written
 ) -> None:  # fmt: skip
-    entries = [entry for place in places for entry in place.entries]
+    entries = list({entry.name: entry for place in places for entry in place.entries}.values())  # experts share one
     if factors is not None:
         entries.append(Entry("rope_freqs.weight", KINDS["F32"], factors.shape))
 

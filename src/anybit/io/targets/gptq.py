@@ -21,7 +21,7 @@ from anybit.io.containers.bits import packed_stream
 from anybit.io.safetensors_writer import Entry
 from anybit.io.targets.compressed_tensors import dense_item
 from anybit.io.targets.fit import Fit, NoFit, fit
-from anybit.io.targets.target import TARGETS, Held, Plan, Source, Step, Target, Written
+from anybit.io.targets.target import TARGETS, Held, Plan, Source, Step, Target, Written, expert_notes
 
 WIDTHS = (2, 3, 4, 8)
 PRESETS = {f"w{bits}": f"int{bits}@128:fp16+scale=mse" for bits in WIDTHS}
@@ -116,7 +116,7 @@ def _plan(source: Source, kind: str | None) -> Plan:
             put(folder / file.name, file.read_bytes())
         return digests
 
-    return Plan(tuple(steps), write)
+    return Plan(tuple(steps), write, tuple(expert_notes(source.spec)))
 
 
 TARGETS.add("gptq", Target("gptq", "a GPTQ v2 directory", "gptq[:KIND]", lambda kind: PRESETS.get(kind, kind), _plan))

@@ -27,7 +27,7 @@ from anybit.io.output import digested
 from anybit.io.safetensors_writer import raw
 from anybit.io.targets.fit import Fit, NoFit, fit
 from anybit.io.targets.target import TARGETS, Held, Plan, Source, Step, Target, Written
-from anybit.models.spec import Attention, Layer
+from anybit.models.spec import Attention, Gated, Layer
 
 FILE, DATA, ALIGN = "model.onnx", "model.onnx.data", 64
 CONTRIB = "com.microsoft"
@@ -57,7 +57,7 @@ class _Matrix:
 def _matrix(held: Held, kind: str | None) -> _Matrix:
     """NoFit: no operator computes just its values."""
     fmt = held.format.plain
-    if held.role in ("norm", "bias", "embedding"):
+    if held.plain or held.role == "embedding":
         raise NoFit("embeddings are dense there; quantize again with --keep embed_tokens, or write dequantized")
     if fmt.block is None or len(fmt.levels) != 1 or fmt.offset is not None or not (fmt.block.per_row or fmt.block.kind == "tensor"):
         raise NoFit("DequantizeLinear has one scale a block of a row, a row or a tensor, and no offsets")
@@ -230,10 +230,11 @@ class _Builder:
 
     def mlp(self, x: str, layer: Layer) -> str:
         """down(silu(gate) * up)"""
-        g = self.graph
-        gate = self.linear(x, layer.mlp.gate)
+        g, mlp = self.graph, layer.mlp
+        assert isinstance(mlp, Gated)
+        gate = self.linear(x, mlp.gate)
         active = g.node("Mul", gate, g.node("Sigmoid", gate))
-        return self.linear(g.node("Mul", active, self.linear(x, layer.mlp.up)), layer.mlp.down)
+        return self.linear(g.node("Mul", active, self.linear(x, mlp.up)), mlp.down)
 
     def places(self) -> tuple[str, str]:
         """Positions of the queries and of all keys: float32[sequence] and [total]."""
@@ -302,6 +303,8 @@ class _Builder:
 def _plan(source: Source, kind: str | None) -> Plan:
     if kind not in (None, "qdq"):
         raise UnknownNameError(f"no kind '{kind}' of onnx; give onnx, onnx:qdq, or quantize first")
+    if any(not isinstance(layer.mlp, Gated) for layer in source.spec.layers):
+        raise UsageError(f"{source.name} has experts, and the graph that is written here has one MLP a layer; choose another target")
     steps, matrices = [], {}
     for name, held in source.tensors.items():
         text = held.format.alias or str(held.format)

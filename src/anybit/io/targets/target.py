@@ -18,13 +18,20 @@ import numpy as np
 from anybit.formats import Format
 from anybit.formats.points import Points
 from anybit.io.foreign import Sidecar
-from anybit.models import ModelSpec
+from anybit.models import PLAIN, Experts, ModelSpec
 from anybit.registry import Registry
 
 SLAB = 1 << 21
 """Weights that a writer works on at once."""
 Parts = Mapping[str, np.ndarray]
 Written = Callable[[str], None]
+
+
+def expert_notes(spec: ModelSpec) -> list[str]:
+    """What becomes elsewhere of experts that are quantized one by one."""
+    if not any(isinstance(layer.mlp, Experts) for layer in spec.layers):
+        return []
+    return ["experts keep their names, as llm-compressor has them for vLLM; transformers 5.23 leaves quantized ones at random numbers"]
 
 
 class Reader(ABC):
@@ -85,6 +92,11 @@ class Held:
     def module(self) -> str:
         """`model.norm.weight` -> `model.norm`."""
         return self.name.rpartition(".")[0]
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is none of the matrices that may be quantized: a norm, a bias, a router."""
+        return self.role in PLAIN
 
     @property
     def dense(self) -> bool:

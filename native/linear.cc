@@ -65,6 +65,17 @@ template <int factors, class Decode> AB_INLINE void code_run(const Grid &s, int6
   if (b < b1) f_store(out, times<factors>(decode(i_and(i_load_u8(p), low)), by));
 }
 
+AB_INLINE F exponent_of(I code) { return i_float(i_max(i_shl(code, 23), i_set(0x00400000))); }  // code 0 is 2^-127
+
+struct Mini {  // exponent and mantissa bits moved to float32's place, bias corrected by an exact product: subnormals too
+  I size = i_zero();
+  F shift = f_zero();
+  int up = 0, top = 31;
+  Mini() = default;
+  explicit Mini(const Grid &s) : size(i_set((1 << (s.bits - s.has_sign)) - 1)), shift(f_set(s.factor)), up(23 - s.mantissa), top(s.has_sign ? s.bits - 1 : 31) {}
+  AB_LAMBDA F operator()(I code) const { return i_float(i_or(f_bits(f_mul(i_float(i_shl(i_and(code, size), up)), shift)), i_shl(i_shr(code, top), 31))); }
+};
+
 // Tiled numbers of tile row `tile` in blocks [b0, b1), times their factors: out[b1 - b0][16].
 template <int factors> static void grid_run(const Grid &s, int64_t tile, int64_t b0, int64_t b1, const F *by, float *out) {
   switch (s.kind) {
@@ -72,15 +83,10 @@ template <int factors> static void grid_run(const Grid &s, int64_t tile, int64_t
     case ScaleKind::Float32: return wide_run<factors>(s, tile, b0, b1, by, out, [](const uint8_t *p) AB_LAMBDA { return f_load((const float *)p); });
     case ScaleKind::Float16: return wide_run<factors>(s, tile, b0, b1, by, out, [](const uint8_t *p) AB_LAMBDA { return f_load_half(p); });
     case ScaleKind::BFloat16: return wide_run<factors>(s, tile, b0, b1, by, out, [](const uint8_t *p) AB_LAMBDA { return f_load_bf16(p); });
-    case ScaleKind::Exponent:  // code 0 is 2^-127
-      return code_run<factors>(s, tile, b0, b1, by, out, [](I x) AB_LAMBDA { return i_float(i_max(i_shl(x, 23), i_set(0x00400000))); });
-    case ScaleKind::Mini: {  // exponent and mantissa bits moved to float32's place, bias corrected by an exact product: subnormals too
-      const I size = i_set((1 << (s.bits - s.has_sign)) - 1);
-      const F shift = f_set(s.factor);
-      const int up = 23 - s.mantissa, top = s.has_sign ? s.bits - 1 : 31;
-      return code_run<factors>(s, tile, b0, b1, by, out, [=](I x) AB_LAMBDA {
-        return i_float(i_or(f_bits(f_mul(i_float(i_shl(i_and(x, size), up)), shift)), i_shl(i_shr(x, top), 31)));
-      });
+    case ScaleKind::Exponent: return code_run<factors>(s, tile, b0, b1, by, out, [](I x) AB_LAMBDA { return exponent_of(x); });
+    case ScaleKind::Mini: {
+      const Mini mini(s);
+      return code_run<factors>(s, tile, b0, b1, by, out, [=](I x) AB_LAMBDA { return mini(x); });
     }
     case ScaleKind::Integer: {
       if (!s.has_sign) return code_run<factors>(s, tile, b0, b1, by, out, [](I x) AB_LAMBDA { return i_to_f(x); });
@@ -625,6 +631,15 @@ static void multiply_integer(const Weight &w, const Input &in, const Shares &sha
   uint8_t *bytes = (uint8_t *)(state + kRowBlock * 16 + 3 * most);
   memset(state, 0, sizeof(float) * 16 * (size_t)((rows + in.group - 1) / in.group * in.group));
   const Stream streamed = stream_of(w, in, rows);
+  const OneRow one = one_of(w, in, rows);
+  const int64_t n0 = tile * 16, count = w.n - n0 < 16 ? w.n - n0 : 16, ends = m0 * w.segment_count;
+  Row line = {w.codes + tile * w.chunks * 64 * w.bits, in.q + m0 * w.codes_length, in.scale + ends, w.has_offset ? shares.lifts + ends : nullptr, shares.starts + ends,
+              in.total + ends, tile, 0, w.segment_count, 0};
+  if (const Late late = one.late ? one.late(w) : nullptr) {
+    f_store(state, late(w, line));
+    finish_tile(state, 16, 1, bias ? bias + n0 : nullptr, count, y + m0 * stride + n0, stride);
+    return;
+  }
   const bool direct = w.bits == 8 && w.affine && w.flip == 0;  // the stored bytes are the panel
   for (const Panel *p = w.panels, *end = p + w.panel_count; p < end; p++) {
     const uint8_t *codes = w.codes + (w.trits ? tile * ((w.k + 19) / 20) * 64 : (tile * w.chunks + p->c0) * 64 * w.bits);
@@ -633,7 +648,10 @@ static void multiply_integer(const Weight &w, const Input &in, const Shares &sha
     scale_rows(w.scale, tile, b0, b1, w.n, w.step, side.scale);
     if (w.has_offset) scale_rows(w.offset, tile, b0, b1, w.n, 1.0f, side.offset);
     if (w.zero) for (int64_t b = b0; b < b1; b++) i_store(side.shift + 16 * (b - b0), zero_row(w, tile, b));
-    if (streamed) {
+    if (one.panel) {
+      line.p = codes, line.q = in.q + m0 * w.codes_length + w.segments[p->s0].at, line.s0 = p->s0, line.s1 = p->s1, line.first = b0;
+      f_store(state, one.panel(w, line, side.scale, side.offset, f_load(state)));
+    } else if (streamed) {
       for (int64_t row = m0; row < m1; row += in.group) streamed(w, *p, codes, side, in, shares, row, state + (row - m0) * 16);
     } else if (w.kind == Kind::Wide16) {
       kPanelWide[w.bits](w, codes, p->c1 - p->c0, bytes);
@@ -646,7 +664,6 @@ static void multiply_integer(const Weight &w, const Input &in, const Shares &sha
       else dot_all<Kind::Unsigned8>(w, *p, from, side, in, shares, m0, m1, state, codes + length, length);
     }
   }
-  const int64_t n0 = tile * 16, count = w.n - n0 < 16 ? w.n - n0 : 16;
   finish_tile(state, 16, rows, bias ? bias + n0 : nullptr, count, y + m0 * stride + n0, stride);
 }
 

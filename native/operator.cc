@@ -72,7 +72,8 @@ void OwnedWeight::finish(const int32_t *integers) {
       at += 4 * (g1 - g0);
     }
   }
-  codes_length = at + (at % 128 == 0 ? 64 : 0);  // rows of inputs a power of two apart would share cache sets
+  codes_length = (at + 31) / 32 * 32;  // whole chunks, filled up with zeros
+  codes_length += codes_length % 128 == 0 ? 64 : 0;  // rows of inputs a power of two apart would share cache sets
   segments = segment_list.data();
   segment_count = static_cast<int64_t>(segment_list.size());
   for (int64_t s = 0, first = 0; s < segment_count; s++) {  // cut where a chunk of 32 ends, at 512 k or soon after
@@ -201,6 +202,9 @@ int64_t prepare(const Weight &w, Act act, bool wide, const float *x, int64_t str
     int16_t *q16 = wide && !w.kernels->wide_dot ? static_cast<int16_t *>(workspace.take(2 * codes)) : nullptr;
     float *scale = static_cast<float *>(workspace.take(4 * count));
     int32_t *total = static_cast<int32_t *>(workspace.take(4 * count));
+    const Segment *last = w.segments + w.segment_count - 1;
+    const size_t used = w.segment_count ? static_cast<size_t>(group * (last->at + 4 * (last->g1 - last->g0))) : 0;
+    for (int64_t i = 0; i < whole; i++) memset(q + static_cast<size_t>(i) * row + used, 0, row - used);
     if (whole < groups) {
       memset(q + static_cast<size_t>(whole) * row, 0, row);
       memset(scale + static_cast<size_t>(whole) * ends, 0, 4 * ends);

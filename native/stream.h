@@ -103,9 +103,18 @@ template <int bits, Path path, int rows> AB_INLINE I total(const Dots<bits, path
   return sum;
 }
 
-struct Decode {  // registers that stay: what is xored to stored bytes, and tables
+struct Decode {  // registers that stay: what is xored to stored bytes, and tables (of integers of 3 bits: what is xored to two in a byte)
   B turn, low, high;
 };
+template <int bits, Path path> AB_INLINE Decode decode_of(const Weight &w) {
+  constexpr int top = kTopPlane<bits>;
+  if constexpr (path == Path::Codes) {
+    const B two = b_set(w.flip * 0x11);
+    return {b_set((w.flip >> (bits - top)) * (top == 1 ? 0xff : top == 2 ? 0x55 : top == 4 ? 0x11 : 1)), two, two};
+  }
+  constexpr bool sized = path == Path::Mirrored;
+  return {b_set(0), held_table<bits, sized>(sized ? w.size_low : w.low), held_table<bits, sized>(sized ? w.size_high : w.high)};
+}
 
 // Groups [at, end) of the chunk at p; q: the rows' codes of the chunk, four of each row in turn.
 template <int bits, Path path, int rows, int at, int end>
@@ -168,25 +177,16 @@ static void stream(const Weight &w, const Panel &panel, const uint8_t *codes, co
   const bool full = extra_of(w) != Extra::None;
   const int8_t *const q0 = in.q + row * w.codes_length;
   const bool short_chain = !kWideDot && w.chain < 8;
-  constexpr int top = kTopPlane<bits>;
-  constexpr bool sized = path == Path::Mirrored;
-  const Decode by = {b_set(path == Path::Codes ? (w.flip >> (bits - top)) * (top == 1 ? 0xff : top == 2 ? 0x55 : top == 4 ? 0x11 : 1) : 0),
-                     held_table<bits, sized>(sized ? w.size_low : w.low), held_table<bits, sized>(sized ? w.size_high : w.high)};
+  const Decode by = decode_of<bits, path>(w);
   Sums<path, rows> sums;
   sums.load(state);
   Dots<bits, path, rows> d;
   I sum[rows];
-  int8_t pad[rows * 32];
-  const auto padded = [&](const int8_t *q, int64_t groups) AB_LAMBDA {  // what lies after the codes is not ours, and the chunk's last codes are zero
-    memset(pad, 0, sizeof pad);
-    memcpy(pad, q, (size_t)(4 * rows * groups));
-  };
   if (w.block == 16 && w.blocks > 1) {  // two segments a chunk; the last may have no second, or be short
     const uint8_t *p = codes;
     for (int64_t s = panel.s0; s < panel.s1; s += 2, p += 64 * bits) {
       if constexpr (kAsks<bits, path, rows>) ask<64 * bits>(p);
       const int8_t *q = q0 + 16 * rows * s;
-      if (16 * s + 32 > w.k) padded(q, (w.k - 16 * s + 3) / 4), q = pad;
       begin(d, ends.starts + rows * s);
       add_groups<bits, path, rows, 0, 4>(w, by, p, q, d);
       for (int r = 0; r < rows; r++) sum[r] = total(d, r, kWideDot ? i_zero() : i_set(ends.starts[rows * s + r]));
@@ -208,15 +208,13 @@ static void stream(const Weight &w, const Panel &panel, const uint8_t *codes, co
       for (int r = 0; r < rows; r++) sum[r] = i_set(ends.starts[rows * s + r]);
     begin(d, ends.starts + rows * s);
     for (int64_t left = seg.g1 - seg.g0; left > 0; left -= 8, p += 64 * bits, q += 32 * rows) {
-      const int8_t *from = q;
-      if (left < 8) padded(q, left), from = pad;
       if constexpr (kAsks<bits, path, rows>) ask<64 * bits>(p);
-      add_groups<bits, path, rows, 0, 4>(w, by, p, from, d);
+      add_groups<bits, path, rows, 0, 4>(w, by, p, q, d);
       if (!kWideDot && short_chain) {
         for (int r = 0; r < rows; r++) sum[r] = total(d, r, sum[r]);
         begin(d, ends.starts);
       }
-      add_groups<bits, path, rows, 4, 8>(w, by, p, from, d);
+      add_groups<bits, path, rows, 4, 8>(w, by, p, q, d);
       if (!kWideDot) {
         for (int r = 0; r < rows; r++) sum[r] = total(d, r, sum[r]);
         begin(d, ends.starts);
@@ -305,11 +303,24 @@ static void stream_trits(const Weight &w, const Panel &panel, const uint8_t *cod
   sums.store();
 }
 
+#include "stream_one.h"
+
 using Stream = void (*)(const Weight &, const Panel &, const uint8_t *, const Side &, const Input &, const Shares &, int64_t, float *);
 template <int bits, Path path, int rows> constexpr Stream stream_if() {
   if constexpr ((kWideDot || bits <= 4) && (path != Path::Mirrored || bits > 1) && (path != Path::Doubles || bits <= 4)) return stream<bits, path, rows>;
   else return nullptr;
 }
+struct OneRow {
+  Panelled panel = nullptr;
+  Late (*late)(const Weight &) = nullptr;
+};
+template <int bits, Path path> constexpr OneRow one_if() {
+  if constexpr ((path != Path::Mirrored || bits > 1) && (path != Path::Doubles || bits <= 4)) return {one_panel<bits, path>, late_of<bits, path>};
+  else return {};
+}
+template <Path path>
+const OneRow kOne[9] = {{}, one_if<1, path>(), one_if<2, path>(), one_if<3, path>(), one_if<4, path>(), one_if<5, path>(), one_if<6, path>(), one_if<7, path>(), one_if<8, path>()};
+
 template <Path path, int rows>
 const Stream kStream[9] = {nullptr, stream_if<1, path, rows>(), stream_if<2, path, rows>(), stream_if<3, path, rows>(), stream_if<4, path, rows>(),
                            stream_if<5, path, rows>(), stream_if<6, path, rows>(), stream_if<7, path, rows>(), stream_if<8, path, rows>()};
@@ -317,11 +328,13 @@ const Stream kStream[9] = {nullptr, stream_if<1, path, rows>(), stream_if<2, pat
 template <int rows> static Stream stream_for(const Weight &w) {
   if constexpr (rows > 0) {
     if (w.trits) return stream_trits<rows>;
+  }
+  if constexpr (rows > 1 || (rows == 1 && !kWideDot)) {
     if (w.kind == Kind::Unsigned8 && w.doubled) return kStream<Path::Doubles, rows>[w.bits];
     if (w.kind == Kind::Unsigned8) return w.affine ? kStream<Path::Codes, rows>[w.bits] : kStream<Path::Bytes, rows>[w.bits];
   }
-  if constexpr (rows > 0 && kWideDot) {
-    const bool whole = rows > 1 && kByteTables && w.bits < 8;  // one permute has all of the table: a sign for every row's input costs more
+  if constexpr (rows > 1 && kWideDot) {
+    const bool whole = kByteTables && w.bits < 8;  // one permute has all of the table: a sign for every row's input costs more
     if (w.kind == Kind::Wide16) return w.sized && !whole ? kStream<Path::Mirrored, rows>[w.bits] : kStream<Path::Pairs, rows>[w.bits];
   }
   return nullptr;
@@ -337,6 +350,16 @@ static const char *why_panels(const Weight &w) {
   if (w.kind == Kind::Signed8) return "8-bit numbers are read as they lie";
   if (!w.trits && w.bits > 4) return "tables of more than 16 entries take as long as a panel without dots of bytes in 32 bits";
   return !w.trits && w.chain < 4 ? "sums of four groups leave 16 bits" : nullptr;
+}
+
+// One row where byte dots are wide.
+static OneRow one_of(const Weight &w, const Input &in, int64_t rows) {
+  if constexpr (kStreamRows > 0 && kWideDot) {
+    if (rows > 1 || in.group > 1 || w.trits || why_panels(w)) return {};
+    if (w.kind == Kind::Wide16) return w.sized ? kOne<Path::Mirrored>[w.bits] : kOne<Path::Pairs>[w.bits];
+    return w.doubled ? kOne<Path::Doubles>[w.bits] : w.affine ? kOne<Path::Codes>[w.bits] : kOne<Path::Bytes>[w.bits];
+  }
+  return {};
 }
 
 // Rows that are streamed, one group of them after the other over a panel's stored bits, which stay in the first-level cache: up to four groups parting

@@ -82,7 +82,7 @@ struct Weight {
   const Segment *segments = nullptr;
   const Panel *panels = nullptr;
   int64_t segment_count = 0, panel_count = 0;
-  int64_t codes_length = 0;  // int8 codes of one prepared row; what lies after the last segment is never read
+  int64_t codes_length = 0;  // int8 codes of one prepared row: whole chunks, zero after the last segment's
   const struct LinearKernels *kernels = nullptr;  // of the ISA that kind, bias and chain were chosen for
   const struct ProductKernels *products = nullptr;  // of the same
 };

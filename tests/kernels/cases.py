@@ -34,6 +34,8 @@ CODED = (
     "uint2@16:uint4@256:fp16+off", "int3@16:int6@256:fp16", "uint4@8:uint4@24:bf16+off", "nf4@33:uint3@66:fp32",
     "iq4nl@32:fp4_e2m1@96:e8m0", "int4@4x16:uint4@8x32:fp16", "int4@16:fp8_e4m3fn@64:fp8_e5m2@128:fp16",
     "ternary@20:uint4@80:fp16+pack=base3", "int2@7:nf4@14:fp16@tensor:fp32", "uint3@5:fp16+zp", "int4@16:int3@channel:fp16",
+    "uint5@32:uint6@256:fp16+off", "int6@16:int8@256:fp16", "uint4@16:uint4@48:fp16+off", "int2@16:fp16", "int3@32:fp16", "int5@16:fp16",
+    "int6@32:e8m0", "nf3@16:uint4@64:fp16",
 )
 # fmt: on
 DENSE = ("bf16", "fp16", "fp32", "bf16+pack=escape")

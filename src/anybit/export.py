@@ -110,7 +110,7 @@ def write(export: Export, out: str | Path, card: Callable[[], str] | None = None
     """Writes the planned files into the new directory `out`, with the model card, or a GGUF into the new file `out`: all or nothing.
 
     Returns: bytes written. Raises: UsageError: a tensor has no place. OutputError, DoesNotFitError: the target exists, the disk.
-    Cost: the parts of some million weights, and the stored bytes of the two largest tensors: one is made while the other is written.
+    Cost: some pieces of a few million weights each, made while those before are written; of GPTQ two whole tensors.
     """
     export.check()
     out = Path(out)

@@ -202,8 +202,11 @@ int64_t prepare(const Weight &w, Act act, bool wide, const float *x, int64_t str
     int16_t *q16 = wide && !w.kernels->wide_dot ? static_cast<int16_t *>(workspace.take(2 * codes)) : nullptr;
     float *scale = static_cast<float *>(workspace.take(4 * count));
     int32_t *total = static_cast<int32_t *>(workspace.take(4 * count));
-    const Segment *last = w.segments + w.segment_count - 1;
-    const size_t used = w.segment_count ? static_cast<size_t>(group * (last->at + 4 * (last->g1 - last->g0))) : 0;
+    size_t used = 0;
+    if (w.segment_count) {
+      const Segment &last = w.segments[w.segment_count - 1];
+      used = static_cast<size_t>(group * (last.at + 4 * (last.g1 - last.g0)));
+    }
     for (int64_t i = 0; i < whole; i++) memset(q + static_cast<size_t>(i) * row + used, 0, row - used);
     if (whole < groups) {
       memset(q + static_cast<size_t>(whole) * row, 0, row);

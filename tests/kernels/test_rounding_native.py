@@ -121,22 +121,21 @@ def test_sizes_threads_and_misaligned_memory(name: str, threads: int, isa: str) 
         cpu.set_threads(before)
 
 
-# Places whose counters' lower half overflows: 5 and 4 words a counter.
-OVERFLOWS = (80 << 28, 64 << 28)
+OVERFLOW = 128 << 28
+"""The place from which on the counters' upper half is no longer 0."""
 
 
-@pytest.mark.parametrize("start", [0, 5, OVERFLOWS[0] - 700, OVERFLOWS[1] - 700, (80 << 32) + 1])
-@pytest.mark.parametrize("bits", [24, 32])
-def test_random_words(start: int, bits: int, isa: str) -> None:
+@pytest.mark.parametrize("start", [0, 5, OVERFLOW - 700, (128 << 32) + 1])
+def test_random_halves(start: int, isa: str) -> None:
     """Wherever a run begins and ends, and where a counter's lower half overflows."""
-    unused = np.uint32(32 - bits)
-    expected = drawn(5 + (9 << 32), start, 1500, bits) >> unused
-    for n in (0, 1, 3, 63, 64, 65, 79, 80, 81, 159, 160, 161, 700, 1500):
-        for skip in (0, 1, 15, 16, 80, 130):
-            count = min(n, 1500 - skip)
-            out = np.full(count + 1, 77, np.uint32)
-            cpu.native.random_words(5 + (9 << 32), start + skip, bits, out[:count])
-            assert np.array_equal(out[:count] >> unused, expected[skip : skip + count]) and out[count] == 77
+    words = drawn(5 + (9 << 32), start, 1500, 32)
+    for lower, expected in enumerate((words >> np.uint32(16), words & np.uint32(0xFFFF))):
+        for n in (0, 1, 3, 31, 32, 127, 128, 129, 255, 256, 257, 700, 1500):
+            for skip in (0, 1, 15, 16, 128, 230):
+                count = min(n, 1500 - skip)
+                out = np.full(count + 1, 77, np.uint16)
+                cpu.native.random_halves(5 + (9 << 32), start + skip, bool(lower), out[:count])
+                assert np.array_equal(out[:count], expected[skip : skip + count]) and out[count] == 77
 
 
 def some_values(seed: int) -> str:
@@ -173,18 +172,19 @@ def test_codebooks_take_both_ways_of_drawing() -> None:
 
 
 @pytest.mark.parametrize("name", DRAWN + [some_values(seed) for seed in (0, 1, 2, 3, 4, 9, 14)])
-@pytest.mark.parametrize("bits", [3, 24, 32])
+@pytest.mark.parametrize("bits", [3, 16, 19, 24, 32])
 def test_draws_next_to_the_word(name: str, bits: int, isa: str) -> None:
-    """Numbers whose fraction of a gap is their random word's, or up to two float32 beside it: where a rounded comparison would err."""
+    """Numbers whose fraction of a gap is their random word's, or up to two float32 beside it: where a rounded comparison would err. Also
+    where a word's upper half, or the next one, says so: there the lower half decides."""
     element = parse_element(name)
     rng = np.random.default_rng(0)
     chain = np.r_[element.beyond[0], element.finite, element.beyond[1]]
     chain = chain[np.abs(chain) < 2.0**100]
-    for start in (0, 3, OVERFLOWS[bits > 24] - 1000):
+    for start, more in ((0, 0), (3, 0), (OVERFLOW - 1000, 0), (0, 1), (5, 2)):
         word = drawn(7, start, 3000, bits)
         rank = rng.integers(0, len(chain) - 1, word.size)
         a, b = chain[rank], chain[rank + 1]
-        part = (word >> np.uint32(32 - bits)) / 2.0**bits
+        part = (word >> np.uint32(32 - bits)) / 2.0**bits if not more else np.minimum((word >> np.uint32(16)) + (more - 1), 65535) / 2.0**16
         x = np.where(b <= 0, b - part * (b - a), a + part * (b - a)).astype(np.float32)
         for step in (0, 1, -1, 2, -2):
             near = x.copy()

@@ -403,8 +403,7 @@ bool round_blocks(const PyRound &r, nb::dict d, Matrix x, nb::ndarray<float, nb:
   const float *source = x.data();
   float *y = out.data();
   const bool stream = rows * k * 4 >= kStreamBytes, lines = k % 16 == 0 && b.size % 16 == 0 && reinterpret_cast<size_t>(y) % 64 == 0;
-  const int64_t most = stream && !lines ? kRoundBlock / 4 : kRoundBlock;  // what goes out by way of `Staged` goes in parts that stores in flight can hold
-  const int64_t step = b.size >= most ? b.size : most / b.size * b.size;  // numbers of whole blocks that are handled together
+  const int64_t step = b.size >= kRoundBlock ? b.size : kRoundBlock / b.size * b.size;  // numbers of whole blocks that are handled together
   const int64_t pieces = (k + step - 1) / step, total = rows * pieces, each = std::max<int64_t>(1, kTask / step);
   const int64_t tasks = (total + each - 1) / each;
   std::vector<uint8_t> good(static_cast<size_t>(tasks), 1);

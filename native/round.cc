@@ -22,7 +22,7 @@ AB_INLINE F load_part(const float *p, int64_t count) {  // fewer than 16: the re
 // ------------------------------------------------------------------------------------------------ loops
 constexpr int64_t kAhead = kRoundBlock;  // numbers: how far ahead of those that are rounded the next ones are fetched
 
-// While random words are made nothing is fetched: what comes later has to be in the second-level cache by then.
+// While random words or scales are made nothing is fetched: what comes later has to be in the second-level cache by then.
 AB_INLINE void fetch(const float *x) {
   __builtin_prefetch(x + kAhead);
   __builtin_prefetch(x + 8 * kAhead, 0, 2);
@@ -484,7 +484,30 @@ template <bool power_of_two, bool one_level> AB_INLINE void scales_of(const Bloc
   }
 }
 
-static void scales(const BlockPlan &b, const uint32_t *largest, int64_t count, float *scale) {
+// The same by float32, sixteen blocks at a time. The target, a product with a rounded reciprocal, is off by 2^-22.9 of itself at most, and another scale results only
+// where a middle of two lies between it and the true one, which is below half a step times 2^(mantissa + 2). False: that may be so for some block, or this is not
+// for the plan, or some target may be beyond the end. Entries of `largest` up to the next multiple of 16 are set to 0.
+static bool scales_by_floats(const BlockPlan &b, uint32_t *largest, int64_t count, float *scale) {
+  const double reciprocal = 1 / (b.most * b.outer);
+  if (b.mantissa < 1 || b.mantissa > 10 || b.smallest < 0x1p-60 || b.first < 0x1p-60 || b.biggest > 0x1p60 || !(reciprocal > 0x1p-100 && reciprocal < 0x1p100)) return false;
+  for (int64_t i = count; i % 16 != 0; i++) largest[i] = 0;
+  const F times = f_set((float)reciprocal), low = f_set((float)b.smallest), high = f_set((float)b.biggest), end = f_set((float)(b.end * (1 - 0x1p-20)));
+  const F factor = f_set(b.factor), close = f_set(bits_float((uint32_t)(127 + b.mantissa - 20) << 23));
+  const I first = i_set((int32_t)float_bits((float)b.first));
+  Mask open = f_lt(end, low);
+  for (int64_t i = 0; i < count; i += 16) {
+    const F target = f_mul(i_float(i_load((const int32_t *)largest + i)), times), held = f_min(f_max(target, low), high);
+    const I binade = i_max(i_and(f_bits(held), i_set(0x7f800000)), first);
+    const F big = i_float(i_add(binade, i_set((23 - b.mantissa) << 23))), half = i_float(i_sub(binade, i_set((b.mantissa + 1) << 23)));
+    const F s = f_sub(f_add(held, big), big);
+    f_store(scale + i, f_mul(s, factor));
+    open = m_or(open, m_or(f_lt(end, target), f_lt(f_magnitude(f_sub(f_magnitude(f_sub(held, s)), half)), f_mul(half, close))));
+  }
+  return !i_any(open);
+}
+
+static void scales(const BlockPlan &b, uint32_t *largest, int64_t count, float *scale) {
+  if (!b.power_of_two && scales_by_floats(b, largest, count, scale)) return;
   if (b.power_of_two) return b.outer == 1.0 ? scales_of<true, true>(b, largest, count, scale) : scales_of<true, false>(b, largest, count, scale);
   return b.outer == 1.0 ? scales_of<false, true>(b, largest, count, scale) : scales_of<false, false>(b, largest, count, scale);
 }
@@ -494,8 +517,12 @@ static void scales(const BlockPlan &b, const uint32_t *largest, int64_t count, f
 //   Fused   y = fl(1 / s), q0 = fl(x y), q1 = fl(q0 - (q0 s - x) y), which is one of the quotient's neighbours, q = fl(q1 - (q1 s - x) y); remainders are exact where
 //           nothing underflows (Markstein, "Computation of elementary functions on the IBM RISC System/6000 processor", 1990). With s from 2^-30 to 2^60 that
 //           holds for quotients from 2^-70 on; smaller ones stay small, and round to zero like the true ones (see `fused`). -0 stays -0.
+//   Near    q1 alone. Before it is rounded it is the quotient but for 4 * 2^-48 of it, 2^-22 of its last place: another number results only where the quotient lies
+//           that close to the middle of two neighbours, and is rounded to another value only where one of them is a switch point t of m + 2 bits (m: the
+//           mantissa's). There x - t s is half or a quarter of t's last place times s but for 2^-22 of that place. With s an integer of 24 bits, in units of
+//           its last place times t's: x - t s is a multiple of 2^(22-m), and s / 2 or s / 4 not within 4 of one, if s is not within 16 of a multiple of 2^(23-m).
 //   Divide  everything else
-enum class Quotient { Times, Fused, Divide };
+enum class Quotient { Times, Near, Fused, Divide };
 
 template <Quotient way> AB_INLINE F quotient(F v, F times, F by) {
   F q;
@@ -503,10 +530,8 @@ template <Quotient way> AB_INLINE F quotient(F v, F times, F by) {
     q = f_div(v, by);
   } else {
     q = f_mul(v, by);
-    if constexpr (way == Quotient::Fused) {
-      q = f_nfma(f_fms(q, times, v), by, q);
-      q = f_nfma(f_fms(q, times, v), by, q);
-    }
+    if constexpr (way != Quotient::Times) q = f_nfma(f_fms(q, times, v), by, q);
+    if constexpr (way == Quotient::Fused) q = f_nfma(f_fms(q, times, v), by, q);
   }
   return q;
 }
@@ -526,7 +551,7 @@ static __attribute__((noinline)) void whole_blocks(const RoundPlan &plan, const 
       const F times = f_set(scale[block]), by = f_set(over[block]);
 #pragma GCC unroll 2
       for (int j = 0; j < 16 * each; j += 16) {
-        __builtin_prefetch(x + at + j + kAhead);
+        fetch(x + at + j);
         put(out + at + j, in_block<Kind, way>(p, f_load(x + at + j), times, by), stream);
       }
     }
@@ -535,7 +560,7 @@ static __attribute__((noinline)) void whole_blocks(const RoundPlan &plan, const 
   for (int64_t block = 0, at = 0; at < n; block++) {
     const F times = f_set(scale[block]), by = f_set(over[block]);
     for (const int64_t end = n - at < size ? n : at + size; at < end; at += 16) {
-      __builtin_prefetch(x + at + kAhead);
+      fetch(x + at);
       put(out + at, in_block<Kind, way>(p, f_load(x + at), times, by), stream);
     }
   }
@@ -570,14 +595,18 @@ AB_INLINE bool fused(const RoundPlan &p) { return p.kind == RoundKind::Steps && 
 // Whether no scale is too large.
 static bool settle(const RoundPlan &p, const BlockPlan &b, int64_t count, Scales *s) {
   const float *scale = s->scale;
-  int within = 1, powers = 1, middling = 1;
+  int within = 1, powers = 1, middling = 1, apart = 1;
+  const uint32_t places = (1u << (23 - p.mantissa)) - 1;
+  float limit = (float)b.limit;
+  if ((double)limit > b.limit) limit = bits_float(float_bits(limit) - 1);
   for (int64_t i = 0; i < count; i++) {
-    within &= (double)scale[i] <= b.limit;
+    within &= scale[i] <= limit;
     const uint32_t bits = float_bits(scale[i]);
     powers &= ((bits & 0x7fffff) == 0) & (bits - 0x00800000u <= 0x7e000000u);  // 2^-126 to 2^126
     middling &= bits - 0x30800000u <= 0x2d000000u;                              // 2^-30 to 2^60
+    apart &= ((bits + 16) & places) > 32;
   }
-  s->way = powers ? Quotient::Times : middling && fused(p) ? Quotient::Fused : Quotient::Divide;
+  s->way = powers ? Quotient::Times : !middling || !fused(p) ? Quotient::Divide : apart && p.mantissa <= 10 ? Quotient::Near : Quotient::Fused;
   if (s->way == Quotient::Divide)
     for (int64_t i = 0; i < count; i++) s->over[i] = scale[i] == 0.0f ? bits_float(0x7f800000u) : scale[i];  // 0: a product of tiny scales has vanished
   else
@@ -596,6 +625,8 @@ AB_INLINE void whole_blocks_of(const RoundPlan &p, const float *x, int64_t n, in
 
 template <class Kind> AB_INLINE void whole_blocks_by(const RoundPlan &p, const float *x, int64_t n, int64_t size, const Scales &s, float *out, bool stream) {
   if (s.way == Quotient::Times) return whole_blocks_of<Kind, Quotient::Times>(p, x, n, size, s, out, stream);
+  if constexpr (__is_same(Kind, Steps<RoundMode::NearestEven>))
+    if (s.way == Quotient::Near) return whole_blocks_of<Kind, Quotient::Near>(p, x, n, size, s, out, stream);
   if constexpr (__is_same(Kind, Steps<RoundMode::NearestEven>))
     if (s.way == Quotient::Fused) return whole_blocks_of<Kind, Quotient::Fused>(p, x, n, size, s, out, stream);
   whole_blocks_of<Kind, Quotient::Divide>(p, x, n, size, s, out, stream);

@@ -221,6 +221,49 @@ def test_quotients_in_blocks(size: int, isa: str) -> None:
         assert round_trip(x, Spec.parse(f"fp4_e2m1@{size}:fp32"), out) and same(out, want), (low, high)
 
 
+def moved(x: np.ndarray, steps: np.ndarray) -> np.ndarray:
+    """float32 that lie so many places further on."""
+    return (x.view(np.int32) + steps).astype(np.int32).view(np.float32)
+
+
+@pytest.mark.parametrize("name", ["fp4_e2m1", "fp6_e2m3", "fp8_e4m3fn", "fp8_e5m2", "int4_sym", "int8_sym"])
+def test_quotients_next_to_switch_points(name: str, isa: str) -> None:
+    """Scales of any 24 bits, and those where one correction of a quotient might not do: next to 1, 1.5, 1.25, ... times a power of two."""
+    rng = np.random.default_rng(0)
+    element = parse_element(name)
+    switch = element.finite[:-1] / 2 + element.finite[1:] / 2
+    for near in (False, True):
+        for _ in range(8):
+            bits = rng.integers(0, 1 << 23, (500, 1))
+            if near:
+                bits = (rng.integers(0, 64, (500, 1)) << 17) + rng.integers(-24, 25, (500, 1))
+            scale = ((rng.integers(107, 147, (500, 1)) << 23) + bits).astype(np.int32).view(np.float32)
+            x = moved(scale * rng.choice(switch, (500, 32)).astype(np.float32), rng.integers(-2, 3, (500, 32)))
+            x[:, 0] = moved(np.float32(element.max) * scale[:, 0], rng.integers(-1, 2, 500))
+            s = (np.abs(x).max(1, keepdims=True).astype(np.float64) / element.max).astype(np.float32)
+            want = element.decode(element.encode(x / s)).astype(np.float32) * s
+            out = np.full_like(x, np.nan)
+            assert round_trip(x, Spec.parse(f"{name}@32:fp32"), out) and same(out, want)
+
+
+@pytest.mark.parametrize("text", ["nvfp4", "fp4_e2m1@16:fp8_e4m3fn", "int4_sym@16:ufp8_e5m3", "fp8_e4m3fn@32:fp8_e5m2@tensor:fp32"])
+def test_scales_next_to_their_switch_points(text: str, isa: str) -> None:
+    """Blocks whose target lies at a middle of two scales, or beside it, and at the ends of the scales."""
+    rng = np.random.default_rng(0)
+    spec = Spec.parse(text)
+    element, scale = spec.format.element, spec.format.levels[0].element
+    chain = scale.finite[scale.finite > 0]
+    points = np.r_[chain, chain[:-1] / 2 + chain[1:] / 2, chain[0] / 2, chain[0] / 3]
+    for outer in (1.0, 0.37, 3e-4, 811.0):
+        outer = outer if len(spec.format.levels) == 2 else 1.0
+        x = rng.uniform(-1, 1, (300, 64)).astype(np.float32) * np.float32(1e-6)
+        most = rng.choice(points[points <= scale.max], (300, 4)) * element.max * outer
+        x.reshape(300, 4, 16)[:, :, 0] = moved(most.astype(np.float32), rng.integers(-3, 4, (300, 4)))
+        x[0, 0], x[1, :] = np.float32(scale.max * element.max * outer), 0.0
+        out = np.full_like(x, np.nan)
+        assert round_trip(x, spec, out) and same(out, dequantize_parts(quantize_parts(x, spec), spec.format, x.shape))
+
+
 def test_results_that_go_past_the_caches(isa: str) -> None:
     """More than 8 MiB, in place and not, at every alignment; codes too."""
     x = np.random.default_rng(0).standard_normal((2 << 20) + 99, np.float32)

@@ -131,16 +131,17 @@ template <class Kind> static __attribute__((noinline, cold)) I code_by_all(const
   I word = whole_words(seed, place, half);
   return typename All<Kind>::By().code(p, x, word);
 }
-template <class Kind, class W> AB_INLINE F value_at(const RoundPlan &p, const Draw &draw, int64_t i, F x, W word) {  // of numbers i to i + 15
+// Of numbers i to i + 15. p: a copy of `plan` whose address goes nowhere, so that no store can change it.
+template <class Kind, class W> AB_INLINE F value_at(const RoundPlan &p, const RoundPlan &plan, const Draw &draw, int64_t i, F x, W word) {
   const F y = Kind().value(p, x, word);
   if constexpr (kIsUpper<W>)
-    if (__builtin_expect(i_any(word.open), 0)) return value_by_all<Kind>(p, draw.seed, draw.place + (uint64_t)i, x, word.half);
+    if (__builtin_expect(i_any(word.open), 0)) return value_by_all<Kind>(plan, draw.seed, draw.place + (uint64_t)i, x, word.half);
   return y;
 }
-template <class Kind, class W> AB_INLINE I code_at(const RoundPlan &p, const Draw &draw, int64_t i, F x, W word) {
+template <class Kind, class W> AB_INLINE I code_at(const RoundPlan &p, const RoundPlan &plan, const Draw &draw, int64_t i, F x, W word) {
   const I c = Kind().code(p, x, word);
   if constexpr (kIsUpper<W>)
-    if (__builtin_expect(i_any(word.open), 0)) return code_by_all<Kind>(p, draw.seed, draw.place + (uint64_t)i, x, word.half);
+    if (__builtin_expect(i_any(word.open), 0)) return code_by_all<Kind>(plan, draw.seed, draw.place + (uint64_t)i, x, word.half);
   return c;
 }
 
@@ -169,11 +170,12 @@ template <class Kind, class W, int count> AB_INLINE void values_of(const RoundPl
 // The same, one sixteen after the other, where one of them has left something open.
 template <class Kind, int count>
 static __attribute__((noinline, cold)) void values_again(const RoundPlan &p, const Draw &draw, int64_t i, const float *x, const uint16_t *upper, float *out) {
-  for (int j = 0; j < count; j++) f_store(out + 16 * j, value_at<Kind>(p, draw, i + 16 * j, f_load(x + 16 * j), word_at<Upper>(upper + 16 * j, nullptr)));
+  for (int j = 0; j < count; j++) f_store(out + 16 * j, value_at<Kind>(p, p, draw, i + 16 * j, f_load(x + 16 * j), word_at<Upper>(upper + 16 * j, nullptr)));
 }
 
 template <class Kind, class W, int count>  // count times sixteen numbers, from number i on; x: the array of number 0, and so out
-AB_INLINE void values_beside(const RoundPlan &p, const Draw &draw, int64_t i, const float *x, const uint16_t *upper, const uint16_t *lower, float *out, bool stream) {
+AB_INLINE void values_beside(const RoundPlan &p, const RoundPlan &plan, const Draw &draw, int64_t i, const float *x, const uint16_t *upper, const uint16_t *lower,
+                            float *out, bool stream) {
   F v[count], y[count];
   W words[count];
 #pragma GCC unroll 4
@@ -185,7 +187,7 @@ AB_INLINE void values_beside(const RoundPlan &p, const Draw &draw, int64_t i, co
   if constexpr (kIsUpper<W>)
     if (__builtin_expect(i_any(words[0].open), 0)) {
       float again[16 * count];
-      values_again<Kind, count>(p, draw, i, x + i, upper, again);
+      values_again<Kind, count>(plan, draw, i, x + i, upper, again);
       for (int j = 0; j < count; j++) y[j] = f_load(again + 16 * j);
     }
 #pragma GCC unroll 4
@@ -199,14 +201,14 @@ static __attribute__((noinline)) void values_by_words(const RoundPlan &plan, con
     const auto next = [&](int64_t count) AB_LAMBDA { i += count, upper += count, lower = lower ? lower + count : nullptr; };
     constexpr int side = kSide<Kind>;
     if constexpr (side > 1)
-      for (; i + 16 * side <= end; next(16 * side)) values_beside<Kind, W, side>(p, draw, i, x, upper, lower, out, stream);
+      for (; i + 16 * side <= end; next(16 * side)) values_beside<Kind, W, side>(p, plan, draw, i, x, upper, lower, out, stream);
     for (; i + 16 <= end; next(16)) {
       fetch(x + i);
-      put(out + i, value_at<Kind>(p, draw, i, f_load(x + i), word_at<W>(upper, lower)), stream);
+      put(out + i, value_at<Kind>(p, plan, draw, i, f_load(x + i), word_at<W>(upper, lower)), stream);
     }
     if (i == end) return;
     float t[16];
-    f_store(t, value_at<Kind>(p, draw, i, load_part(x + i, end - i), word_at<W>(upper, lower)));
+    f_store(t, value_at<Kind>(p, plan, draw, i, load_part(x + i, end - i), word_at<W>(upper, lower)));
     memcpy(out + i, t, sizeof(float) * (size_t)(end - i));
   });
 }
@@ -272,7 +274,7 @@ static __attribute__((noinline)) void codes_by_words(const RoundPlan &plan, cons
 #pragma GCC unroll 1
       for (int j = 0; j < 4; j++) {
         fetch(x + i + 16 * j);
-        c[j] = code_at<Kind>(p, draw, i + 16 * j, f_load(from + 16 * j), word_at<W>(upper + 16 * j, lower ? lower + 16 * j : nullptr));
+        c[j] = code_at<Kind>(p, plan, draw, i + 16 * j, f_load(from + 16 * j), word_at<W>(upper + 16 * j, lower ? lower + 16 * j : nullptr));
       }
       put_codes(whole ? out + width * i : t, c, width, whole && stream);
       if (!whole) memcpy(out + width * i, t, (size_t)(width * (end - i)));
@@ -576,7 +578,7 @@ static __attribute__((noinline)) void drawn_blocks(const RoundPlan &plan, const 
     for (; i < end; i += 16, upper += 16) {
       fetch(x + i);
       const F times = f_set(scale[block]), q = quotient<way>(f_load(x + i), times, f_set(over[block]));
-      put(out + i, f_mul(value_at<Kind>(p, draw, i, q, word_at<W>(upper, lower)), times), stream);
+      put(out + i, f_mul(value_at<Kind>(p, plan, draw, i, q, word_at<W>(upper, lower)), times), stream);
       if (lower) lower += 16;
       if (--left == 0) left = each, block++;
     }

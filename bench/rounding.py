@@ -3,7 +3,8 @@
     python bench/rounding.py [--brevitas-python PYTHON] [--numbers 64000000] [--rounds 5]
 
 Every figure is a round trip (float32 in, float32 out) of the same normal numbers, with `out` or into new memory. "words alone"
-makes the random words of stochastic rounding, in memory that stays in the caches; "5/8" copies the bytes that an encoding to bytes moves.
+makes the halves of random words that every stochastic rounding takes, in memory that stays in the caches; "5/8" copies the bytes that an
+encoding to bytes moves.
 Each round runs every job once; the table gives medians, and anybit's ratios to the peers within this run.
 """
 
@@ -55,11 +56,11 @@ def timed(call: Callable[[], object]) -> Job:
 def own_jobs(x: np.ndarray, out: np.ndarray) -> dict[str, Job]:
     """anybit's round trips, encoding and decoding, random words, and NumPy's copy."""
     few = x.size * 5 // 8
-    part, words = np.ones(few, np.float32), np.empty(1 << 17, np.uint32)
+    part, halves = np.ones(few, np.float32), np.empty(1 << 17, np.uint16)
     jobs: dict[str, Job] = {
         "numpy.copyto": timed(lambda: np.copyto(out, x)), "numpy.copyto, 5/8": timed(lambda: np.copyto(part, x.reshape(-1)[:few])),
         "numpy.copy": timed(lambda: np.array(x)),
-        "words alone": timed(lambda: [cpu.native.random_words(1, start, 24, words) for start in range(0, x.size, words.size)]),
+        "words alone": timed(lambda: [cpu.native.random_halves(1, start, False, halves) for start in range(0, x.size, halves.size)]),
     }  # fmt: skip
     for name, element in ELEMENTS.items():
         e = anybit.Format(element).element

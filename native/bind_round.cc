@@ -76,6 +76,25 @@ void search_by_parts(RoundPlan *p) {
   p->parted = true;
 }
 
+// Tables of a stochastic search by upper halves. Distances are off by half a last place of the number, the neighbour and themselves, and quotients by one more.
+void by_sides(RoundPlan *p) {
+  double most = 0, narrowest = HUGE_VAL;
+  p->sided = p->last > 0;
+  for (int i = 0; i < 16; i++) {
+    const bool inside = i < p->last, negative = inside && p->chain[i + 1] <= 0;
+    const int low = std::min(i, p->last), high = std::min(i + 1, p->last);
+    p->side_near16[i] = p->values16[negative ? high : low], p->side_far16[i] = p->values16[negative ? low : high];
+    p->side_parts16[i] = 0;
+    if (!inside) continue;
+    const double gap = p->chain[high] - p->chain[low];
+    p->side_parts16[i] = static_cast<float>((negative ? -0x1p16 : 0x1p16) / gap);
+    p->sided = p->sided && (negative || p->chain[low] >= 0);
+    most = std::max({most, std::fabs(p->chain[low]), std::fabs(p->chain[high])}), narrowest = std::min(narrowest, gap);
+  }
+  p->side_unsure = static_cast<float>(1.01 + std::ldexp(8 + 4 * most / narrowest, -8));
+  p->sided = p->sided && p->side_unsure < 4;
+}
+
 void make_round(PyRound *self, nb::dict d) {
   new (self) PyRound();
   PyRound &r = *self;
@@ -155,9 +174,10 @@ void make_round(PyRound *self, nb::dict d) {
       memcpy(p.near16, near.data(), sizeof p.near16);
       memcpy(p.gap16, gaps.data(), sizeof p.gap16);
       for (int i = 0; i < 16; i++) {
-        const int above = std::min(i + 1, 15), negative = gaps[static_cast<size_t>(i)] < 0;
+        const int above = std::min(i + 1, 15), negative = i < p.last && r.chain[static_cast<size_t>(i + 1)] <= 0;
         p.near_codes16[i] = p.codes16[negative ? above : i], p.far_codes16[i] = p.codes16[negative ? i : above];
       }
+      by_sides(&p);
     }
   } else {
     r.values = listed<float>(d, "rank_values"), r.codes = listed<int32_t>(d, "rank_codes");
@@ -190,6 +210,9 @@ void make_round(PyRound *self, nb::dict d) {
       }
     }
   }
+  // An upper half decides where it has all bits that are dropped. Sums of steps have 24 bits: what is left of them below a step says how often it does not.
+  p.lower = p.random_bits > 16 && !(p.kind == RoundKind::Prefix && p.mantissa >= 7);
+  p.seldom = p.lower && p.random_bits <= 24 && (p.kind != RoundKind::Steps || p.mantissa <= 12);
 }
 
 struct Found {  // values that are refused: how many, and the first one's place
@@ -281,7 +304,7 @@ nb::tuple round_values(const PyRound &r, Floats x, FloatsOut out, uint64_t seed,
   const bool stream = n * 4 >= kStreamBytes && address % 4 == 0;
   const int64_t head = stream ? static_cast<int64_t>((64 - address % 64) % 64 / 4) : 0;
   return in_tasks(n, head, [&](int64_t from, int64_t to, Found *bad, Found *outside) {
-    KeptWords kept;
+    KeptHalves kept;
     run_blocks(
         r, k, source, from, to, bad, outside,
         [&](int64_t at, const float *s, int64_t count) {
@@ -305,7 +328,7 @@ nb::tuple round_codes(const PyRound &r, Floats x, AnyOut out, uint64_t seed, int
   const bool stream = n * r.width >= kStreamBytes && address % static_cast<size_t>(r.width) == 0;
   const int64_t head = stream ? static_cast<int64_t>((64 - address % 64) % 64) / r.width : 0;
   return in_tasks(n, head, [&](int64_t from, int64_t to, Found *bad, Found *outside) {
-    KeptWords kept;
+    KeptHalves kept;
     run_blocks(
         r, k, source, from, to, bad, outside,
         [&](int64_t at, const float *s, int64_t count) {
@@ -380,8 +403,7 @@ bool round_blocks(const PyRound &r, nb::dict d, Matrix x, nb::ndarray<float, nb:
   const float *source = x.data();
   float *y = out.data();
   const bool stream = rows * k * 4 >= kStreamBytes, lines = k % 16 == 0 && b.size % 16 == 0 && reinterpret_cast<size_t>(y) % 64 == 0;
-  const int64_t most = stream && !lines ? kRoundBlock / 4 : kRoundBlock;  // what goes out by way of `Staged` goes in parts that stores in flight can hold
-  const int64_t step = b.size >= most ? b.size : most / b.size * b.size;  // numbers of whole blocks that are handled together
+  const int64_t step = b.size >= kRoundBlock ? b.size : kRoundBlock / b.size * b.size;  // numbers of whole blocks that are handled together
   const int64_t pieces = (k + step - 1) / step, total = rows * pieces, each = std::max<int64_t>(1, kTask / step);
   const int64_t tasks = (total + each - 1) / each;
   std::vector<uint8_t> good(static_cast<size_t>(tasks), 1);
@@ -389,7 +411,7 @@ bool round_blocks(const PyRound &r, nb::dict d, Matrix x, nb::ndarray<float, nb:
     nb::gil_scoped_release release;
     parallel_for(tasks, [&](int64_t t) {
       Staged staged;
-      KeptWords kept;
+      KeptHalves kept;
       for (int64_t piece = t * each; piece < std::min(total, (t + 1) * each); piece++) {
         const int64_t from = piece % pieces * step, at = piece / pieces * k + from, count = std::min(step, k - from);
         const Draw draw = {seed, static_cast<uint64_t>(at), &kept};
@@ -491,14 +513,14 @@ uint32_t largest_magnitude(Floats x) {
   return tasks == 0 ? 0 : *std::max_element(most.begin(), most.end());
 }
 
-// The random words of places from `start` on, for stochastic rounding by `bits`: up to 24 are a word's upper 24, the rest may be anything.
-void random_words(uint64_t seed, int64_t start, int bits, nb::ndarray<uint32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu> out) {
-  require(start >= 0 && bits >= 1 && bits <= 32, "start and bits");
+// Halves of the random words of places from `start` on, for stochastic rounding: the upper ones or, `lower`, what goes below them.
+void random_halves(uint64_t seed, int64_t start, bool lower, nb::ndarray<uint16_t, nb::ndim<1>, nb::c_contig, nb::device::cpu> out) {
+  require(start >= 0, "start");
   const RoundKernels &k = round_kernels_now();
   const int64_t n = static_cast<int64_t>(out.shape(0)), tasks = (n + kTask - 1) / kTask;
-  uint32_t *y = out.data();
+  uint16_t *y = out.data();
   nb::gil_scoped_release release;
-  parallel_for(tasks, [&](int64_t t) { k.words(seed, static_cast<uint64_t>(start + t * kTask), bits <= 24, std::min(kTask, n - t * kTask), y + t * kTask); });
+  parallel_for(tasks, [&](int64_t t) { k.halves(seed, static_cast<uint64_t>(start + t * kTask), lower, std::min(kTask, n - t * kTask), y + t * kTask); });
 }
 
 }  // namespace
@@ -516,7 +538,7 @@ void bind_round(nb::module_ &m) {
         return cache_format(nb::borrow(self), fields, bits, scale, scale_table);
       }, "fields"_a.none(), "bits"_a, "scale"_a, "scale_table"_a)
       .def("decode", &decode_codes, "codes"_a, "out"_a);
-  m.def("random_words", &random_words, "seed"_a, "start"_a, "bits"_a, "out"_a);
+  m.def("random_halves", &random_halves, "seed"_a, "start"_a, "lower"_a, "out"_a);
   m.def("largest_magnitude", &largest_magnitude, "x"_a);
 }
 

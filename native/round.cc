@@ -1,8 +1,8 @@
 // Rounding float32 to an element's values or codes, compiled once per ISA. All inputs here are finite (the caller replaces what is not); results are
 // those of formats/rounding.py's switch points, or of formats/stochastic.py, to the last bit.
 //
-// Sixteen numbers at a time by round_kinds.h; random words are made just before them, 160 at a time (80 without AVX-512). Buckets: one load of a threshold and one of the
-// result, number by number.
+// Sixteen numbers at a time by round_kinds.h. The upper halves of random words are made just before them, 256 at a time (128 without AVX-512), and the lower ones where
+// they are needed: for modes of up to 24 bits once in some thousand sixteens, which are then rounded again. Buckets: one load of a threshold and one of the result, number by number.
 #include "round.h"
 
 #include "isa.h"
@@ -22,6 +22,12 @@ AB_INLINE F load_part(const float *p, int64_t count) {  // fewer than 16: the re
 // ------------------------------------------------------------------------------------------------ loops
 constexpr int64_t kAhead = kRoundBlock;  // numbers: how far ahead of those that are rounded the next ones are fetched
 
+// While random words or scales are made nothing is fetched: what comes later has to be in the second-level cache by then.
+AB_INLINE void fetch(const float *x) {
+  __builtin_prefetch(x + kAhead);
+  __builtin_prefetch(x + 8 * kAhead, 0, 2);
+}
+
 AB_INLINE void put(float *out, F y, bool stream) {
   if (stream) f_stream(out, y);
   else f_store(out, y);
@@ -29,110 +35,187 @@ AB_INLINE void put(float *out, F y, bool stream) {
 
 template <class Kind> static __attribute__((noinline)) void values_lanes(const RoundPlan &plan, const float *x, int64_t n, float *out, bool stream) {
   const RoundPlan p = plan;  // what no store can change stays in registers
+  I none = i_zero();
   int64_t i = 0;
   for (; i + 16 <= n; i += 16) {
     __builtin_prefetch(x + i + kAhead);
-    put(out + i, Kind().value(p, f_load(x + i), i_zero()), stream);
+    put(out + i, Kind().value(p, f_load(x + i), none), stream);
   }
   if (i == n) return;
   float t[16];
-  f_store(t, Kind().value(p, load_part(x + i, n - i), i_zero()));
+  f_store(t, Kind().value(p, load_part(x + i, n - i), none));
   memcpy(out + i, t, sizeof(float) * (size_t)(n - i));
 }
 
-AB_INLINE bool five(const RoundPlan &p) { return p.random_bits <= 24; }
-
-// The words of numbers that come one after the other: word i - from is that of number i.
-struct WordWindow {
-  static constexpr int64_t kMost = 16 * kMostWords;
-  WordSource source;
+// The halves of words for numbers that come one after the other: half i - from is that of number i.
+struct HalfWindow {
+  static constexpr int64_t kMost = 8 * kHalves;
+  HalfSource upper, lower;
   const Draw &draw;
-  int64_t step, from, to;  // numbers whose words there are
-  alignas(64) uint32_t w[kMost + 64];  // readers may look at 64 more than there are
+  const bool both;
+  int64_t from, to;  // numbers whose halves there are
+  alignas(64) uint16_t h[2][kMost + 64];  // readers may look at 64 more than there are
 
-  __attribute__((always_inline)) WordWindow(const RoundPlan &p, const Draw &d) : source(d.seed, d.place, five(p)), draw(d), step(source.step()) {
-    from = to = -(int64_t)(d.place % (uint64_t)step);
-    if (!d.kept || d.kept->first != d.place + (uint64_t)from) return;
+  __attribute__((always_inline)) HalfWindow(const Draw &d, bool both_) : upper(d.seed, d.place, 0), lower(d.seed, d.place, 1), draw(d), both(both_) {
+    from = to = -(int64_t)(d.place % (uint64_t)kHalves);
+    if (!d.kept || d.kept->first != d.place + (uint64_t)from || d.kept->lower != both) return;
     to += d.kept->count;
-    memcpy(w, d.kept->words, sizeof(uint32_t) * (size_t)d.kept->count);
+    for (int set = 0; set <= both; set++) memcpy(h[set], d.kept->halves[set], sizeof(uint16_t) * (size_t)d.kept->count);
   }
-  __attribute__((always_inline)) const int32_t *at(int64_t i) const { return (const int32_t *)w + (i - from); }
-  __attribute__((always_inline)) uint32_t *place_for_more(int64_t i) {  // where those of numbers [to, to + step) go; what is before i may be given up
-    if (__builtin_expect(to - from + step > kMost, 0)) {
-      const int64_t first = to - (to - i + step - 1) / step * step;
-      memmove(w, w + (first - from), sizeof(uint32_t) * (size_t)(to - first));
+  __attribute__((always_inline)) const uint16_t *at(int64_t i, int set) const { return h[set] + (i - from); }
+  __attribute__((always_inline)) void make(int64_t i) {  // those of numbers [to, to + kHalves); what is before i may be given up
+    if (__builtin_expect(to - from + kHalves > kMost, 0)) {
+      const int64_t first = to - (to - i + kHalves - 1) / kHalves * kHalves;
+      for (int set = 0; set <= both; set++) memmove(h[set], h[set] + (first - from), sizeof(uint16_t) * (size_t)(to - first));
       from = first;
     }
-    return w + (to - from);
-  }
-  __attribute__((always_inline)) void make(int64_t i) {
-    uint32_t *more = place_for_more(i);
-    source.make(draw.place + (uint64_t)to, more);
-    to += step;
+    upper.make(draw.place + (uint64_t)to, h[0] + (to - from));
+    if (both) lower.make(draw.place + (uint64_t)to, h[1] + (to - from));
+    to += kHalves;
   }
   __attribute__((always_inline)) void keep(int64_t n) {  // for the numbers after the n that are done
     if (!draw.kept || to < n) return;
-    const int64_t first = to - (to - n + step - 1) / step * step;
-    if (to - first > kKeptWords) return;
-    draw.kept->first = draw.place + (uint64_t)first, draw.kept->count = to - first;
-    memcpy(draw.kept->words, w + (first - from), sizeof(uint32_t) * (size_t)(to - first));
+    const int64_t first = to - (to - n + kHalves - 1) / kHalves * kHalves;
+    if (to - first > kKeptHalves) return;
+    draw.kept->first = draw.place + (uint64_t)first, draw.kept->count = to - first, draw.kept->lower = both;
+    for (int set = 0; set <= both; set++) memcpy(draw.kept->halves[set], h[set] + (first - from), sizeof(uint16_t) * (size_t)(to - first));
   }
 };
 
-// `body(from, to, w)` for numbers [from, to), whole units of them but for the last ones, by the words w.
-template <int64_t unit, class Body> AB_INLINE void in_steps(const RoundPlan &p, const Draw &draw, int64_t n, Body body) {
-  WordWindow words(p, draw);
+// What kinds take for sixteen numbers: `Upper`, or whole words, whose lower halves are 0 where none can matter.
+template <class W> AB_INLINE W word_at(const uint16_t *upper, const uint16_t *lower) {
+  const I half = i_load_u16((const uint8_t *)upper);
+  if constexpr (kIsUpper<W>) {
+    W w = {};
+    w.half = half;
+    return w;
+  } else {
+    return lower ? i_or(i_shl(half, 16), i_load_u16((const uint8_t *)lower)) : i_shl(half, 16);
+  }
+}
+
+// `body(from, to, upper, lower)` for numbers [from, to), whole units of them but for the last ones, by those halves; lower: nullptr without `both`.
+template <int64_t unit, class Body> AB_INLINE void in_steps(bool both, const Draw &draw, int64_t n, Body body) {
+  HalfWindow halves(draw, both);
   for (int64_t i = 0; i < n;) {
-    while (words.to < n && words.to - i < unit) words.make(i);
-    const int64_t end = words.to >= n ? n : i + (words.to - i) / unit * unit;
-    body(i, end, words.at(i));
+    while (halves.to < n && halves.to - i < unit) halves.make(i);
+    const int64_t end = halves.to >= n ? n : i + (halves.to - i) / unit * unit;
+    body(i, end, halves.at(i, 0), both ? halves.at(i, 1) : nullptr);
     i = end;
   }
-  words.keep(n);
+  halves.keep(n);
+}
+
+// `call` is given what a kind takes of each draw.
+template <class Kind, class Call> AB_INLINE void by_words(const RoundPlan &p, Call call) {
+  if constexpr (kOnlyUpper<Kind>) {
+    call(Upper{});
+  } else {
+    if constexpr (kUpperFirst && kTakesUpper<Kind>)
+      if (p.seldom) return call(Upper{});
+    call(I{});
+  }
+}
+
+// Sixteen numbers from a place on whose upper halves left something open, by whole words.
+AB_INLINE I whole_words(uint64_t seed, uint64_t place, I half) {
+  uint16_t lower[16];
+  philox_halves(seed, place, 1, 16, lower);
+  return i_or(i_shl(half, 16), i_load_u16((const uint8_t *)lower));
+}
+template <class Kind> static __attribute__((noinline, cold)) F value_by_all(const RoundPlan &p, uint64_t seed, uint64_t place, F x, I half) {
+  I word = whole_words(seed, place, half);
+  return typename All<Kind>::By().value(p, x, word);
+}
+template <class Kind> static __attribute__((noinline, cold)) I code_by_all(const RoundPlan &p, uint64_t seed, uint64_t place, F x, I half) {
+  I word = whole_words(seed, place, half);
+  return typename All<Kind>::By().code(p, x, word);
+}
+// Of numbers i to i + 15. p: a copy of `plan` whose address goes nowhere, so that no store can change it.
+template <class Kind, class W> AB_INLINE F value_at(const RoundPlan &p, const RoundPlan &plan, const Draw &draw, int64_t i, F x, W word) {
+  const F y = Kind().value(p, x, word);
+  if constexpr (kIsUpper<W>)
+    if (__builtin_expect(i_any(word.open), 0)) return value_by_all<Kind>(plan, draw.seed, draw.place + (uint64_t)i, x, word.half);
+  return y;
+}
+template <class Kind, class W> AB_INLINE I code_at(const RoundPlan &p, const RoundPlan &plan, const Draw &draw, int64_t i, F x, W word) {
+  const I c = Kind().code(p, x, word);
+  if constexpr (kIsUpper<W>)
+    if (__builtin_expect(i_any(word.open), 0)) return code_by_all<Kind>(plan, draw.seed, draw.place + (uint64_t)i, x, word.half);
+  return c;
 }
 
 // How many times sixteen numbers go side by side: a search's operations would wait for each other.
 template <class Kind> constexpr int kSide = 1;
 #if ANYBIT_512 && !ANYBIT_SIMDE
-template <class Way> constexpr int kSide<Searched<Way>> = 5;
+template <class Way> constexpr int kSide<Searched<Way>> = 4;
+template <bool parted> constexpr int kSide<DrawnSided<parted>> = 4;
+template <bool upwards, bool even> constexpr int kSide<DrawnSteps<upwards, even>> = 2;
+template <int entries> constexpr int kSide<DrawnTapered<entries>> = 2;
 #endif
+template <class Kind> constexpr bool kTogether = false;  // whether it takes several at a time, and puts what is open of all in the first one's
+template <class Way> constexpr bool kTogether<Searched<Way>> = true;
+template <bool parted> constexpr bool kTogether<DrawnSided<parted>> = true;
+template <bool even> constexpr bool kTogether<DrawnSteps<true, even>> = true;
 
-template <int count, class Kind> AB_INLINE void values_of(Kind kind, const RoundPlan &p, const F *x, const I *w, F *y) {
-  if constexpr (count == 1) y[0] = kind.value(p, x[0], w[0]);
-  else kind.template values<count>(p, x, w, y);
+template <class Kind, class W, int count> AB_INLINE void values_of(const RoundPlan &p, const F *x, W *words, F *y) {
+  if constexpr (kTogether<Kind>) return Kind().template values<count>(p, x, words, y);
+#pragma GCC unroll 4
+  for (int j = 0; j < count; j++) y[j] = Kind().value(p, x[j], words[j]);
+  if constexpr (kIsUpper<W>)
+#pragma GCC unroll 4
+    for (int j = 1; j < count; j++) words[0].open = m_or(words[0].open, words[j].open);
 }
 
+// The same, one sixteen after the other, where one of them has left something open.
 template <class Kind, int count>
-AB_INLINE void values_at(const RoundPlan &p, const float *x, const int32_t *w, float *out, bool stream) {  // count times sixteen numbers
-  F v[count], y[count];
-  I words[count];
-#pragma GCC unroll 5
-  for (int j = 0; j < count; j++) {
-    __builtin_prefetch(x + 16 * j + kAhead);
-    v[j] = f_load(x + 16 * j), words[j] = w ? i_load(w + 16 * j) : i_zero();
-  }
-  values_of<count>(Kind(), p, v, words, y);
-#pragma GCC unroll 5
-  for (int j = 0; j < count; j++) put(out + 16 * j, y[j], stream);
+static __attribute__((noinline, cold)) void values_again(const RoundPlan &p, const Draw &draw, int64_t i, const float *x, const uint16_t *upper, float *out) {
+  for (int j = 0; j < count; j++) f_store(out + 16 * j, value_at<Kind>(p, p, draw, i + 16 * j, f_load(x + 16 * j), word_at<Upper>(upper + 16 * j, nullptr)));
 }
 
-template <class Kind>
+template <class Kind, class W, int count>  // count times sixteen numbers, from number i on; x: the array of number 0, and so out
+AB_INLINE void values_beside(const RoundPlan &p, const RoundPlan &plan, const Draw &draw, int64_t i, const float *x, const uint16_t *upper, const uint16_t *lower,
+                            float *out, bool stream) {
+  F v[count], y[count];
+  W words[count];
+#pragma GCC unroll 4
+  for (int j = 0; j < count; j++) {
+    fetch(x + i + 16 * j);
+    v[j] = f_load(x + i + 16 * j), words[j] = word_at<W>(upper + 16 * j, lower ? lower + 16 * j : nullptr);
+  }
+  values_of<Kind, W, count>(p, v, words, y);
+  if constexpr (kIsUpper<W>)
+    if (__builtin_expect(i_any(words[0].open), 0)) {
+      float again[16 * count];
+      values_again<Kind, count>(plan, draw, i, x + i, upper, again);
+      for (int j = 0; j < count; j++) y[j] = f_load(again + 16 * j);
+    }
+#pragma GCC unroll 4
+  for (int j = 0; j < count; j++) put(out + i + 16 * j, y[j], stream);
+}
+
+template <class Kind, class W>
 static __attribute__((noinline)) void values_by_words(const RoundPlan &plan, const float *x, const Draw &draw, int64_t n, float *out, bool stream) {
   const RoundPlan p = plan;
-  in_steps<16>(p, draw, n, [&](int64_t i, int64_t end, const int32_t *w) __attribute__((always_inline)) {
-    if constexpr (kSide<Kind> > 1)
-      for (; i + 16 * kSide<Kind> <= end; i += 16 * kSide<Kind>, w += 16 * kSide<Kind>) values_at<Kind, kSide<Kind>>(p, x + i, w, out + i, stream);
-    for (; i + 16 <= end; i += 16, w += 16) values_at<Kind, 1>(p, x + i, w, out + i, stream);
+  in_steps<16>(!kIsUpper<W> && p.lower, draw, n, [&](int64_t i, int64_t end, const uint16_t *upper, const uint16_t *lower) AB_LAMBDA {
+    const auto next = [&](int64_t count) AB_LAMBDA { i += count, upper += count, lower = lower ? lower + count : nullptr; };
+    constexpr int side = kSide<Kind>;
+    if constexpr (side > 1)
+      for (; i + 16 * side <= end; next(16 * side)) values_beside<Kind, W, side>(p, plan, draw, i, x, upper, lower, out, stream);
+    for (; i + 16 <= end; next(16)) {
+      fetch(x + i);
+      put(out + i, value_at<Kind>(p, plan, draw, i, f_load(x + i), word_at<W>(upper, lower)), stream);
+    }
     if (i == end) return;
     float t[16];
-    f_store(t, Kind().value(p, load_part(x + i, end - i), i_load(w)));
+    f_store(t, value_at<Kind>(p, plan, draw, i, load_part(x + i, end - i), word_at<W>(upper, lower)));
     memcpy(out + i, t, sizeof(float) * (size_t)(end - i));
   });
 }
 
-template <class Kind> static void values_drawn(const RoundPlan &plan, const float *x, const Draw &draw, int64_t n, float *out, bool stream) {
+template <class Kind> static void values_drawn(const RoundPlan &p, const float *x, const Draw &draw, int64_t n, float *out, bool stream) {
   [[maybe_unused]] const Mode<Kind> mode = {};
-  values_by_words<Kind>(plan, x, draw, n, out, stream);
+  by_words<Kind>(p, [&](auto word) { values_by_words<Kind, decltype(word)>(p, x, draw, n, out, stream); });
 }
 
 // Codes of 64 numbers in bytes, or in two each.
@@ -158,13 +241,14 @@ AB_INLINE void load_rest(const float *x, int64_t count, float *rest) {  // fewer
 template <class Kind>
 static __attribute__((noinline)) void codes_lanes(const RoundPlan &plan, const float *x, int64_t n, int width, uint8_t *out, bool stream) {
   const RoundPlan p = plan;
+  I none = i_zero();
   int64_t i = 0;
   for (; i + 64 <= n; i += 64) {
     I c[4];
 #pragma GCC unroll 1
     for (int j = 0; j < 4; j++) {
       __builtin_prefetch(x + i + 16 * j + kAhead);
-      c[j] = Kind().code(p, f_load(x + i + 16 * j), i_zero());
+      c[j] = Kind().code(p, f_load(x + i + 16 * j), none);
     }
     put_codes(out + width * i, c, width, stream);
   }
@@ -176,11 +260,11 @@ static __attribute__((noinline)) void codes_lanes(const RoundPlan &plan, const f
   memcpy(out + width * i, t, (size_t)(width * (n - i)));
 }
 
-template <class Kind>
+template <class Kind, class W>
 static __attribute__((noinline)) void codes_by_words(const RoundPlan &plan, const float *x, const Draw &draw, int64_t n, int width, uint8_t *out, bool stream) {
   const RoundPlan p = plan;
-  in_steps<64>(p, draw, n, [&](int64_t i, int64_t end, const int32_t *w) {
-    for (; i < end; i += 64, w += 64) {
+  in_steps<64>(!kIsUpper<W> && p.lower, draw, n, [&](int64_t i, int64_t end, const uint16_t *upper, const uint16_t *lower) {
+    for (; i < end; i += 64, upper += 64) {
       float rest[64];
       uint8_t t[128];
       const bool whole = i + 64 <= end;
@@ -189,18 +273,19 @@ static __attribute__((noinline)) void codes_by_words(const RoundPlan &plan, cons
       I c[4];
 #pragma GCC unroll 1
       for (int j = 0; j < 4; j++) {
-        __builtin_prefetch(x + i + 16 * j + kAhead);
-        c[j] = Kind().code(p, f_load(from + 16 * j), i_load(w + 16 * j));
+        fetch(x + i + 16 * j);
+        c[j] = code_at<Kind>(p, plan, draw, i + 16 * j, f_load(from + 16 * j), word_at<W>(upper + 16 * j, lower ? lower + 16 * j : nullptr));
       }
       put_codes(whole ? out + width * i : t, c, width, whole && stream);
       if (!whole) memcpy(out + width * i, t, (size_t)(width * (end - i)));
+      if (lower) lower += 64;
     }
   });
 }
 
-template <class Kind> static void codes_drawn(const RoundPlan &plan, const float *x, const Draw &draw, int64_t n, int width, uint8_t *out, bool stream) {
+template <class Kind> static void codes_drawn(const RoundPlan &p, const float *x, const Draw &draw, int64_t n, int width, uint8_t *out, bool stream) {
   [[maybe_unused]] const Mode<Kind> mode = {};
-  codes_by_words<Kind>(plan, x, draw, n, width, out, stream);
+  by_words<Kind>(p, [&](auto word) { codes_by_words<Kind, decltype(word)>(p, x, draw, n, width, out, stream); });
 }
 
 // ------------------------------------------------------------------------------------------------ any values
@@ -237,6 +322,14 @@ static void ranks(const RoundPlan &p, const float *x, const uint32_t *words, int
   }
 }
 
+static void all_words(const RoundPlan &p, const Draw &draw, int64_t at, int64_t n, uint32_t *words) {  // of up to kRoundBlock numbers
+  uint16_t halves[2][kRoundBlock];
+  for (int set = 0; set <= p.lower; set++) philox_halves(draw.seed, draw.place + (uint64_t)at, set, n, halves[set]);
+  for (int64_t i = 0; i < n; i++) words[i] = (uint32_t)halves[0][i] << 16;
+  if (p.lower)
+    for (int64_t i = 0; i < n; i++) words[i] |= halves[1][i];
+}
+
 template <class T, class Table> static void picked(const RoundPlan &p, const float *x, const Draw *draw, int64_t n, T *out, const Table *table) {
   if (p.kind == RoundKind::Buckets && !draw) {
     const Node *nodes = p.nodes;
@@ -259,7 +352,7 @@ template <class T, class Table> static void picked(const RoundPlan &p, const flo
   uint32_t rank[kRoundBlock], words[kRoundBlock];
   for (int64_t at = 0; at < n; at += kRoundBlock) {
     const int64_t count = n - at < kRoundBlock ? n - at : kRoundBlock;
-    if (draw) philox_words(draw->seed, draw->place + (uint64_t)at, five(p), count, words);
+    if (draw) all_words(p, *draw, at, count, words);
     ranks(p, x + at, words, count, rank);
     for (int64_t i = 0; i < count; i++) out[at + i] = (T)table[rank[i]];
   }
@@ -299,6 +392,8 @@ template <class Call> AB_INLINE void by_search(const RoundPlan &p, Call call) {
 }
 template <class Call> AB_INLINE void by_drawn_search(const RoundPlan &p, Call call) {
   const bool parted = kByteTables && p.parted;
+  if constexpr (kUpperFirst)
+    if (p.seldom && p.sided) return parted ? call(DrawnSided<kByteTables>()) : call(DrawnSided<false>());
   if (p.exact) return parted ? call(DrawnExact<kByteTables>()) : call(DrawnExact<false>());
   parted ? call(Searched<DrawnSearch<kByteTables>>()) : call(Searched<DrawnSearch<false>>());
 }
@@ -391,7 +486,30 @@ template <bool power_of_two, bool one_level> AB_INLINE void scales_of(const Bloc
   }
 }
 
-static void scales(const BlockPlan &b, const uint32_t *largest, int64_t count, float *scale) {
+// The same by float32, sixteen blocks at a time. The target, a product with a rounded reciprocal, is off by 2^-22.9 of itself at most, and another scale results only
+// where a middle of two lies between it and the true one, which is below half a step times 2^(mantissa + 2). False: that may be so for some block, or this is not
+// for the plan, or some target may be beyond the end. Entries of `largest` up to the next multiple of 16 are set to 0.
+static bool scales_by_floats(const BlockPlan &b, uint32_t *largest, int64_t count, float *scale) {
+  const double reciprocal = 1 / (b.most * b.outer);
+  if (b.mantissa < 1 || b.mantissa > 10 || b.smallest < 0x1p-60 || b.first < 0x1p-60 || b.biggest > 0x1p60 || !(reciprocal > 0x1p-100 && reciprocal < 0x1p100)) return false;
+  for (int64_t i = count; i % 16 != 0; i++) largest[i] = 0;
+  const F times = f_set((float)reciprocal), low = f_set((float)b.smallest), high = f_set((float)b.biggest), end = f_set((float)(b.end * (1 - 0x1p-20)));
+  const F factor = f_set(b.factor), close = f_set(bits_float((uint32_t)(127 + b.mantissa - 20) << 23));
+  const I first = i_set((int32_t)float_bits((float)b.first));
+  Mask open = f_lt(end, low);
+  for (int64_t i = 0; i < count; i += 16) {
+    const F target = f_mul(i_float(i_load((const int32_t *)largest + i)), times), held = f_min(f_max(target, low), high);
+    const I binade = i_max(i_and(f_bits(held), i_set(0x7f800000)), first);
+    const F big = i_float(i_add(binade, i_set((23 - b.mantissa) << 23))), half = i_float(i_sub(binade, i_set((b.mantissa + 1) << 23)));
+    const F s = f_sub(f_add(held, big), big);
+    f_store(scale + i, f_mul(s, factor));
+    open = m_or(open, m_or(f_lt(end, target), f_lt(f_magnitude(f_sub(f_magnitude(f_sub(held, s)), half)), f_mul(half, close))));
+  }
+  return !i_any(open);
+}
+
+static void scales(const BlockPlan &b, uint32_t *largest, int64_t count, float *scale) {
+  if (!b.power_of_two && scales_by_floats(b, largest, count, scale)) return;
   if (b.power_of_two) return b.outer == 1.0 ? scales_of<true, true>(b, largest, count, scale) : scales_of<true, false>(b, largest, count, scale);
   return b.outer == 1.0 ? scales_of<false, true>(b, largest, count, scale) : scales_of<false, false>(b, largest, count, scale);
 }
@@ -401,21 +519,28 @@ static void scales(const BlockPlan &b, const uint32_t *largest, int64_t count, f
 //   Fused   y = fl(1 / s), q0 = fl(x y), q1 = fl(q0 - (q0 s - x) y), which is one of the quotient's neighbours, q = fl(q1 - (q1 s - x) y); remainders are exact where
 //           nothing underflows (Markstein, "Computation of elementary functions on the IBM RISC System/6000 processor", 1990). With s from 2^-30 to 2^60 that
 //           holds for quotients from 2^-70 on; smaller ones stay small, and round to zero like the true ones (see `fused`). -0 stays -0.
+//   Near    q1 alone. Before it is rounded it is the quotient but for 4 * 2^-48 of it, 2^-22 of its last place: another number results only where the quotient lies
+//           that close to the middle of two neighbours, and is rounded to another value only where one of them is a switch point t of m + 2 bits (m: the
+//           mantissa's). There x - t s is half or a quarter of t's last place times s but for 2^-22 of that place. With s an integer of 24 bits, in units of
+//           its last place times t's: x - t s is a multiple of 2^(22-m), and s / 2 or s / 4 not within 4 of one, if s is not within 16 of a multiple of 2^(23-m).
 //   Divide  everything else
-enum class Quotient { Times, Fused, Divide };
+enum class Quotient { Times, Near, Fused, Divide };
 
-template <class Kind, Quotient way> AB_INLINE F in_block(const RoundPlan &p, F v, F times, F by, I word) {
+template <Quotient way> AB_INLINE F quotient(F v, F times, F by) {
   F q;
   if constexpr (way == Quotient::Divide) {
     q = f_div(v, by);
   } else {
     q = f_mul(v, by);
-    if constexpr (way == Quotient::Fused) {
-      q = f_nfma(f_fms(q, times, v), by, q);
-      q = f_nfma(f_fms(q, times, v), by, q);
-    }
+    if constexpr (way != Quotient::Times) q = f_nfma(f_fms(q, times, v), by, q);
+    if constexpr (way == Quotient::Fused) q = f_nfma(f_fms(q, times, v), by, q);
   }
-  return f_mul(Kind().value(p, q, word), times);
+  return q;
+}
+
+template <class Kind, Quotient way> AB_INLINE F in_block(const RoundPlan &p, F v, F times, F by) {
+  I none = i_zero();
+  return f_mul(Kind().value(p, quotient<way>(v, times, by), none), times);
 }
 
 // `each`: registers a block, of which all are whole; 0: any number.
@@ -428,8 +553,8 @@ static __attribute__((noinline)) void whole_blocks(const RoundPlan &plan, const 
       const F times = f_set(scale[block]), by = f_set(over[block]);
 #pragma GCC unroll 2
       for (int j = 0; j < 16 * each; j += 16) {
-        __builtin_prefetch(x + at + j + kAhead);
-        put(out + at + j, in_block<Kind, way>(p, f_load(x + at + j), times, by, i_zero()), stream);
+        fetch(x + at + j);
+        put(out + at + j, in_block<Kind, way>(p, f_load(x + at + j), times, by), stream);
       }
     }
     return;
@@ -437,22 +562,24 @@ static __attribute__((noinline)) void whole_blocks(const RoundPlan &plan, const 
   for (int64_t block = 0, at = 0; at < n; block++) {
     const F times = f_set(scale[block]), by = f_set(over[block]);
     for (const int64_t end = n - at < size ? n : at + size; at < end; at += 16) {
-      __builtin_prefetch(x + at + kAhead);
-      put(out + at, in_block<Kind, way>(p, f_load(x + at), times, by, i_zero()), stream);
+      fetch(x + at);
+      put(out + at, in_block<Kind, way>(p, f_load(x + at), times, by), stream);
     }
   }
 }
 
-template <class Kind, Quotient way>
+template <class Kind, class W, Quotient way>
 static __attribute__((noinline)) void drawn_blocks(const RoundPlan &plan, const float *x, const Draw &draw, int64_t n, int64_t size, const float *scale,
                                                    const float *over, float *out, bool stream) {
   const RoundPlan p = plan;
   const int64_t each = size / 16;
   int64_t block = 0, left = each;
-  in_steps<16>(p, draw, n, [&](int64_t i, int64_t end, const int32_t *w) __attribute__((always_inline)) {
-    for (; i < end; i += 16, w += 16) {
-      __builtin_prefetch(x + i + kAhead);
-      put(out + i, in_block<Kind, way>(p, f_load(x + i), f_set(scale[block]), f_set(over[block]), i_load(w)), stream);
+  in_steps<16>(!kIsUpper<W> && p.lower, draw, n, [&](int64_t i, int64_t end, const uint16_t *upper, const uint16_t *lower) AB_LAMBDA {
+    for (; i < end; i += 16, upper += 16) {
+      fetch(x + i);
+      const F times = f_set(scale[block]), q = quotient<way>(f_load(x + i), times, f_set(over[block]));
+      put(out + i, f_mul(value_at<Kind>(p, plan, draw, i, q, word_at<W>(upper, lower)), times), stream);
+      if (lower) lower += 16;
       if (--left == 0) left = each, block++;
     }
   });
@@ -470,14 +597,18 @@ AB_INLINE bool fused(const RoundPlan &p) { return p.kind == RoundKind::Steps && 
 // Whether no scale is too large.
 static bool settle(const RoundPlan &p, const BlockPlan &b, int64_t count, Scales *s) {
   const float *scale = s->scale;
-  int within = 1, powers = 1, middling = 1;
+  int within = 1, powers = 1, middling = 1, apart = 1;
+  const uint32_t places = (1u << (23 - p.mantissa)) - 1;
+  float limit = (float)b.limit;
+  if ((double)limit > b.limit) limit = bits_float(float_bits(limit) - 1);
   for (int64_t i = 0; i < count; i++) {
-    within &= (double)scale[i] <= b.limit;
+    within &= scale[i] <= limit;
     const uint32_t bits = float_bits(scale[i]);
     powers &= ((bits & 0x7fffff) == 0) & (bits - 0x00800000u <= 0x7e000000u);  // 2^-126 to 2^126
     middling &= bits - 0x30800000u <= 0x2d000000u;                              // 2^-30 to 2^60
+    apart &= ((bits + 16) & places) > 32;
   }
-  s->way = powers ? Quotient::Times : middling && fused(p) ? Quotient::Fused : Quotient::Divide;
+  s->way = powers ? Quotient::Times : !middling || !fused(p) ? Quotient::Divide : apart && p.mantissa <= 10 ? Quotient::Near : Quotient::Fused;
   if (s->way == Quotient::Divide)
     for (int64_t i = 0; i < count; i++) s->over[i] = scale[i] == 0.0f ? bits_float(0x7f800000u) : scale[i];  // 0: a product of tiny scales has vanished
   else
@@ -497,14 +628,18 @@ AB_INLINE void whole_blocks_of(const RoundPlan &p, const float *x, int64_t n, in
 template <class Kind> AB_INLINE void whole_blocks_by(const RoundPlan &p, const float *x, int64_t n, int64_t size, const Scales &s, float *out, bool stream) {
   if (s.way == Quotient::Times) return whole_blocks_of<Kind, Quotient::Times>(p, x, n, size, s, out, stream);
   if constexpr (__is_same(Kind, Steps<RoundMode::NearestEven>))
+    if (s.way == Quotient::Near) return whole_blocks_of<Kind, Quotient::Near>(p, x, n, size, s, out, stream);
+  if constexpr (__is_same(Kind, Steps<RoundMode::NearestEven>))
     if (s.way == Quotient::Fused) return whole_blocks_of<Kind, Quotient::Fused>(p, x, n, size, s, out, stream);
   whole_blocks_of<Kind, Quotient::Divide>(p, x, n, size, s, out, stream);
 }
 
 template <class Kind>
 AB_INLINE void drawn_blocks_by(const RoundPlan &p, const float *x, const Draw &draw, int64_t n, int64_t size, const Scales &s, float *out, bool stream) {
-  if (s.way == Quotient::Times) drawn_blocks<Kind, Quotient::Times>(p, x, draw, n, size, s.scale, s.over, out, stream);
-  else drawn_blocks<Kind, Quotient::Divide>(p, x, draw, n, size, s.scale, s.over, out, stream);
+  by_words<Kind>(p, [&](auto word) {
+    if (s.way == Quotient::Times) drawn_blocks<Kind, decltype(word), Quotient::Times>(p, x, draw, n, size, s.scale, s.over, out, stream);
+    else drawn_blocks<Kind, decltype(word), Quotient::Divide>(p, x, draw, n, size, s.scale, s.over, out, stream);
+  });
 }
 
 // Whether it was done. Modes that blocks seldom use go the other way: each costs as much code as these.
@@ -618,7 +753,7 @@ static uint32_t decode(const void *codes, int width, int64_t n, const float *tab
 extern const RoundKernels round_kernels;
 #define AB_TEXT(x) #x
 #define AB_NAME(x) AB_TEXT(x)
-const RoundKernels round_kernels = {AB_NAME(ANYBIT_ISA), largest, range, values, codes, blocks, philox_words, decode};
+const RoundKernels round_kernels = {AB_NAME(ANYBIT_ISA), largest, range, values, codes, blocks, philox_halves, decode};
 
 }  // namespace ANYBIT_ISA
 }  // namespace anybit

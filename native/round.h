@@ -26,15 +26,16 @@ struct Bucket {
   uint32_t rank;  // of the values below the threshold; those from it on have the next
 };
 
-constexpr int64_t kKeptWords = 160;
-struct KeptWords {  // words that were made and not needed yet
+constexpr int64_t kKeptHalves = 256;
+struct KeptHalves {  // halves of words, upper and lower ones, that were made and not needed yet
   uint64_t first = ~(uint64_t)0;  // the place of the first one
   int64_t count = 0;
-  alignas(64) uint32_t words[kKeptWords];
+  bool lower = false;  // whether the lower ones were made
+  alignas(64) uint16_t halves[2][kKeptHalves];
 };
 struct Draw {  // of a stochastic rounding: the place of the first number
   uint64_t seed, place;
-  KeptWords *kept;  // of numbers of the same plan and seed, or nullptr
+  KeptHalves *kept;  // of numbers of the same plan and seed, or nullptr
 };
 
 struct RoundPlan {
@@ -43,6 +44,8 @@ struct RoundPlan {
   int random_bits;
   uint32_t word_mask;   // of a random word, its upper random_bits
   float whole_words, minus_word;  // 2^random_bits and -2^-random_bits
+  bool lower;           // whether more than a word's upper half can matter
+  bool seldom;          // whether the lower one does but once in many numbers
   // Steps, Prefix and Tapered. A magnitude's code is its rank; tops and outs: [0] for positive, [1] for negative values.
   int mantissa, least;  // bits; float32's exponent field of the first binade whose step is its lowest's
   int32_t top[2];
@@ -81,6 +84,12 @@ struct RoundPlan {
   // last is its own), gaps lead away from it, times 2^-N, and codes are those of the neighbours and of what lies beyond their gaps.
   alignas(64) float near16[16];
   alignas(64) float gap16[16];
+  // `sided`: no gap has zero inside. Neighbours on zero's side, 2^16 by the gap beyond (signed), and what is beyond it (the last is its own).
+  alignas(64) float side_near16[16];
+  alignas(64) float side_parts16[16];
+  alignas(64) float side_far16[16];
+  float side_unsure;
+  bool sided;
   alignas(64) int32_t near_codes16[16];
   alignas(64) int32_t far_codes16[16];
   float unsure;
@@ -121,7 +130,7 @@ struct RoundKernels {
   // Numbers of whole blocks (the last may be short) to their values times their scales. At most kRoundBlock numbers, or one block without draws.
   // False: some scale is too large, or some number is not finite.
   bool (*blocks)(const RoundPlan &p, const BlockPlan &b, const float *x, const Draw *draw, int64_t n, float *out, bool stream);
-  void (*words)(uint64_t seed, uint64_t place, bool five, int64_t n, uint32_t *out);  // of the places from `place` on; see philox.h
+  void (*halves)(uint64_t seed, uint64_t place, int set, int64_t n, uint16_t *out);  // of the places from `place` on; see philox.h
   uint32_t (*decode)(const void *codes, int width, int64_t n, const float *table, float *out);  // returns all codes or-ed together
 };
 

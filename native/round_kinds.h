@@ -75,8 +75,45 @@ template <bool held = false> AB_INLINE F signed_value(const RoundPlan &p, F y, I
   return p.minus_zero ? r : f_add(r, f_zero());  // -0 + 0 is +0
 }
 
+// A draw of N bits, 17 to 24, by its upper sixteen. They decide but where the rest, whatever it is, could change the result: `open` says for which lanes that may
+// be so, and at least for those where it is. Kinds that take it in a word's place say so by kTakesUpper.
+struct Upper {
+  I half;
+  Mask open;
+};
+constexpr float kNextHalf = 65534;  // a step's parts of 2^-16, less two: how far below the next value a difference is that two more parts bring to this one
+constexpr bool kUpperFirst = kUpwards;  // not worth its code where lanes are a loop
+template <class Kind> constexpr bool kTakesUpper = false;
+template <class Kind> struct All { using By = Kind; };  // what rounds the same by whole words
+template <class Kind> constexpr bool kOnlyUpper = !__is_same(typename All<Kind>::By, Kind);
+
 // The word's upper N bits, N up to 24.
 AB_INLINE F drawn(const RoundPlan &p, I word) { return i_to_f(i_shr(word, 32 - p.random_bits)); }
+AB_INLINE F drawn(const RoundPlan &, const Upper &word) { return i_to_f(word.half); }
+AB_INLINE int bits_of(const RoundPlan &p, I) { return p.random_bits; }
+AB_INLINE int bits_of(const RoundPlan &, const Upper &) { return 16; }
+template <class W> constexpr bool kIsUpper = __is_same(W, Upper);
+AB_INLINE F f_magnitude(F x) { return i_float(i_and(f_bits(x), i_set(0x7fffffff))); }
+
+template <int count> AB_INLINE Mask any_of(const Mask *m) {
+  Mask any = m[0];
+#pragma GCC unroll 4
+  for (int j = 1; j < count; j++) any = m_or(any, m[j]);
+  return any;
+}
+
+template <int count, bool held> AB_INLINE void signed_values(const RoundPlan &p, const F *x, F *y) {  // of magnitudes y that are at most the cap, or `held` to the ends
+  if (held || (p.symmetric && p.clips)) {
+#pragma GCC unroll 4
+    for (int j = 0; j < count; j++) y[j] = i_float(i_signed(f_bits(y[j]), f_bits(x[j])));
+    if (!p.minus_zero)
+#pragma GCC unroll 4
+      for (int j = 0; j < count; j++) y[j] = f_add(y[j], f_zero());
+  } else {
+#pragma GCC unroll 4
+    for (int j = 0; j < count; j++) y[j] = signed_value<true>(p, y[j], f_bits(x[j]));
+  }
+}
 
 AB_INLINE I signed_code(const RoundPlan &p, I m, I bits) {
   const I sign = i_sar(bits, 31);
@@ -142,52 +179,75 @@ template <RoundMode mode> struct Steps {
 // by adding 1.5 * 2^23 steps and taking them off again. On others |x| / step (where no step is larger than 1), its whole part, the rest, and the rest
 // times 2^N are exact, and compared with r.
 template <bool upwards, bool even = false> struct DrawnSteps {
-  AB_INLINE F value(const RoundPlan &p, F x, I word) {
-    if constexpr (even) return in_even_steps(p, x, word);
-    const I bits = f_bits(x), binade = binade_of(p, x);
+  template <class W> AB_INLINE F value(const RoundPlan &p, F x, W &word) {
     F y;
-    if constexpr (upwards) {
-      F big;
-      y = f_sub(above(p, x, binade, word, &big), big);
-    } else {
-      y = f_mul(steps(p, x, binade, word), i_float(i_sub(binade, i_set(p.mantissa << 23))));  // exact
-    }
-    return signed_value<true>(p, y, bits);
+    values<1>(p, &x, &word, &y);
+    return y;
   }
-  AB_INLINE I code(const RoundPlan &p, F x, I word) {
-    const I bits = f_bits(x), binade = binade_of(p, x);
+  template <class W> AB_INLINE I code(const RoundPlan &p, F x, W &word) {
+    const F size = f_size(x, f_set(p.cap));
+    const I binade = binade_of(p, size);
     I q;
     if constexpr (upwards) {
-      F big;
-      q = f_bits(above(p, x, binade, word, &big));
-      q = i_sub(q, f_bits(big));
+      const F big = big_of(p, binade), y = f_add_up(f_less_up(size, drawn(p, word), part_of(p, binade, word)), big);
+      q = i_sub(f_bits(y), f_bits(big));
+      if constexpr (kIsUpper<W>) word.open = left_open(f_less_up(size, drawn(p, word), part_of(p, binade, word)), f_sub(y, big), part_of(p, binade, word));
     } else {
-      q = f_to_i(steps(p, x, binade, word));
+      q = f_to_i(steps(p, size, binade, word));
     }
-    return signed_code(p, i_add(q, i_shr(i_sub(binade, i_set(p.least << 23)), 23 - p.mantissa)), bits);
+    return signed_code(p, i_add(q, i_shr(i_sub(binade, i_set(p.least << 23)), 23 - p.mantissa)), f_bits(x));
+  }
+  // Step by step for all of them: each number is a chain of operations that wait for each other. The first one's `open` is for all.
+  template <int count, class W> AB_INLINE void values(const RoundPlan &p, const F *x, W *word, F *y) {
+    F size[count];
+    if (even && !p.symmetric) {  // numbers beyond the ends are held to them first
+#pragma GCC unroll 4
+      for (int j = 0; j < count; j++) size[j] = f_magnitude(f_min(f_max(x[j], f_set(-p.largest[1])), f_set(p.largest[0])));
+    } else {
+#pragma GCC unroll 4
+      for (int j = 0; j < count; j++) size[j] = f_size(x[j], f_set(p.cap));
+    }
+    I binade[count];
+#pragma GCC unroll 4
+    for (int j = 0; j < count; j++) binade[j] = even ? i_set(p.least << 23) : binade_of(p, size[j]);
+    if constexpr (upwards) {
+      F rest[count], big[count], part[count];
+#pragma GCC unroll 4
+      for (int j = 0; j < count; j++) part[j] = part_of(p, binade[j], word[j]), big[j] = big_of(p, binade[j]);
+#pragma GCC unroll 4
+      for (int j = 0; j < count; j++) rest[j] = f_less_up(size[j], drawn(p, word[j]), part[j]);
+#pragma GCC unroll 4
+      for (int j = 0; j < count; j++) y[j] = f_add_up(rest[j], big[j]);
+#pragma GCC unroll 4
+      for (int j = 0; j < count; j++) y[j] = f_sub(y[j], big[j]);
+      if constexpr (kIsUpper<W>) {
+        Mask open[count];
+#pragma GCC unroll 4
+        for (int j = 0; j < count; j++) open[j] = left_open(rest[j], y[j], part[j]);
+        word->open = any_of<count>(open);
+      }
+    } else {
+#pragma GCC unroll 4
+      for (int j = 0; j < count; j++) y[j] = f_mul(steps(p, size[j], binade[j], word[j]), i_float(i_sub(binade[j], i_set(p.mantissa << 23))));  // exact
+    }
+    signed_values<count, even>(p, x, y);
   }
 
  private:
-  AB_INLINE F size(const RoundPlan &p, F x) { return f_size(x, f_set(p.cap)); }
-  AB_INLINE I binade_of(const RoundPlan &p, F x) { return i_max(i_and(f_bits(size(p, x)), i_set(0x7f800000)), i_set(p.least << 23)); }
-  AB_INLINE F above(const RoundPlan &p, F x, I binade, I word, F *big) {
-    const F part = i_float(i_sub(binade, i_set((p.mantissa + p.random_bits) << 23)));  // a step times 2^-N
-    *big = i_float(i_add(binade, i_set(((23 - p.mantissa) << 23) + 0x400000)));
-    return f_add_up(f_less_up(size(p, x), drawn(p, word), part), *big);
+  AB_INLINE I binade_of(const RoundPlan &p, F size) { return i_max(i_and(f_bits(size), i_set(0x7f800000)), i_set(p.least << 23)); }
+  AB_INLINE F big_of(const RoundPlan &p, I binade) { return i_float(i_add(binade, i_set(((23 - p.mantissa) << 23) + 0x400000))); }
+  template <class W> AB_INLINE F part_of(const RoundPlan &p, I binade, const W &word) {  // a step times 2^-N
+    return i_float(i_sub(binade, i_set((p.mantissa + bits_of(p, word)) << 23)));
   }
-  AB_INLINE F steps(const RoundPlan &p, F x, I binade, I word) {
-    const F count = f_mul(size(p, x), i_float(i_sub(i_set((254 + p.mantissa) << 23), binade)));  // exact: sizes are not scaled down
-    const F whole = f_trunc(count);
-    return f_add_where(f_lt(drawn(p, word), f_mul(f_sub(count, whole), f_set(p.whole_words))), whole, f_set(1));
-  }
-  AB_INLINE F in_even_steps(const RoundPlan &p, F x, I word) {  // numbers beyond the ends are held to them first
-    const F part = i_float(i_set((p.least - p.mantissa - p.random_bits) << 23)), big = i_float(i_set(((p.least + 23 - p.mantissa) << 23) + 0x400000));
-    const F in = p.symmetric ? x : f_min(f_max(x, f_set(-p.largest[1])), f_set(p.largest[0]));
-    const F size = p.symmetric ? f_size(x, f_set(p.cap)) : i_float(i_and(f_bits(in), i_set(0x7fffffff)));
-    const F y = f_sub(f_add_up(f_less_up(size, drawn(p, word), part), big), big), r = i_float(i_signed(f_bits(y), f_bits(x)));
-    return p.minus_zero ? r : f_add(r, f_zero());
+  AB_INLINE Mask left_open(F rest, F y, F part) { return f_lt(rest, f_less_up(y, f_set(kNextHalf), part)); }
+  template <class W> AB_INLINE F steps(const RoundPlan &p, F size, I binade, W &word) {
+    const F count = f_mul(size, i_float(i_sub(i_set((254 + p.mantissa) << 23), binade)));  // exact: sizes are not scaled down
+    const F whole = f_trunc(count), r = drawn(p, word), part = f_mul(f_sub(count, whole), f_set(kIsUpper<W> ? 0x1p16f : p.whole_words));
+    if constexpr (kIsUpper<W>) word.open = f_lt(f_magnitude(f_sub(part, r)), f_set(2));
+    return f_add_where(f_lt(r, part), whole, f_set(1));
   }
 };
+template <bool upwards, bool even> constexpr bool kTakesUpper<DrawnSteps<upwards, even>> = true;
 
 template <class Kind> struct Mode {};
 template <bool even> struct Mode<DrawnSteps<true, even>> : Upwards {};
@@ -286,28 +346,32 @@ struct TaperedBytes {
 // At random by up to 24 bits: r * gap < distance * 2^N. Neighbours, gaps and distances are exact in float32 (tapered.py sees to it), and so is the sign
 // of the one fused operation.
 template <int entries> struct DrawnTapered {
-  AB_INLINE F value(const RoundPlan &p, F x, I word) {
+  template <class W> AB_INLINE F value(const RoundPlan &p, F x, W &word) {
     if constexpr (entries == 64) {
       // Where only parts of fractions are dropped, gaps are the same within a binade, and adding all ones less the word's upper bits carries as in shifted().
       const I bits = f_bits(x), twice_bits = i_add(bits, bits);
       if (__builtin_expect(p.smooth_span && all_within(twice_bits, p.smooth_from, p.smooth_span), 1)) {
         const I lift = i_lookup64(p.lifts, i_shr(twice_bits, 24)), dropped = i_shrv(i_set(-1), lift);
-        const I most = i_sub(dropped, i_shrv(i_and(word, i_set((int32_t)p.word_mask)), lift));
-        const F y = i_float(i_and(i_add(bits, most), i_xor(dropped, i_set(-1))));
+        I r;
+        if constexpr (kIsUpper<W>) r = i_shl(word.half, 16);
+        else r = i_and(word, i_set((int32_t)p.word_mask));
+        const I sum = i_add(bits, i_sub(dropped, i_shrv(r, lift)));
+        const F y = i_float(i_and(sum, i_xor(dropped, i_set(-1))));
+        if constexpr (kIsUpper<W>) word.open = i_zeros(i_shlv(sum, lift), 0xffff0000u);  // what is left of the fraction, less its last place, is below 2^-16
         return p.minus_zero ? y : f_add(y, f_zero());
       }
       return anywhere(p, x, word);
     }
     return between(p, x, word);
   }
-  static __attribute__((noinline, cold)) F anywhere(const RoundPlan &p, F x, I word) { return between(p, x, word); }
-  AB_INLINE F between(const RoundPlan &p, F x, I word) {
+  template <class W> static __attribute__((noinline, cold)) F anywhere(const RoundPlan &p, F x, W &word) { return between(p, x, word); }
+  template <class W> AB_INLINE F between(const RoundPlan &p, F x, W &word) {
     const I bits = f_bits(x);
     const Found f = found<true>(p, bits, word);
     const I y = i_or(f_bits(f_select(f.up, f.far, f.near)), i_and(bits, i_set((int32_t)0x80000000)));
     return p.minus_zero ? i_float(y) : f_add(i_float(y), f_zero());
   }
-  AB_INLINE I code(const RoundPlan &p, F x, I word) {
+  template <class W> AB_INLINE I code(const RoundPlan &p, F x, W &word) {
     const I bits = f_bits(x);
     const Found f = found<false>(p, bits, word);
     return signed_code(p, i_select(f.up, i_add(f.rank, i_set(1)), f.rank), bits);
@@ -319,7 +383,7 @@ template <int entries> struct DrawnTapered {
     I rank;
     Mask up;
   };
-  template <bool only_drop> AB_INLINE Found found(const RoundPlan &p, I bits, I word) {
+  template <bool only_drop, class W> AB_INLINE Found found(const RoundPlan &p, I bits, W &word) {
     const I a = i_and(bits, i_set(0x7fffffff)), held = i_min(i_max(a, i_set(p.smallest)), i_set(p.biggest));
     const I entry = only_drop ? taper_drop<entries>(p, i_shr(held, 23)) : taper_entry<entries, false>(p, i_shr(held, 23)), drop = i_and(entry, i_set(31));
     const I q = i_shrv(i_add(held, i_set(p.origin)), drop), low = i_sub(i_shlv(q, drop), i_set(p.origin));
@@ -329,15 +393,19 @@ template <int entries> struct DrawnTapered {
     Found f;
     f.near = i_float(near), f.far = i_float(far);
     f.rank = only_drop ? q : i_select(below, i_zero(), i_add(q, i_sar(entry, 5)));
-    f.up = f_lt(f_zero(), f_fma(drawn(p, word), f_mul(gap, f_set(p.minus_word)), distance));
+    const F part = f_mul(gap, f_set(kIsUpper<W> ? -0x1p-16f : p.minus_word)), more = f_fma(drawn(p, word), part, distance);
+    f.up = f_lt(f_zero(), more);
+    if constexpr (kIsUpper<W>) word.open = f_lt(f_magnitude(more), f_mul(part, f_set(-2)));
     return f;
   }
 };
+template <int entries> constexpr bool kTakesUpper<DrawnTapered<entries>> = true;
 
 // ------------------------------------------------------------------------------------------------ at most 16 values
 // Ranks of `count` times sixteen numbers, step by step for all of them: a search is a chain of operations that wait for each other.
 template <bool parted> struct SearchOf {
-  template <int count> AB_INLINE void ranks(const RoundPlan &p, const F *x, const I *, I *at) {
+  static constexpr bool kDraws = false;
+  template <int count> AB_INLINE void ranks(const RoundPlan &p, const F *x, I *at) {
     if constexpr (!parted) {
 #pragma GCC unroll 5
       for (int j = 0; j < count; j++) at[j] = i_rank(p.tree, p.spread, x[j]);
@@ -396,7 +464,7 @@ template <bool parted> struct DrawnExact {
     F near, gap;
     Mask far;
     __attribute__((always_inline)) Move(const RoundPlan &p, F x, I word) {
-      SearchOf<parted>().template ranks<1>(p, &x, &word, &at);
+      SearchOf<parted>().template ranks<1>(p, &x, &at);
       near = f_lookup16(p.near16, at), gap = f_lookup16(p.gap16, at);
       far = f_lt(f_zero(), f_flip(f_nfma(drawn(p, word), gap, f_sub(x, near)), gap));
     }
@@ -407,8 +475,9 @@ template <bool parted> struct DrawnExact {
 // count from the upper neighbour: the same as counting from the lower one with 2^N - r. With values, gaps and 1 - r each 2^-24 off, or less, the difference
 // is by 2^-24 (3 of the largest value and 4 of the largest gap): `unsure` is 2^-21 of their sum.
 template <bool parted> struct DrawnSearch {
+  static constexpr bool kDraws = true;
   template <int count> AB_INLINE void ranks(const RoundPlan &p, const F *x, const I *word, I *at) {
-    SearchOf<parted>().template ranks<count>(p, x, word, at);
+    SearchOf<parted>().template ranks<count>(p, x, at);
     F h[count], least = f_set(p.unsure);
 #pragma GCC unroll 5
     for (int j = 0; j < count; j++) h[j] = f_sub(x[j], f_lookup16(p.near16, at[j]));
@@ -436,24 +505,69 @@ template <bool parted> struct DrawnSearch {
   }
 };
 
+// A way to find ranks, and what they stand for. Numbers that are drawn bring a word each.
 template <class Way> struct Searched {
-  template <int count> AB_INLINE void values(const RoundPlan &p, const F *x, const I *word, F *y) {
+  template <int count, class W> AB_INLINE void values(const RoundPlan &p, const F *x, W *word, F *y) {
     I at[count];
-    Way().template ranks<count>(p, x, word, at);
+    if constexpr (Way::kDraws) Way().template ranks<count>(p, x, word, at);
+    else Way().template ranks<count>(p, x, at);
 #pragma GCC unroll 5
     for (int j = 0; j < count; j++) y[j] = with_minus_zero(p, f_lookup16(p.values16, at[j]), x[j]);
   }
-  AB_INLINE F value(const RoundPlan &p, F x, I word) {
+  template <class W> AB_INLINE F value(const RoundPlan &p, F x, W &word) {
     F y;
     values<1>(p, &x, &word, &y);
     return y;
   }
-  AB_INLINE I code(const RoundPlan &p, F x, I word) {
+  template <class W> AB_INLINE I code(const RoundPlan &p, F x, W &word) {
     I at;
-    Way().template ranks<1>(p, &x, &word, &at);
+    if constexpr (Way::kDraws) Way().template ranks<1>(p, &x, &word, &at);
+    else Way().template ranks<1>(p, &x, &at);
     return with_minus_zero_code(p, f_bits(f_lookup16((const float *)p.codes16, at)), x);
   }
 };
+// By upper halves, where no gap has zero inside (`sided`): distances from the neighbour on zero's side by the gap beyond it, in parts of 2^-16, less the half.
+// What is rounded on the way is less than `side_unsure` parts, less one; inside that either neighbour may be right.
+template <bool parted> struct DrawnSided {
+  template <int count> AB_INLINE void values(const RoundPlan &p, const F *x, Upper *word, F *y) {
+    I at[count];
+    F more[count];
+    by<count>(p, x, word, at, y, more);
+#pragma GCC unroll 5
+    for (int j = 0; j < count; j++) y[j] = with_minus_zero(p, f_select(f_lt(f_zero(), more[j]), f_lookup16(p.side_far16, at[j]), y[j]), x[j]);
+  }
+  AB_INLINE F value(const RoundPlan &p, F x, Upper &word) {
+    F y;
+    values<1>(p, &x, &word, &y);
+    return y;
+  }
+  AB_INLINE I code(const RoundPlan &p, F x, Upper &word) {
+    I at;
+    F near, more;
+    by<1>(p, &x, &word, &at, &near, &more);
+    const F c = f_select(f_lt(f_zero(), more), f_lookup16((const float *)p.far_codes16, at), f_lookup16((const float *)p.near_codes16, at));
+    return with_minus_zero_code(p, f_bits(c), x);
+  }
+  struct Wholly {  // by whole words
+    AB_INLINE F value(const RoundPlan &p, F x, I word) { return p.exact ? DrawnExact<parted>().value(p, x, word) : Searched<DrawnSearch<parted>>().value(p, x, word); }
+    AB_INLINE I code(const RoundPlan &p, F x, I word) { return p.exact ? DrawnExact<parted>().code(p, x, word) : Searched<DrawnSearch<parted>>().code(p, x, word); }
+  };
+
+ private:
+  template <int count> AB_INLINE void by(const RoundPlan &p, const F *x, Upper *word, I *at, F *near, F *more) {
+    F least = f_set(p.side_unsure);
+    SearchOf<parted>().template ranks<count>(p, x, at);
+#pragma GCC unroll 5
+    for (int j = 0; j < count; j++) near[j] = f_lookup16(p.side_near16, at[j]);
+#pragma GCC unroll 5
+    for (int j = 0; j < count; j++) more[j] = f_fms(f_sub(x[j], near[j]), f_lookup16(p.side_parts16, at[j]), i_to_f(word[j].half));
+#pragma GCC unroll 5
+    for (int j = 0; j < count; j++) least = f_size(more[j], least);
+    word->open = f_lt(least, f_set(p.side_unsure));  // for all
+  }
+};
+template <bool parted> constexpr bool kTakesUpper<DrawnSided<parted>> = true;
+template <bool parted> struct All<DrawnSided<parted>> { using By = typename DrawnSided<parted>::Wholly; };
 
 }  // namespace
 }  // namespace ANYBIT_ISA

@@ -41,6 +41,8 @@ AB_INLINE I i_lookup64(const uint8_t *t, I at) {  // of 64 bytes, by the low 6 b
   return {_mm512_mask_blend_epi32(upper, _mm512_mask_blend_epi32(odd, part[0], part[1]), _mm512_mask_blend_epi32(odd, part[2], part[3]))};
 #endif
 }
+AB_INLINE Mask m_or(Mask a, Mask b) { return {_kor_mask16(a.v, b.v)}; }
+AB_INLINE Mask i_zeros(I a, uint32_t bits) { return {_mm512_testn_epi32_mask(a.v, _mm512_set1_epi32((int)bits))}; }  // where a has none of them
 AB_INLINE F f_trunc(F a) { return {_mm512_roundscale_ps(a.v, 11)}; }
 AB_INLINE F f_size(F a, F most) { return {_mm512_range_ps(a.v, most.v, 10)}; }  // min(|a|, most)
 AB_INLINE F f_held(F a, F most) { return {_mm512_range_ps(a.v, most.v, 2)}; }  // to [-most, most]
@@ -99,6 +101,9 @@ AB_INLINE I i_lookup64(const uint8_t *t, I at) {  // of 64 bytes, by the low 6 b
   const B tables[4] = {b_table(t), b_table(t + 16), b_table(t + 32), b_table(t + 48)};
   return {lookup64(tables, at.a), lookup64(tables, at.b)};
 }
+AB_INLINE Mask m_or(Mask a, Mask b) { return AB_BOTH(Mask, _mm256_or_ps); }
+AB_INLINE __m256 zeros(__m256i a, __m256i bits) { return _mm256_castsi256_ps(_mm256_cmpeq_epi32(_mm256_and_si256(a, bits), _mm256_setzero_si256())); }
+AB_INLINE Mask i_zeros(I a, uint32_t bits) { return {zeros(a.a, _mm256_set1_epi32((int)bits)), zeros(a.b, _mm256_set1_epi32((int)bits))}; }  // where a has none of them
 AB_INLINE F f_trunc(F a) { return {_mm256_round_ps(a.a, 11), _mm256_round_ps(a.b, 11)}; }
 AB_INLINE F f_size(F a, F most) { return f_min(i_float(i_and(f_bits(a), i_set(0x7fffffff))), most); }  // min(|a|, most)
 AB_INLINE F f_held(F a, F) { return a; }            // never called, and so the next: see kByteTables
@@ -156,6 +161,8 @@ AB_INLINE bool all_within(I a, uint32_t from, uint32_t span) {  // each unsigned
   for (int j = 0; j < 16; j++) all &= t[j] == 0 || (uint32_t)t[j] - from <= span;
   return all;
 }
+AB_INLINE Mask m_or(Mask a, Mask b) { return i_nonzero(i_select(a, i_set(1), i_select(b, i_set(1), i_zero()))); }
+AB_INLINE Mask i_zeros(I a, uint32_t bits) { return i_nonzero(i_select(i_nonzero(i_and(a, i_set((int32_t)bits))), i_zero(), i_set(1))); }  // where a has none of them
 AB_INLINE F f_trunc(F a) {
   float t[16];
   f_store(t, a);

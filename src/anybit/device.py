@@ -49,22 +49,24 @@ def _placed(library: str, element: Element, round: str, over: str, nonfinite: st
 
 
 def words(ops: Arrays, seed: int, start: int, count: int, bits: int, x: Any) -> Any:
-    """int64[count], where x lies: the words of `stochastic.drawn`. A product that leaves int64 wraps around: 64 bits stay."""
+    """int64[count], where x lies: the words of `stochastic.drawn`."""
+    upper = _halves(ops, seed, start, count, 0, x) << 16
+    return upper if bits <= 16 else upper | _halves(ops, seed, start, count, 1, x)
+
+
+def _halves(ops: Arrays, seed: int, start: int, count: int, stream: int, x: Any) -> Any:
+    """int64[count], below 2^16, as in `stochastic.py`. A product that leaves int64 wraps around: 64 bits stay."""
     low = 0xFFFFFFFF
     k0, k1 = seed & low, seed >> 32
-    pieces = 5 if bits <= 24 else 4
-    group = 16 * pieces
-    first, last = start // group, -(-(start + count) // group)
+    first, last = start // 128, -(-(start + count) // 128)
     at = ops.places(16 * (last - first), x) + 16 * first
-    c0, c1, c2, c3 = at & low, at >> 32, at * 0, at * 0
+    c0, c1, c2, c3 = at & low, at >> 32, at * 0 + stream, at * 0
     for _ in range(10):
         a, b = c0 * 0xD2511F53, c2 * 0xCD9E8D57
         c0, c1, c2, c3 = ((b >> 32) & low) ^ c1 ^ k0, b & low, ((a >> 32) & low) ^ c3 ^ k1, a & low
         k0, k1 = (k0 + 0x9E3779B9) & low, (k1 + 0xBB67AE85) & low
-    found = [c0, c1, c2, c3]
-    if pieces == 5:
-        found.append(((c0 << 24) ^ (c1 << 16) ^ (c2 << 8)) & low)
-    return ops.stack(found).reshape(-1, 16, pieces).swapaxes(1, 2).reshape(-1)[start - group * first :][:count]
+    found = ops.stack([c0, c1, c2, c3]).reshape(-1, 16, 4).swapaxes(1, 2).reshape(-1)
+    return ops.stack([found & 0xFFFF, found >> 16]).reshape(-1)[start - 128 * first :][:count]
 
 
 def first_index(mask: Any) -> tuple[int, ...]:

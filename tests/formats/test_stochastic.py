@@ -29,28 +29,27 @@ def test_words_are_philox_by_place() -> None:
     assert np.array_equal(words(5 + (9 << 32), 3, 50), expected)
 
 
-@pytest.mark.parametrize("bits", [1, 24, 25, 32])
-@pytest.mark.parametrize("start", [0, 7, 64, 80, 16 * 80 * 2**28 - 100])
+@pytest.mark.parametrize("bits", [1, 16, 17, 24, 32])
+@pytest.mark.parametrize("start", [0, 7, 64, 128, 128 * 2**28 - 100])
 def test_words_of_rounding_by_place(bits: int, start: int) -> None:
-    """Value by value, from the reference's counters: sixteen of them serve sixteen values a word."""
+    """Value by value, from the reference's counters: sixteen of them serve 128 values a half; another sixteen have the lower halves."""
     found = drawn(5 + (9 << 32), start, 200, bits)
-    pieces = 5 if bits <= 24 else 4
     for i, word in enumerate(found.tolist(), start):
-        counter = 16 * (i // (16 * pieces)) + i % 16
-        w = philox([counter & 0xFFFFFFFF, counter >> 32, 0, 0], [5, 9]).tolist()
-        w.append((w[0] << 24 ^ w[1] << 16 ^ w[2] << 8) & 0xFFFFFFFF)
-        assert word == w[i % (16 * pieces) // 16]
+        counter = 16 * (i // 128) + i % 32 // 2
+        upper, lower = (
+            philox([counter & 0xFFFFFFFF, counter >> 32, stream, 0], [5, 9]).tolist()[i % 128 // 32] >> 16 * (i % 2) & 0xFFFF
+            for stream in (0, 1)
+        )
+        assert word >> 32 - bits == (upper << 16 | lower) >> 32 - bits
 
 
-def test_the_fifth_word_is_as_random_as_the_others() -> None:
-    """All of 24 bits of five words together decide the counter's words but for one byte: no two of the five depend on each other."""
-    w = philox(np.stack([np.arange(1000), *np.zeros((3, 1000), np.int64)], -1), [1, 2])
-    five = drawn(1 + (2 << 32), 0, 5040, 24)[: 62 * 80].reshape(62, 5, 16).swapaxes(1, 2).reshape(-1, 5) >> np.uint32(8)
-    upper, fifth = five[:, :4] << np.uint32(8), five[:, 4]
-    low2 = fifth & np.uint32(255)
-    low1 = (fifth >> np.uint32(8) ^ upper[:, 2] >> np.uint32(8)) & np.uint32(255)
-    low0 = (fifth >> np.uint32(16) ^ upper[:, 1] >> np.uint32(8) ^ upper[:, 2] >> np.uint32(16)) & np.uint32(255)
-    assert np.array_equal(upper[:, :3] | np.stack([low0, low1, low2], -1), w[: len(five), :3])
+def test_no_half_serves_two_places() -> None:
+    """Of 4096 places all halves are there once: those of the counters 0 to 511, of both streams."""
+    counters = np.arange(512)
+    for shift, stream in ((16, 0), (0, 1)):
+        w = philox(np.stack([counters, 0 * counters, 0 * counters + stream, 0 * counters], -1), [1, 2])
+        every = np.sort(np.concatenate([w & 0xFFFF, w >> 16], axis=None))
+        assert np.array_equal(np.sort(drawn(1 + (2 << 32), 0, 4096, 32) >> shift & 0xFFFF), every)
 
 
 @pytest.mark.parametrize("name", ELEMENTS)

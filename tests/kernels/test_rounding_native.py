@@ -121,22 +121,21 @@ def test_sizes_threads_and_misaligned_memory(name: str, threads: int, isa: str) 
         cpu.set_threads(before)
 
 
-# Places whose counters' lower half overflows: 5 and 4 words a counter.
-OVERFLOWS = (80 << 28, 64 << 28)
+OVERFLOW = 128 << 28
+"""The place from which on the counters' upper half is no longer 0."""
 
 
-@pytest.mark.parametrize("start", [0, 5, OVERFLOWS[0] - 700, OVERFLOWS[1] - 700, (80 << 32) + 1])
-@pytest.mark.parametrize("bits", [24, 32])
-def test_random_words(start: int, bits: int, isa: str) -> None:
+@pytest.mark.parametrize("start", [0, 5, OVERFLOW - 700, (128 << 32) + 1])
+def test_random_halves(start: int, isa: str) -> None:
     """Wherever a run begins and ends, and where a counter's lower half overflows."""
-    unused = np.uint32(32 - bits)
-    expected = drawn(5 + (9 << 32), start, 1500, bits) >> unused
-    for n in (0, 1, 3, 63, 64, 65, 79, 80, 81, 159, 160, 161, 700, 1500):
-        for skip in (0, 1, 15, 16, 80, 130):
-            count = min(n, 1500 - skip)
-            out = np.full(count + 1, 77, np.uint32)
-            cpu.native.random_words(5 + (9 << 32), start + skip, bits, out[:count])
-            assert np.array_equal(out[:count] >> unused, expected[skip : skip + count]) and out[count] == 77
+    words = drawn(5 + (9 << 32), start, 1500, 32)
+    for lower, expected in enumerate((words >> np.uint32(16), words & np.uint32(0xFFFF))):
+        for n in (0, 1, 3, 31, 32, 127, 128, 129, 255, 256, 257, 700, 1500):
+            for skip in (0, 1, 15, 16, 128, 230):
+                count = min(n, 1500 - skip)
+                out = np.full(count + 1, 77, np.uint16)
+                cpu.native.random_halves(5 + (9 << 32), start + skip, bool(lower), out[:count])
+                assert np.array_equal(out[:count], expected[skip : skip + count]) and out[count] == 77
 
 
 def some_values(seed: int) -> str:
@@ -173,18 +172,19 @@ def test_codebooks_take_both_ways_of_drawing() -> None:
 
 
 @pytest.mark.parametrize("name", DRAWN + [some_values(seed) for seed in (0, 1, 2, 3, 4, 9, 14)])
-@pytest.mark.parametrize("bits", [3, 24, 32])
+@pytest.mark.parametrize("bits", [3, 16, 19, 24, 32])
 def test_draws_next_to_the_word(name: str, bits: int, isa: str) -> None:
-    """Numbers whose fraction of a gap is their random word's, or up to two float32 beside it: where a rounded comparison would err."""
+    """Numbers whose fraction of a gap is their random word's, or up to two float32 beside it: where a rounded comparison would err. Also
+    where a word's upper half, or the next one, says so: there the lower half decides."""
     element = parse_element(name)
     rng = np.random.default_rng(0)
     chain = np.r_[element.beyond[0], element.finite, element.beyond[1]]
     chain = chain[np.abs(chain) < 2.0**100]
-    for start in (0, 3, OVERFLOWS[bits > 24] - 1000):
+    for start, more in ((0, 0), (3, 0), (OVERFLOW - 1000, 0), (0, 1), (5, 2)):
         word = drawn(7, start, 3000, bits)
         rank = rng.integers(0, len(chain) - 1, word.size)
         a, b = chain[rank], chain[rank + 1]
-        part = (word >> np.uint32(32 - bits)) / 2.0**bits
+        part = (word >> np.uint32(32 - bits)) / 2.0**bits if not more else np.minimum((word >> np.uint32(16)) + (more - 1), 65535) / 2.0**16
         x = np.where(b <= 0, b - part * (b - a), a + part * (b - a)).astype(np.float32)
         for step in (0, 1, -1, 2, -2):
             near = x.copy()
@@ -219,6 +219,49 @@ def test_quotients_in_blocks(size: int, isa: str) -> None:
         assert want.dtype == np.float32
         out = np.full_like(x, np.nan)
         assert round_trip(x, Spec.parse(f"fp4_e2m1@{size}:fp32"), out) and same(out, want), (low, high)
+
+
+def moved(x: np.ndarray, steps: np.ndarray) -> np.ndarray:
+    """float32 that lie so many places further on."""
+    return (x.view(np.int32) + steps).astype(np.int32).view(np.float32)
+
+
+@pytest.mark.parametrize("name", ["fp4_e2m1", "fp6_e2m3", "fp8_e4m3fn", "fp8_e5m2", "int4_sym", "int8_sym"])
+def test_quotients_next_to_switch_points(name: str, isa: str) -> None:
+    """Scales of any 24 bits, and those where one correction of a quotient might not do: next to 1, 1.5, 1.25, ... times a power of two."""
+    rng = np.random.default_rng(0)
+    element = parse_element(name)
+    switch = element.finite[:-1] / 2 + element.finite[1:] / 2
+    for near in (False, True):
+        for _ in range(8):
+            bits = rng.integers(0, 1 << 23, (500, 1))
+            if near:
+                bits = (rng.integers(0, 64, (500, 1)) << 17) + rng.integers(-24, 25, (500, 1))
+            scale = ((rng.integers(107, 147, (500, 1)) << 23) + bits).astype(np.int32).view(np.float32)
+            x = moved(scale * rng.choice(switch, (500, 32)).astype(np.float32), rng.integers(-2, 3, (500, 32)))
+            x[:, 0] = moved(np.float32(element.max) * scale[:, 0], rng.integers(-1, 2, 500))
+            s = (np.abs(x).max(1, keepdims=True).astype(np.float64) / element.max).astype(np.float32)
+            want = element.decode(element.encode(x / s)).astype(np.float32) * s
+            out = np.full_like(x, np.nan)
+            assert round_trip(x, Spec.parse(f"{name}@32:fp32"), out) and same(out, want)
+
+
+@pytest.mark.parametrize("text", ["nvfp4", "fp4_e2m1@16:fp8_e4m3fn", "int4_sym@16:ufp8_e5m3", "fp8_e4m3fn@32:fp8_e5m2@tensor:fp32"])
+def test_scales_next_to_their_switch_points(text: str, isa: str) -> None:
+    """Blocks whose target lies at a middle of two scales, or beside it, and at the ends of the scales."""
+    rng = np.random.default_rng(0)
+    spec = Spec.parse(text)
+    element, scale = spec.format.element, spec.format.levels[0].element
+    chain = scale.finite[scale.finite > 0]
+    points = np.r_[chain, chain[:-1] / 2 + chain[1:] / 2, chain[0] / 2, chain[0] / 3]
+    for outer in (1.0, 0.37, 3e-4, 811.0):
+        outer = outer if len(spec.format.levels) == 2 else 1.0
+        x = rng.uniform(-1, 1, (300, 64)).astype(np.float32) * np.float32(1e-6)
+        most = rng.choice(points[points <= scale.max], (300, 4)) * element.max * outer
+        x.reshape(300, 4, 16)[:, :, 0] = moved(most.astype(np.float32), rng.integers(-3, 4, (300, 4)))
+        x[0, 0], x[1, :] = np.float32(scale.max * element.max * outer), 0.0
+        out = np.full_like(x, np.nan)
+        assert round_trip(x, spec, out) and same(out, dequantize_parts(quantize_parts(x, spec), spec.format, x.shape))
 
 
 def test_results_that_go_past_the_caches(isa: str) -> None:

@@ -1,10 +1,9 @@
 """Stochastic rounding: up or down in proportion to the distance, by random bits that depend on nothing but a seed and a value's place.
 
-Sixteen counters of Philox4x32-10, (c low, c high, 0, 0) under the key (seed low, seed high), serve sixteen values by their words 0, the
-next sixteen by their words 1, and so on: value i of an array (C order, counted from 0) has word i % 16P // 16 of counter
-c = 16 (i // 16P) + i % 16. Modes of 25 bits and more have P = 4. Those of up to 24 use the upper 24 bits of each word, and what is left
-over makes a fifth one, P = 5: w4 = w0 << 24 ^ w1 << 16 ^ w2 << 8. The lowest bytes of w0, w1 and w2 are in nothing else, so its upper 24
-bits are as random as the others' whatever those are.
+Value i of an array (C order, counted from 0) has a word of 32 bits. Its upper half is half i % 2 (0: the lower one) of word
+i % 128 // 32 of counter (c low, c high, 0, 0) of Philox4x32-10 under the key (seed low, seed high), c = 16 (i // 128) + i % 32 // 2:
+sixteen counters serve 128 values, and words laid out counter by counter are halves in the order of values. The lower half is the same half
+of the same word of counter (c low, c high, 1, 0). It decides about one value in 2^16, whose upper half ties: only for these is it needed.
 
 A word's upper N bits are r. A value x lies between the neighbours `near`, on zero's side or x itself, and `far`; the
 element continues by one virtual neighbour beyond each end, and a value that goes there is out of range. It goes to `far` where
@@ -53,23 +52,25 @@ def drawn(seed: int, start: int, count: int, bits: int) -> np.ndarray:
     """uint32[count]: the words by which values at places start .. start + count - 1 are rounded; their upper `bits` bits count.
 
     >>> [hex(word) for word in drawn(0, 15, 2, 24)]
-    ['0xa2e87675', '0xe169c58d']
+    ['0xa8b31564', '0xa964ff7f']
     """
-    pieces = 5 if bits <= 24 else 4
-    group = 16 * pieces
-    first, last = start // group, -(-(start + count) // group)
-    found = _philox(seed, np.arange(16 * first, 16 * last, dtype=np.uint64))
-    if pieces == 5:
-        fifth = found[:, 0] << np.uint32(24) ^ found[:, 1] << np.uint32(16) ^ found[:, 2] << np.uint32(8)
-        found = np.column_stack([found, fifth])
-    return found.reshape(-1, 16, pieces).swapaxes(1, 2).reshape(-1)[start - group * first :][:count]
+    upper = _halves(seed, start, count, 0) << np.uint32(16)
+    return upper if bits <= 16 else upper | _halves(seed, start, count, 1)
 
 
-def _philox(seed: int, counter: np.ndarray) -> np.ndarray:
-    """uint32[n, 4] for counters (low, high, 0, 0)."""
+def _halves(seed: int, start: int, count: int, stream: int) -> np.ndarray:
+    """uint32[count], below 2^16: halves of the words of counters (c low, c high, stream, 0), in the order of values."""
+    first, last = start // 128, -(-(start + count) // 128)
+    found = _philox(seed, np.arange(16 * first, 16 * last, dtype=np.uint64), stream).reshape(-1, 16, 4).swapaxes(1, 2).reshape(-1)
+    halves = np.stack([found & np.uint32(0xFFFF), found >> np.uint32(16)], axis=-1)
+    return halves.reshape(-1)[start - 128 * first :][:count]
+
+
+def _philox(seed: int, counter: np.ndarray, stream: int = 0) -> np.ndarray:
+    """uint32[n, 4] for counters (low, high, stream, 0)."""
     k0, k1 = int(seed) & 0xFFFFFFFF, int(seed) >> 32
     c0, c1 = counter & _LOW, counter >> _SHIFT
-    c2, c3 = np.zeros_like(c0), np.zeros_like(c0)
+    c2, c3 = np.full_like(c0, stream), np.zeros_like(c0)
     for _ in range(10):
         a, b = c0 * np.uint64(0xD2511F53), c2 * np.uint64(0xCD9E8D57)
         c0, c1, c2, c3 = (b >> _SHIFT) ^ c1 ^ np.uint64(k0), b & _LOW, (a >> _SHIFT) ^ c3 ^ np.uint64(k1), a & _LOW

@@ -17,7 +17,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from cases import CODED, DENSE, WITNESSES, Case, spread
 
-from anybit.kernels import cpu
+from anybit.kernels import weights
 from anybit.reference import linear
 from anybit.tensor import QTensor
 
@@ -41,7 +41,7 @@ class Recorder:
         return getattr(NATIVE, name)
 
 
-NATIVE = cpu.native
+NATIVE = weights.native
 
 
 def numbers(out: BinaryIO, *values: int) -> None:
@@ -77,12 +77,12 @@ def scale(out: BinaryIO, fields: dict[str, Any] | None) -> None:
 
 
 def write(out: BinaryIO, case: Case, act: str | None) -> None:
-    cpu.native = Recorder()
+    weights.native = Recorder()
     try:
         weight = QTensor.pack(case.format, case.shape, case.parts)
         fields = weight.native
     finally:
-        cpu.native = NATIVE
+        weights.native = NATIVE
     numbers(out, MAGIC, *(int(fields[name]) for name in ("n", "k", "bits", "dense", "block", "zero_flip")), int(fields.get("trits", False)))
     out.write(struct.pack("<2f", fields["step"], fields["float_step"]))
     array(out, fields["codes"], np.uint8)

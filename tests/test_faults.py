@@ -50,7 +50,7 @@ def drive(shim: Path, folder: Path, scenario: str, stride: int) -> dict[str, Any
 @pytest.mark.parametrize(
     ("scenario", "stride"), [
         ("save_model", 9), ("save_shards", 9), ("stream", 9), ("replace_file", 2), ("new_file", 2), ("compressed-tensors", 9), ("gptq", 9),
-        ("onnx", 9), ("dequantized", 9), ("gguf", 9), ("gguf_file", 2), ("convert", 9), ("calibrated", 18),
+        ("onnx", 9), ("dequantized", 9), ("gguf", 9), ("gguf_file", 2), ("convert", 9), ("calibrated", 17),
     ],
 )  # fmt: skip
 def test_every_call_of_a_save_may_be_the_last(shim: Path, tmp_path: Path, scenario: str, stride: int) -> None:

@@ -107,10 +107,10 @@ class Work:
         save_finished(self._folder / ENDS, ends)
         self._close()
         with on_disk(self._folder):
+            (self._folder / STATE).unlink(missing_ok=True)  # first: a state whose hidden states are gone could not be resumed
             for original in (False, True):
                 for at in (self._at, self._at + 1):
                     self._file(at, original).unlink(missing_ok=True)
-            (self._folder / STATE).unlink(missing_ok=True)
 
     def _file(self, at: int, original: bool) -> Path:
         return self._folder / f"{'original' if original else 'hidden'}-{at}.f32"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import isfinite
 from typing import ClassVar
 
 import numpy as np
 
 from anybit.formats import Spec
+from anybit.kernels.rounding import largest_magnitude
 from anybit.methods.columns import Columns, plain
 from anybit.methods.curvature import Curvature, check_options, curvature
 from anybit.methods.feedback import BLOCK, Feedback
@@ -84,7 +86,7 @@ def exact(target: Target) -> str | None:
     """Why nearest codes are kept whatever the statistics say; None: they are not."""
     if target.format.element.bits > 16 and target.format.element.dim == 1:
         return f"{target.format.element} is as fine as the weights"
-    if not np.isfinite(target.weight).all():
+    if not isfinite(largest_magnitude(np.ascontiguousarray(target.weight, np.float32).reshape(-1))):
         return "it holds NaN or infinities"
     return None
 

@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from anybit.cli import main as cli
+from anybit.cli.commands.recommend import sentence
 from anybit.errors import DoesNotFitError, NoRecipeError
 from anybit.report.comparison import heat_map
 
@@ -86,3 +87,17 @@ def test_a_recommendation_names_the_best_that_fits(recipes: dict[str, str]) -> N
 def test_a_heat_map_leaves_what_was_not_measured_empty() -> None:
     assert heat_map(["a", "<b>"], [[0.1, None], [0.5, 0.2]]).count("<rect") == 3
     assert "&lt;b&gt;" in heat_map(["<b>"], [[1.0]]) and "<rect" not in heat_map(["a"], [[None]])
+
+
+def test_a_recommendation_says_what_is_known() -> None:
+    row = {"recipe": "a", "quantized_bits_per_weight": 4.5, "kl_mean": 0.25, "kl_mean_se": 0.01, "decode_tokens_per_s": 12.0}
+    other = {**row, "recipe": "b", "kl_mean": 0.5, "kl_over_best_se": 0.05}
+    begun = "Within 5 bits, take a: 4.5 bits a weight, KL"
+    assert sentence(row, [row, other], "5 bits") == (
+        f"{begun} 0.25 ± 0.01 nats a token, 12 tokens a second; next is b with KL 0.5 (5.0 standard errors of the paired difference away)."
+    )
+    exact = {**row, "kl_mean": 0.0, "kl_mean_se": 0.0}  # lossless
+    assert sentence(exact, [exact], "5 bits").startswith(f"{begun} 0 ± 0 nats a token, 12 tokens")
+    once = {**row, "kl_mean_se": None}  # text too short for an error
+    assert sentence(once, [once], "5 bits").startswith(f"{begun} 0.25 nats a token")
+

@@ -99,9 +99,11 @@ def limits(ram: str | None, bits: float | None, rate: float | None) -> str:
 def sentence(best: dict[str, Any], rows: list[dict[str, Any]], within: str, rest: int = 0) -> str:
     """One sentence with its evidence; `rest`: how many candidates were left unmeasured."""
     others = [row for row in rows if row is not best]
+    error = best["kl_mean_se"]
+    measured = f"{best['kl_mean']:.3g}" if error is None else f"{best['kl_mean']:.3g} ± {error:.1g}"
     text = (
         f"Within {within}, take {best['recipe']}: {best['quantized_bits_per_weight']:.4g} bits a weight,"
-        f" KL {best['kl_mean']:.3g} ± {best['kl_mean_se'] or math.nan:.1g} nats a token, {best['decode_tokens_per_s']:.0f} tokens a second"
+        f" KL {measured} nats a token, {best['decode_tokens_per_s']:.0f} tokens a second"
     )
     left = f"; {rest} more fit and have a larger recorded loss on the bundled model, or none" if rest else ""
     if not others:

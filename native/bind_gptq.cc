@@ -1,6 +1,8 @@
 // Binds gptq.cc: shapes are checked here, rows are shared out to threads.
 #include <nanobind/stl/optional.h>
 
+#include <algorithm>
+
 #include "bind_round.h"
 #include "gptq.h"
 #include "pool.h"
@@ -24,10 +26,24 @@ const float *grid(const std::optional<Matrix> &given, const Matrix &scale, const
   return given->data();
 }
 
+// Half the distance between neighbouring values of an element of up to 256 codes where it is the same everywhere; 0 where it is not.
+float half_step(const PyRound &r) {
+  if (r.code_mask > 255) return 0;
+  std::vector<float> values(r.decoded.begin(), r.decoded.begin() + r.code_mask + 1);
+  if (!std::all_of(values.begin(), values.end(), [](float v) { return v - v == 0; })) return 0;
+  std::sort(values.begin(), values.end());
+  values.erase(std::unique(values.begin(), values.end()), values.end());
+  const float step = values.size() > 1 ? values[1] - values[0] : 0;
+  for (size_t i = 1; i < values.size(); i++)
+    if (!(values[i] - values[i - 1] == step)) return 0;
+  return step / 2;
+}
+
 void feedback(
     const PyRound &r, Matrix base, Matrix weight, MatrixOut error, std::optional<MatrixOut> moved, Matrix coupling, std::optional<Matrix> second, Matrix scale,
     std::optional<Matrix> zero, std::optional<Matrix> offset, Index column, CodesOut codes, std::optional<Vector> cost,
-    std::optional<nb::ndarray<float, nb::ndim<1>, nb::c_contig, nb::device::cpu>> loss, bool full, bool whole_zero, float symmetric) {
+    std::optional<nb::ndarray<float, nb::ndim<1>, nb::c_contig, nb::device::cpu>> loss,
+    std::optional<nb::ndarray<uint64_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>> near, bool full, bool whole_zero, float symmetric) {
   FeedbackPlan p{};
   p.n = static_cast<int64_t>(base.shape(1)), p.count = static_cast<int64_t>(base.shape(0));
   const auto like = [&](const auto &a) { return a.shape(0) == base.shape(0) && a.shape(1) == base.shape(1); };
@@ -38,6 +54,8 @@ void feedback(
   require(second.has_value() == moved.has_value(), "targets are kept where there is a second coupling");
   require(cost.has_value() == loss.has_value(), "cost and loss go together");
   require(!cost || (cost->shape(0) == base.shape(0) && loss->shape(0) == base.shape(1)), "a cost for each column, a loss for each row");
+  require(!near || (near->shape(0) == base.shape(0) && static_cast<int64_t>(near->shape(1)) == (p.n + kFeedbackRows - 1) / kFeedbackRows),
+          "near: a bit for each row");
   require(static_cast<int64_t>(scale.shape(1)) == p.n, "a scale for each row");
   require(static_cast<int64_t>(column.shape(0)) == p.count, "a block for each column");
   for (size_t i = 0; i < column.shape(0); i++) require(column.data()[i] >= 0 && static_cast<size_t>(column.data()[i]) < scale.shape(0), "block of a column");
@@ -48,6 +66,7 @@ void feedback(
   p.scale = scale.data(), p.zero = grid(zero, scale, "zero"), p.offset = grid(offset, scale, "offset");
   p.column = column.data(), p.full = full, p.whole_zero = whole_zero, p.symmetric = symmetric;
   p.error = error.data(), p.moved = moved ? moved->data() : nullptr, p.codes = static_cast<uint8_t *>(codes.data());
+  p.near = near ? near->data() : nullptr, p.half = near ? half_step(r) : 0;
   p.cost = cost ? cost->data() : nullptr, p.loss = loss ? loss->data() : nullptr;
   const FeedbackKernels &kernels = *feedback_kernels_of[static_cast<int>(isa())];
   bool memory = true;
@@ -101,13 +120,48 @@ void unit(nb::ndarray<const double, nb::ndim<2>, nb::c_contig, nb::device::cpu> 
   });
 }
 
+// Column by column in the order of rounding, as everything of the loop is: out[d] = w + sum_{j < c} e_j R_jc / R_cc of row[d] and c = column[d], in float64.
+void targets(
+    nb::ndarray<const double, nb::ndim<2>, nb::c_contig, nb::device::cpu> lower, Matrix weight, Matrix error, Array<int64_t, 1> row, Array<int64_t, 1> column,
+    nb::ndarray<double, nb::ndim<1>, nb::c_contig, nb::device::cpu> out) {
+  const int64_t k = static_cast<int64_t>(lower.shape(0)), n = static_cast<int64_t>(weight.shape(1)), count = static_cast<int64_t>(row.shape(0));
+  const auto like = [&](const auto &a) { return static_cast<int64_t>(a.shape(0)) == k && static_cast<int64_t>(a.shape(1)) == n; };
+  require(static_cast<int64_t>(lower.shape(1)) == k && like(weight) && like(error), "a square factor, weight and error with as many rows");
+  require(static_cast<int64_t>(column.shape(0)) == count && static_cast<int64_t>(out.shape(0)) == count, "a row, a column and a target each");
+  for (int64_t d = 0; d < count; d++)
+    require(row.data()[d] >= 0 && row.data()[d] < n && column.data()[d] >= 0 && column.data()[d] < k, "no such row or column");
+  nb::gil_scoped_release release;
+  parallel_for((count + kTogether - 1) / kTogether, [&](int64_t t) {  // one row of R after the other for many targets: fewer pages at a time
+    const FloatState state;
+    const int64_t first = t * kTogether, several = count - first < kTogether ? count - first : kTogether;
+    const int64_t *at = row.data() + first, *c = column.data() + first;
+    double *sum = out.data() + first;
+    for (int64_t d = 0; d < several; d++) sum[d] = 0;
+    const int64_t most = *std::max_element(c, c + several);
+    for (int64_t j = 0; j < most; j++) {
+      const float *w = weight.data() + j * n, *e = error.data() + j * n;
+      const double *r = lower.data() + (k - 1 - j) * k + (k - 1);  // R_ji is lower[k-1-j][k-1-i]
+      for (int64_t d = 0; d < several; d++) {
+        if (j >= c[d]) continue;
+        const float value = w[at[d]] - e[at[d]];  // as it was before the error was rounded
+        sum[d] += (static_cast<double>(w[at[d]]) - static_cast<double>(value)) * r[-c[d]];
+      }
+    }
+    for (int64_t d = 0; d < several; d++) {
+      const double pivot = lower.data()[(k - 1 - c[d]) * k + (k - 1 - c[d])];
+      sum[d] = static_cast<double>(weight.data()[c[d] * n + at[d]]) + sum[d] / pivot;
+    }
+  });
+}
+
 }  // namespace
 
 void bind_gptq(nb::module_ &m) {
   m.def("feedback", &feedback, "round"_a, "base"_a, "weight"_a, "error"_a, "moved"_a.none(), "coupling"_a, "second"_a.none(), "scale"_a, "zero"_a.none(),
-        "offset"_a.none(), "column"_a, "codes"_a, "cost"_a.none(), "loss"_a.none(), "full"_a, "whole_zero"_a, "symmetric"_a);
+        "offset"_a.none(), "column"_a, "codes"_a, "cost"_a.none(), "loss"_a.none(), "near"_a.none(), "full"_a, "whole_zero"_a, "symmetric"_a);
   m.def("ordered", &ordered, "xtx"_a, "index"_a, "mean"_a, "out"_a);
   m.def("unit", &unit, "lower"_a, "diagonal"_a, "out"_a);
+  m.def("targets", &targets, "lower"_a, "weight"_a, "error"_a, "row"_a, "column"_a, "out"_a);
   m.def("columnwise", &columnwise, "in"_a, "order"_a, "out"_a);
 }
 

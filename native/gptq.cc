@@ -38,12 +38,35 @@ AB_INLINE void keep(const float *from, int64_t rows, float *to) {
   else memcpy(to, from, sizeof(float) * (size_t)rows);
 }
 
-void run(const FeedbackPlan &p, int64_t first, int64_t rows, float *held) {
-  float *error = held, *moved = held + p.count * kRows;
-  alignas(64) float x[kRows], copy[4][kRows], ratio[kRows];
-  alignas(64) uint8_t stored[2 * kRows];
+// What the element rounds: targets over scales, with zero points.
+AB_INLINE void ratios(const FeedbackPlan &p, const float *x, const float *scale, const float *zero, const float *offset, float *ratio) {
   const F end = f_set(3.4028234663852886e38f), start = f_set(-3.4028234663852886e38f), none = f_zero();
   const F most = f_set(p.symmetric), least = f_set(-p.symmetric);
+  for (int64_t r = 0; r < kRows; r += 16) {
+    const F s = f_load(scale + r), t = offset ? f_sub(f_load(x + r), f_load(offset + r)) : f_load(x + r);
+    const I bits = f_bits(s);
+    F q = f_select(i_nonzero(i_add(bits, bits)), f_div(t, s), f_mul(none, t));
+    if (p.symmetric >= 0) q = f_select(f_lt(q, least), least, f_select(f_lt(most, q), most, q));
+    if (zero) q = f_add(p.whole_zero ? f_rne(q) : q, f_load(zero + r));
+    f_store(ratio + r, f_min(f_max(q, start), end));  // NaN too: plans take finite numbers
+  }
+}
+
+AB_INLINE F magnitude(F a) { return f_max(a, f_sub(f_zero(), a)); }
+
+// A bit for each of the rows whose two codes differ.
+uint64_t differ(const uint8_t *a, const uint8_t *b, int64_t rows, int width) {
+  if (!memcmp(a, b, (size_t)(rows * width))) return 0;
+  uint64_t found = 0;
+  for (int64_t r = 0; r < rows; r++) found |= (uint64_t)(memcmp(a + r * width, b + r * width, (size_t)width) != 0) << r;
+  return found;
+}
+
+void run(const FeedbackPlan &p, int64_t first, int64_t rows, float *held) {
+  float *error = held, *moved = held + p.count * kRows;
+  alignas(64) float x[kRows], beyond[kRows], copy[4][kRows], ratio[kRows];
+  alignas(64) uint8_t stored[2 * kRows], farther[2 * kRows];
+  const F none = f_zero(), near = f_set(kNear), half = f_set(p.half);
   const float *const coupling = p.coupling, *const second = p.second;
   Sum loss = {{none, none, none, none}};
   if (p.full)
@@ -60,17 +83,11 @@ void run(const FeedbackPlan &p, int64_t first, int64_t rows, float *held) {
     const int64_t grid = p.column[i] * p.n + first;
     const float *scale = whole(p.scale + grid, rows, copy[0]), *zero = p.zero ? whole(p.zero + grid, rows, copy[1]) : nullptr;
     const float *offset = p.offset ? whole(p.offset + grid, rows, copy[2]) : nullptr;
-    for (int64_t r = 0; r < kRows; r += 16) {
-      const F s = f_load(scale + r), t = offset ? f_sub(f_load(x + r), f_load(offset + r)) : f_load(x + r);
-      const I bits = f_bits(s);
-      F q = f_select(i_nonzero(i_add(bits, bits)), f_div(t, s), f_mul(none, t));
-      if (p.symmetric >= 0) q = f_select(f_lt(q, least), least, f_select(f_lt(most, q), most, q));
-      if (zero) q = f_add(p.whole_zero ? f_rne(q) : q, f_load(zero + r));
-      f_store(ratio + r, f_min(f_max(q, start), end));  // NaN too: plans take finite numbers
-    }
+    ratios(p, x, scale, zero, offset, ratio);
     round_kernels.codes(*p.round, ratio, nullptr, kRows, p.width, stored, false);
-    const float *from = second ? x : whole(p.weight + i * p.n + first, rows, copy[3]);
+    const float *weight = whole(p.weight + i * p.n + first, rows, copy[3]), *from = second ? x : weight;
     const F cost = f_set(p.cost ? p.cost[i] : 0.0f);
+    bool doubt = false;
     for (int64_t r = 0; r < kRows; r += 16) {
       const I code = p.width == 1 ? i_load_u8(stored + r) : i_load_u16(stored + 2 * r);
       const F s = f_load(scale + r);
@@ -84,6 +101,21 @@ void run(const FeedbackPlan &p, int64_t first, int64_t rows, float *held) {
       f_store(error + i * kRows + r, f_sub(f_load(from + r), value));
       const F missed = f_sub(f_load(x + r), value);
       loss.v[r / 16] = f_add(loss.v[r / 16], f_mul(cost, f_mul(missed, missed)));
+      if (p.near) {
+        const F a = f_load(x + r);
+        F size = f_add(magnitude(a), magnitude(f_load(weight + r)));
+        if (offset) size = f_add(size, magnitude(f_load(offset + r)));
+        if (zero && !p.whole_zero) size = f_add(size, magnitude(f_mul(f_load(zero + r), s)));
+        const F by = f_mul(near, size), reach = f_mul(half, magnitude(s)), gone = magnitude(missed);
+        doubt |= i_any(f_lt(reach, f_add(gone, f_add(by, by))));
+        f_store(beyond + r, f_add(a, f_select(f_lt(missed, none), f_sub(none, by), by)));
+      }
+    }
+    if (p.near) p.near[i * ((p.n + kRows - 1) / kRows) + first / kRows] = 0;
+    if (doubt) {  // never where every value is nearer than half a step, less what it is moved by
+      ratios(p, beyond, scale, zero, offset, ratio);
+      round_kernels.codes(*p.round, ratio, nullptr, kRows, p.width, farther, false);
+      p.near[i * ((p.n + kRows - 1) / kRows) + first / kRows] = differ(stored, farther, rows, p.width);
     }
     if (second) {
       store4(moved + i * kRows, load4(x));

@@ -29,7 +29,12 @@ struct FeedbackPlan {
   const float *cost;       // [count] or nullptr
   float *loss;             // [n], out: of each row the sum over these columns, in their order, of cost (target - value)^2
   uint8_t *codes;          // out
+  float half;              // of the distance between any two neighbours among an element's values, where all are alike; or 0
+  uint64_t *near;          // out, [count][ceil(n / 64)]: a bit for each row whose code would change if its target were kNear farther from its value; or nullptr
 };
+
+// Of |target| + |weight| (+ |offset|, + |zero scale| of zero points that are not whole): some times what float32 sums of thousands of columns are off by.
+constexpr float kNear = 0x1p-20f;
 
 constexpr int64_t kFeedbackRows = 64;
 constexpr int64_t kFeedbackColumns = 256;  // count at most: their errors stay in the second-level cache

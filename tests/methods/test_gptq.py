@@ -1,6 +1,7 @@
 """GPTQ against the paper's algorithm in float64, over every kind of element and block; native and NumPy loops are one."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from anybit.methods.feedback import Feedback
 from anybit.methods.gptq import Gptq
 from anybit.methods.rtn import dequantize_parts, quantize_parts, stored_grids
 from anybit.methods.scales import SCALES
+from anybit.methods.settle import can_settle, settle
 from anybit.methods.statistics import Statistics
 from anybit.methods.step import STEPS
 
@@ -109,14 +111,68 @@ def test_native_and_numpy_loops_are_one(expression: str) -> None:
     sweep = (found.matrix / found.matrix.diagonal()).astype(np.float32)
     start = w - dequantize_parts(quantize_parts(w, spec), spec.format, w.shape)
     for coupling, second, error in (*couplings, (sweep, None, start)):
-        slow = Feedback(columns, w, coupling, found.order, second, error, use_native=False).run()
+        slow = Feedback(columns, w, coupling, found.order, second, error, use_native=False, doubt=True).run()
         for isa in native.supported_isas():
             for threads in (1, 2):
                 use_isa(isa)
                 set_threads(threads)
-                fast = Feedback(columns, w, coupling, found.order, second, error).run()
+                fast = Feedback(columns, w, coupling, found.order, second, error, doubt=True).run()
+                assert listed(fast) == listed(slow)
                 assert all(np.array_equal(getattr(fast, name), getattr(slow, name)) for name in ("codes", "error", "moved"))
     use_isa(native.supported_isas()[-1])
+
+
+def listed(run: Feedback) -> list[tuple[int, int]]:
+    return sorted((int(row), int(column)) for rows, columns in run.doubtful for row, column in zip(rows, columns, strict=True))
+
+
+FINE = "int14@32", "uint13@24+zp", "uint13@32:fp16+zp=fp16", "uint15@tensor:fp32+off", "fp16_e5m10@channel", "log14_f10@32"
+
+
+@pytest.mark.parametrize("block", [128, 40])
+@pytest.mark.parametrize("expression", FINE)
+def test_every_code_is_that_of_float64(expression: str, block: int) -> None:
+    """Formats so fine that float32 often takes the wrong side of a switch: the loop lists those, and what is made of them is exact."""
+    w, x, _ = layer(n=150, k=300, seed=3)
+    stats, spec = gathered(x), Spec.parse(expression)
+    found = curvature(stats)
+    assert found is not None and stats.xtx is not None
+    parts = quantize_parts(w, spec)
+    h = stats.xtx.astype(np.float64)
+    h += 0.01 * h.diagonal().mean() * np.eye(len(h))
+    grids, element = stored_grids(parts, spec.format, w.shape), spec.format.element
+    middles = (element.finite[1:] + element.finite[:-1]) / 2
+    tall, wide = spec.format.blocks[0].on(w.shape)
+
+    def nearest(column: int, x: np.ndarray) -> np.ndarray:
+        at = np.arange(len(w)) // tall, np.full(len(w), column // wide)
+        zero = np.float32(0) if grids.zero is None else grids.zero[at]
+        offset = np.float32(0) if grids.offset is None else grids.offset[at]
+        ratio = (x - offset.astype(np.float64)) / grids.scale[at].astype(np.float64) + zero
+        unit = element.finite[np.searchsorted(middles, ratio)].astype(np.float32) - zero
+        return (unit * grids.scale[at] + offset).astype(np.float64)
+
+    columns, cost = Columns(parts, spec, w.shape), found.pivots
+    run = Feedback(columns, w, found.coupling(), found.order, cost=cost, doubt=True).run(block)
+    expected = by_the_paper(w, h, found.order, nearest)
+
+    def rows_apart() -> int:
+        values = dequantize_parts({**parts, "codes": run.stored_codes()}, spec.format, w.shape)
+        assert np.array_equal(run.stored_error(), w - values)
+        return int((values != expected).any(axis=1).sum())
+
+    assert rows_apart() >= 3
+    settle(run, found, block)
+    assert rows_apart() == 0
+    assert np.allclose(run.losses, found.losses(run.stored_error()), rtol=1e-4)
+
+
+def test_what_cannot_be_settled_is_not() -> None:
+    found = curvature(gathered(layer()[1]))
+    assert found is not None
+    assert can_settle(found, "nearest-even") and can_settle(found, "nearest-away")
+    assert not can_settle(found, "down")  # one side of a switch is the value itself
+    assert not can_settle(replace(found, backward=found.backward.astype(np.float32)), "nearest-even")
 
 
 @pytest.mark.parametrize("isa", native.supported_isas())

@@ -51,8 +51,8 @@ class Columns:
         if SCALES[spec.scale_rule].symmetric and self.element.reach[0] == self.element.reach[1] and self.zero is None:
             self.symmetric = self.element.max
 
-    def rows(self, rows: slice) -> Columns:
-        """The same of some rows."""
+    def rows(self, rows: slice | np.ndarray) -> Columns:
+        """The same of some rows (a slice, or their numbers)."""
         found = copy(self)
         found.row = self.row[rows]
         found.shape = len(found.row), self.shape[1]
@@ -75,12 +75,13 @@ class Columns:
         """Columns that a code stands for."""
         return self.element.dim
 
-    def at(self, grid: np.ndarray, column: int) -> np.ndarray:
-        """float32[n]: one number a block, for each row of a column."""
+    def at(self, grid: np.ndarray, column: int | np.ndarray) -> np.ndarray:
+        """float32[n]: one number a block, for each row of a column, or of a column for each row."""
         return grid[self.row, self.column[column]]
 
-    def choose(self, column: int, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Codes [n] and values float32[n, dim] of targets float32[n, dim] for the columns column ... column + dim - 1."""
+    def choose(self, column: int | np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Codes [n] and values float32[n, dim] of targets float[n, dim] for the columns column ... column + dim - 1; float64 is not
+        narrowed before its code is chosen."""
         scale = self.at(self.scale, column)[:, None]
         with np.errstate(over="ignore", under="ignore", invalid="ignore", divide="ignore"):
             if self.offset is not None:
@@ -90,10 +91,18 @@ class Columns:
                 ratio = np.clip(ratio, np.float32(-self.symmetric), np.float32(self.symmetric))
             if self.zero is not None:
                 ratio = (np.rint(ratio) if self.format.whole_zero else ratio) + self.at(self.zero, column)[:, None]
-        codes = codes_of(self.element, np.ascontiguousarray(ratio, np.float32), self.spec.policy, None)
+        codes = codes_of(self.element, np.ascontiguousarray(ratio), self.spec.policy, None)
         return codes[:, 0], self.values(column, codes)
 
-    def values(self, column: int, codes: np.ndarray) -> np.ndarray:
+    def size(self, column: int, of: np.ndarray) -> np.ndarray:
+        """float32[n]: `of` and the magnitudes of what a target is added to before it is rounded."""
+        if self.offset is not None:
+            of = of + np.abs(self.at(self.offset, column))
+        if self.zero is not None and not self.format.whole_zero:
+            of = of + np.abs(self.at(self.zero, column) * self.at(self.scale, column))
+        return of
+
+    def values(self, column: int | np.ndarray, codes: np.ndarray) -> np.ndarray:
         """float32[n, dim]: what codes [n, 1] mean there."""
         scale, value = self.at(self.scale, column)[:, None], values_of(self.element, codes)
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):

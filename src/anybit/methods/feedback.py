@@ -8,6 +8,8 @@ float32, each sum ascending within a block of columns and BLAS's before it. The 
 
 from __future__ import annotations
 
+from copy import copy
+
 import numpy as np
 
 from anybit.kernels.cpu import native
@@ -15,6 +17,9 @@ from anybit.methods.columns import Columns
 
 BLOCK, WIDE = 128, 4
 """Columns of a native call; and how many of those get the sum over all columns before them at once, in one larger product."""
+NEAR = np.float32(2.0**-20)
+"""Of |target| + |weight| (and what else is added, `Columns.size`): how near to a switch of codes a target is doubtful (kNear in
+native/gptq.h). Over 4,096 columns float32 was off by 4 units in the last place of that sum at most; this is 16."""
 
 
 class Feedback:
@@ -24,12 +29,15 @@ class Feedback:
     second: what target j does to later ones (GPTAQ), or None; then errors are those of the targets instead of the weights', and the
     targets, `moved` float32[k, n], are kept. cost: float64[k], or None; then `losses` float64[n] are of each row the sum over columns of
     cost_i (target_i - value_i)^2, which is e H e^T after one run with H's own coupling, cost its D.
+    doubt: `doubtful` then lists int64 rows and columns of the targets that lie so near a switch of codes that float32 may have taken the
+    wrong one.
     pruned bool[n, k]: weights that stay zero, whatever is moved onto them (in the NumPy loop alone); the caller sets their codes.
     """
 
     def __init__(
         self, columns: Columns, weight: np.ndarray, coupling: np.ndarray, order: np.ndarray, second: np.ndarray | None = None,
         error: np.ndarray | None = None, cost: np.ndarray | None = None, use_native: bool = True, pruned: np.ndarray | None = None,
+        doubt: bool = False,
     ) -> None:  # fmt: skip
         columns.check()
         self.columns, self.order = columns, order
@@ -40,6 +48,7 @@ class Feedback:
         self.moved = None if second is None else np.zeros_like(self.weight)
         self.losses = np.zeros(weight.shape[0])
         self.codes = np.empty((len(order) // columns.dim, weight.shape[0]), columns.element.code_dtype)
+        self.doubt, self.doubtful = doubt, list[tuple[np.ndarray, np.ndarray]]()
         self.pruned = None if pruned is None else np.ascontiguousarray(pruned[:, order].T)
         self._plan = columns.native_plan() if use_native and pruned is None else None
         if self._plan is not None:
@@ -59,6 +68,38 @@ class Feedback:
                 self._add(own, slice(start, end), slice(left, start), slice(end, right))
                 self._block(start, end, own)
         return self
+
+    def again(self, after: np.ndarray, block: int = BLOCK) -> None:
+        """Chooses anew, in each row, all codes after its column `after` int64[n]; what is before stays."""
+        for start in range(int(after.min()) // block * block, len(self.order), block):
+            end = min(start + block, len(self.order))
+            self._rest(np.flatnonzero(after < start), start, end)
+            for row in np.flatnonzero((after >= start) & (after < end)):
+                self._rest(np.array([row]), int(after[row]) + 1, end)
+
+    def _rest(self, rows: np.ndarray, start: int, end: int) -> None:
+        if not len(rows) or start == end:
+            return
+        part = self if len(rows) == len(self.losses) else self.of(rows)
+        base = part.weight[start:end].copy()
+        part._add(base, slice(start, end), slice(0, start), slice(end, end))
+        part._block(start, end, base)
+        if part is not self:
+            self.put(rows, part)
+
+    def of(self, rows: np.ndarray) -> Feedback:
+        """The same of some rows int64[m], without their doubts and losses; what is done to it comes back by `put`."""
+        part = copy(self)
+        part.columns, part.cost, part.losses, part.doubtful = self.columns.rows(rows), None, np.zeros(len(rows)), []
+        part.weight, part.error, part.codes = (a.take(rows, axis=1) for a in (self.weight, self.error, self.codes))
+        if self._plan is not None:
+            part._grids = part.columns.by_block()
+        return part
+
+    def put(self, rows: np.ndarray, part: Feedback) -> None:
+        """Takes codes, errors and doubts of some rows from `part`."""
+        self.codes[:, rows], self.error[:, rows] = part.codes, part.error
+        self.doubtful.extend((rows[row], column) for row, column in part.doubtful)
 
     def _add(self, base: np.ndarray, own: slice, before: slice, after: slice) -> None:
         """Adds to float32[own, n] what other columns do to them."""
@@ -87,13 +128,19 @@ class Feedback:
         second = None if self.second is None else np.ascontiguousarray(self.second[own, own])
         blocks = np.ascontiguousarray(c.column[self.order[own]])
         loss = None if cost is None else np.empty(len(self.losses), np.float32)
+        near = np.empty((len(base), -(-base.shape[1] // 64)), np.uint64) if self.doubt else None
         assert self._plan is not None
         native.feedback(
             self._plan._native, base, self.weight[own], self.error[own], moved, inside, second, *self._grids, blocks, self.codes[own],
-            cost, loss, self.full, c.format.whole_zero, -1.0 if c.symmetric is None else c.symmetric,
+            cost, loss, near, self.full, c.format.whole_zero, -1.0 if c.symmetric is None else c.symmetric,
         )  # fmt: skip
         if loss is not None:
             self.losses += loss
+        if near is not None and near.any():
+            column, word = np.nonzero(near)
+            bits = np.unpackbits(near[column, word].astype("<u8").view(np.uint8).reshape(-1, 8), axis=1, bitorder="little")
+            which, bit = np.nonzero(bits)
+            self.doubtful.append((word[which] * 64 + bit, own.start + column[which]))
 
     def _choose(self, start: int, end: int, base: np.ndarray, moved: np.ndarray) -> None:
         own, dim = slice(start, end), self.columns.dim
@@ -110,6 +157,11 @@ class Feedback:
             if self.pruned is not None:
                 values = np.where(self.pruned[start + i][:, None], np.float32(0), values)
             self.codes[(start + i) // dim] = codes
+            if self.doubt:
+                by = NEAR * self.columns.size(int(self.order[start + i]), np.abs(x[0]) + np.abs(weight[i]))
+                beyond = x[0] + np.where(x[0] - values[:, 0] < 0, -by, by)
+                rows = np.flatnonzero(self.columns.choose(int(self.order[start + i]), beyond[:, None])[0] != codes)
+                self.doubtful.append((rows, np.full(len(rows), start + i)))
             moved[i : i + dim] = x
             error[i : i + dim] = (x if second is not None else weight[i : i + dim]) - values.T
 

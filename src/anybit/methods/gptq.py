@@ -16,6 +16,7 @@ from anybit.methods.feedback import BLOCK, Feedback
 from anybit.methods.panels import by_panels
 from anybit.methods.rtn import dequantize_parts, quantize_parts
 from anybit.methods.scales import SCALES, counted
+from anybit.methods.settle import can_settle, settle
 from anybit.methods.statistics import Statistics
 from anybit.methods.step import STEPS, Parts, Rounding, Target
 
@@ -41,7 +42,8 @@ class ErrorFeedback(Rounding):
 class Gptq(ErrorFeedback):
     """GPTQ with static activation order: scales are chosen before the loop and stay with their blocks, so nothing is permuted at run time.
 
-    Any element (codebooks, posits, learned values, several weights a code), any blocks, zero points, offsets, scales of scales.
+    Any element (codebooks, posits, learned values, several weights a code), any blocks, zero points, offsets, scales of scales. Up to 8,192
+    channels codes are those of the formula in float64, whatever the BLAS (`settle`; elements of one weight a code, rounded to nearest).
     Rows that nearest codes serve better (on this objective, same scales) keep them. After a block Hadamard transform, with scale=lp2.4
     (NVFP4) or floor0.75 (MXFP4), it is MR-GPTQ (arXiv 2509.23202).
     """
@@ -96,11 +98,14 @@ def feed_back(target: Target, found: Curvature, parts: Parts, block: int = BLOCK
     spec, w, pruned = Spec(plain(target.format), target.spec.policy), target.weight, target.pruned
     columns, codes, after = Columns(parts, spec, w.shape), np.empty_like(parts["codes"]), np.empty(len(w))
     coupling = found.coupling(columns.dim)
-    cost = found.pivots if columns.dim == 1 and pruned is None else None
+    alone = columns.dim == 1 and pruned is None
+    cost, sure = found.pivots if alone else None, alone and can_settle(found, spec.policy.round)
 
     def chosen(rows: slice) -> None:
         zeros = None if pruned is None else pruned[rows]
-        run = Feedback(columns.rows(rows), w[rows], coupling, found.order, cost=cost, pruned=zeros).run(block)
+        run = Feedback(columns.rows(rows), w[rows], coupling, found.order, cost=cost, pruned=zeros, doubt=sure).run(block)
+        if sure:
+            settle(run, found, block)
         codes[rows] = run.stored_codes()
         if zeros is not None:  # to begin with they have the code of zero
             codes[rows] = np.where(zeros, parts["codes"][rows], codes[rows])

@@ -99,7 +99,7 @@ class _Nested(Columns):
         self.mean = ((weights * values).sum(axis=0) / weights.sum()).astype(np.float32)
         self.corners, self.best = envelope((weights * values).sum(axis=0), (weights * values**2).sum(axis=0))
 
-    def choose(self, column: int, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def choose(self, column: int | np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Codes [n], and float32[n, 1] the weighted mean of what they mean."""
         scale = self.at(self.scale, column)
         with np.errstate(over="ignore", under="ignore"):

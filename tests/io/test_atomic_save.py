@@ -23,7 +23,7 @@ from anybit.io import save
 from anybit.io.manifest import contents_digest, verify_directory
 from anybit.io.output import create
 from anybit.io.safetensors_writer import write_safetensors
-from anybit.io.save import atomic_directory, atomic_file, remove_stale
+from anybit.io.save import atomic_directory, atomic_file, remove_stale, scratch
 
 CALLS = ("mkdir", "open", "write", "fsync", "rename", "close")
 
@@ -272,6 +272,28 @@ def test_file_size_limit_is_an_output_error(tmp_path: Path) -> None:
 
     assert in_child(run) == 0
     assert contents(tmp_path) == {}
+
+
+def test_scratch_is_gone_afterwards_or_with_the_next_save(tmp_path: Path) -> None:
+    def killed() -> None:
+        with scratch(tmp_path) as folder:
+            (folder / "hidden").write_bytes(bytes(4096))
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(KeyError), scratch(tmp_path) as folder:
+        (folder / "hidden").write_bytes(b"1")
+        assert folder.parent == tmp_path and folder.stat().st_mode & 0o77 == 0
+        save_directory(tmp_path / "meanwhile")
+        assert (folder / "hidden").exists()
+        raise KeyError
+    assert [path.name for path in tmp_path.iterdir()] == ["meanwhile"]
+    assert in_child(killed) == signal.SIGKILL
+    assert len(list(tmp_path.iterdir())) == 2
+    with scratch(tmp_path) as folder:
+        assert sorted(path.name for path in tmp_path.iterdir()) == sorted([folder.name, "meanwhile"])
+    assert [path.name for path in tmp_path.iterdir()] == ["meanwhile"]
+    with pytest.raises(OutputError, match=r"none does not exist; create it first"), scratch(tmp_path / "none"):
+        pass
 
 
 def test_living_saves_are_left_alone(tmp_path: Path) -> None:

@@ -8,9 +8,9 @@ that was killed goes on after the last one with the same bits.
 from __future__ import annotations
 
 import math
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +22,7 @@ from anybit.calibrate.forward import Routing, members, rms_norm, run_block
 from anybit.calibrate.work import Work
 from anybit.errors import NonFiniteError, UsageError
 from anybit.formats import codes_shape
+from anybit.io.save import scratch
 from anybit.methods.prune import zeros_again
 from anybit.methods.statistics import Statistics
 from anybit.methods.step import ROLES, Group, GroupStep, ModelStep, Target, kind_of
@@ -116,8 +117,8 @@ def calibrate(
     for step in plan.model_steps:
         step.prepare(spec)
     cross = any("cross" in plan.needs(names) for layer in spec.layers for names in members(layer).values())
-    with tempfile.TemporaryDirectory(prefix="anybit-") as folder:
-        held = Work(Path(work) if work is not None else Path(folder), plan.digest, resume)
+    with scratch() if work is None else nullcontext(Path(work)) as folder:
+        held = Work(folder, plan.digest, resume)
         shape = (*ids.shape, spec.width)
         start = held.begin(shape, cross, _embedded(model, plan, ids))
         begun = time.perf_counter()

@@ -18,6 +18,7 @@ import os
 import re
 import secrets
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -233,6 +234,22 @@ def atomic_directory(target: str | os.PathLike[str], digests: dict[str, str] | N
         except BaseException:
             os.rename(target, temp)  # all or nothing: what may not survive a loss of power is not there at all
             raise
+
+
+def _private(path: Path) -> None:
+    os.mkdir(path, 0o700)
+
+
+@contextmanager
+def scratch(parent: str | os.PathLike[str] | None = None) -> Iterator[Path]:
+    """A new folder in `parent` (None: where the system has temporary files) for as long as the block runs. What a killed process left is
+    removed by the next scratch or save there.
+
+    Raises: OutputError: `parent` is not there, or the disk fails.
+    """
+    with _temporary(Path(os.path.abspath(parent or tempfile.gettempdir())) / "temporary files", True, _private) as temp:
+        yield temp
+        _remove(temp)
 
 
 def renew_file(folder: Path, name: str, data: bytes) -> None:

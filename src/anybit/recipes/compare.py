@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from anybit.errors import AnybitError, NoRecipeError, UsageError
+from anybit.io.save import scratch
 from anybit.measure.accuracy import Accuracy, evaluate, kl_difference, perplexity_difference
 from anybit.measure.speed import model_speed
 from anybit.measure.text import EvalText
@@ -66,13 +66,13 @@ def compare_recipes(
         raise UsageError("nothing to compare: name recipes, or --all")
     begun = time.perf_counter()
     original = load(path)
-    with tempfile.TemporaryDirectory(prefix="anybit-compare-", dir=folder) as temporary:
+    with scratch(folder) as temporary:
         made: dict[str, tuple[Recipe, Any, Model]] = {}
         failed: dict[str, str] = {}
         step = stage("quantize", len(recipes))
         for i, recipe in enumerate(recipes):
             try:
-                out = Path(temporary) / str(i)
+                out = temporary / str(i)
                 result = quantize_recipe(path, out, _without_gates(recipe), calibration)
                 made[recipe.name] = recipe, result, load(out)
             except AnybitError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,7 +23,7 @@ from anybit.io.checkpoint import QuantizedEntry, save_checkpoint
 from anybit.io.foreign import Made, Sidecar
 from anybit.io.hf import open_model
 from anybit.io.quantization import StoredLayer
-from anybit.io.save import renew_file
+from anybit.io.save import renew_file, scratch
 from anybit.linear import Linear
 from anybit.measure.accuracy import Accuracy, evaluate
 from anybit.measure.text import DEFAULT_TOKENS, default_text, separator_of, text_from_files
@@ -143,8 +142,8 @@ def _folder(work: str | Path | None, out: Path) -> Iterator[Path]:
         yield Path(work)
         return
     out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as folder:
-        yield Path(folder)
+    with scratch(out.parent) as folder:
+        yield folder
 
 
 def _stored(out: Path, model: FloatSource) -> tuple[Tensors, float]:

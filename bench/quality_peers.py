@@ -42,7 +42,7 @@ from anybit.stored import dense_tensor, resolve
 MODEL = "pycoder-5m"
 ORIGINAL = {"version": 1, "rules": [{"match": "layers", "format": "bf16"}]}
 HERE = Path(__file__).parent
-INTEGERS = ((4, 32), (4, 128), (3, 128), (2, 64))
+INTEGERS = ((4, 32), (4, 128), (3, 32), (3, 128), (2, 32), (2, 64))
 LEARNED = ((2, 64), (4, 32), (3, 32), (2, 32))
 """AutoRound's bits and blocks: about what the recipes best-2.25, best-4.5, best-3.5 and best-2.65 store."""
 AUTOROUND = 200, 128, 512, 8

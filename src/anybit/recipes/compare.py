@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,9 @@ from anybit.measure.accuracy import Accuracy, evaluate, kl_difference, perplexit
 from anybit.measure.speed import model_speed
 from anybit.measure.text import EvalText
 from anybit.model import Model, load
-from anybit.recipes.quantize import quantize_recipe
+from anybit.recipes.quantize import Stage, quantize_recipe, staged
 from anybit.recipes.schema import Gates, Recipe
 from anybit.tensor import QTensor
-
-Stage = Callable[[str, int], Callable[[int, str], Any]]
 
 
 @dataclass(frozen=True)
@@ -69,15 +67,14 @@ def compare_recipes(
     with scratch(folder) as temporary:
         made: dict[str, tuple[Recipe, Any, Model]] = {}
         failed: dict[str, str] = {}
-        step = stage("quantize", len(recipes))
         for i, recipe in enumerate(recipes):
             try:
                 out = temporary / str(i)
-                result = quantize_recipe(path, out, _without_gates(recipe), calibration)
+                told = staged(stage, f"{recipe.name} ({i + 1} of {len(recipes)}), ")
+                result = quantize_recipe(path, out, _without_gates(recipe), calibration, progress=told)
                 made[recipe.name] = recipe, result, load(out)
             except AnybitError as error:
                 failed[recipe.name] = str(error)
-            step(1, recipe.name)
         if not made:
             name, reason = next(iter(failed.items()))
             raise NoRecipeError(f"no recipe serves {path}; {name}: {reason}")

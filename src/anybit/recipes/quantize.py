@@ -38,6 +38,8 @@ from anybit.recipes.source import FloatSource
 from anybit.stored import DENSE_FORMATS, dense_tensor, entry_of, formats_of, tables_of
 
 Progress = Callable[[Event], Any]
+Stage = Callable[[str, int], Callable[[int, str], Any]]
+"""Begins a stage of so many units, and returns what counts them: (units, what they were)."""
 CARD = "README.md"
 Tensors = Sequence[tuple[str, str, int]]
 Card = Callable[[Tensors, float, Mapping[str, Any], Mapping[str, Any] | None], str]
@@ -119,6 +121,25 @@ def quantize_recipe(
             renew_file(target, CARD, card(*_stored(target, model), about, measured).encode())
         target.rename(out)
     return Result(out, written, time.perf_counter() - begun, layers, about, accuracy, mixed, recipe.notes)
+
+
+def staged(stage: Stage, before: str = "", note: Callable[[], str] = lambda: "") -> Progress:
+    """What `quantize_recipe` tells of its progress, as stages: one for each part of an allocation, one for the layers. Stages are named
+    with `before` in front; `note`: what is said beside a layer and its error."""
+    step: Callable[[int, str], Any] | None = None
+    named, done = "", 0
+
+    def told(event: Event) -> None:
+        nonlocal step, named, done
+        name = before + ("calibrate and quantize" if event.what.startswith("layer") else event.what.split(" to ")[0])
+        if step is None or name != named:
+            step, named, done = stage(name, event.total), name, 0
+        if event.done > done:
+            loss = "" if event.loss is None else f", error {event.loss:.3g}"
+            step(event.done - done, f"{event.what}{loss}{note()}")
+            done = event.done
+
+    return told
 
 
 def _as_events(progress: Progress) -> Callable[[str, int, int], Any]:

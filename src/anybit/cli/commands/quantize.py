@@ -117,7 +117,7 @@ def by_recipe(
 ) -> None:  # fmt: skip
     """The same after a recipe."""
     from anybit.measure.memory import memory
-    from anybit.recipes.quantize import quantize_recipe
+    from anybit.recipes.quantize import quantize_recipe, staged
     from anybit.recipes.schema import load_recipe
     from anybit.report.table import size
 
@@ -125,22 +125,10 @@ def by_recipe(
     options.use_threads(threads)
     options.refuse_existing(out)
     with Reporter(shown) as progress:
-        stage = progress.stage("calibrate and quantize", 1)
-        named, done = "", 0
-
-        def step(event: Any) -> None:
-            nonlocal stage, named, done
-            title = "calibrate and quantize" if event.what.startswith("layer") else event.what.split(" to ")[0]
-            if title != named:
-                stage, named, done = progress.stage(title, event.total), title, 0
-            loss = "" if event.loss is None else f", error {event.loss:.3g}"
-            if event.done > done:
-                stage(event.done - done, f"{event.what}{loss}, peak memory {size(memory().peak_bytes)}")
-                done = event.done
-
+        told = staged(progress.stage, note=lambda: f", peak memory {size(memory().peak_bytes)}")
         line = f"anybit quantize {model} {out} -r {name}" + "".join(f" --calibration {path}" for path in calibration)
         result = quantize_recipe(
-            model, out, recipe, [Path(p) for p in calibration], work, resume, step, card=partial(_recipe_card, model, out, recipe, line)
+            model, out, recipe, [Path(p) for p in calibration], work, resume, told, card=partial(_recipe_card, model, out, recipe, line)
         )  # fmt: skip
     made = options.load(out)
     bits = made.quantized_bits_per_weight

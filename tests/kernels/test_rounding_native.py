@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 
@@ -29,14 +27,6 @@ PATHS = {
     "codebook_" + "_".join(f"{v:.8f}" for v in [*np.linspace(1, 2, 20), 1.00000012, 1.00000024]): "bisect",
 }  # fmt: skip
 MODES = (*ROUNDS, "sr1", "sr24", "sr32")
-
-
-@pytest.fixture(params=cpu.native.supported_isas())
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = cpu.isa()
-    cpu.use_isa(request.param)
-    yield request.param
-    cpu.use_isa(before)
 
 
 def stress(element: Element) -> np.ndarray:

@@ -1,10 +1,20 @@
 """What tests of several folders share."""
 
+import signal
 from collections.abc import Iterator
 
 import pytest
 
 from anybit.kernels import cpu
+
+
+@pytest.fixture(autouse=True)
+def ends_when_told_to() -> Iterator[None]:
+    """The command's entry point takes SIGTERM for itself, and a test that calls it would leave it so: the tests could not be stopped."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if signal.getsignal(signal.SIGTERM) is not before:
+        signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture(params=cpu.native.supported_isas())

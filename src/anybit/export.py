@@ -11,12 +11,13 @@ import numpy as np
 from anybit.errors import UsageError
 from anybit.formats import Spec
 from anybit.io.checkpoint import QuantizedEntry, check_space, put, save_checkpoint
+from anybit.io.hf import open_model
 from anybit.io.save import atomic_directory, atomic_file
 from anybit.io.targets import TARGETS, Held, Plan, Source, Target
 from anybit.io.targets.fit import NoFit, same_codes
 from anybit.layouts import default_layout, sizes_known
 from anybit.sources import foreign_of, open_source, quantized_source
-from anybit.stored import DENSE_FORMATS, KEEP, describe_layer, permuted_entry, tables_of
+from anybit.stored import DENSE_FORMATS, KEEP, describe_layer, permuted_entry, resolve, tables_of
 from anybit.tensor import QTensor
 
 Progress = Callable[[int, int, str], None]
@@ -149,7 +150,8 @@ def write_checkpoint(path: str | Path, out: str | Path, progress: Progress | Non
     Raises: FileFormatError, OutputError: as `anybit.load` and `Model.save`. UsageError: it is one of ours already.
     """
     if foreign_of(path) is None:
-        raise UsageError(f"{path} is a checkpoint of anybit, or not quantized: there is nothing to convert")
+        open_model(resolve(path)).close()  # what is no model at all is said first
+        raise UsageError(f"{path} is a checkpoint of anybit, or not quantized: there is nothing to convert; `anybit quantize` makes codes")
     source = open_source(path)
     matrices = {name: held for name, held in source.tensors.items() if not held.plain}
     done = 0

@@ -86,7 +86,12 @@ class Model:
         return read_tokenizer(file.read_bytes(), file if isinstance(file, Path) else f"{self.name}: {file.name}")
 
     def tokenize(self, text: str) -> np.ndarray:
-        """int32[t] token ids of a text, with the special tokens that the tokenizer adds."""
+        """int32[t] token ids of a text, with the special tokens that the tokenizer adds. UsageError: half a surrogate pair in it."""
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            what = f"character {error.start} of the text, {text[error.start]!a}, is half a surrogate pair"
+            raise UsageError(f"{what}; bytes that are not UTF-8 come in as such: give the text in UTF-8") from None
         return np.asarray(self.tokenizer.encode(text).ids, np.int32)
 
     def logits(self, ids: Any) -> np.ndarray:

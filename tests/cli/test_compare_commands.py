@@ -20,7 +20,7 @@ RULES = "version: 1\nabout: {about}\nsource: here\nrules: [{{match: layers, form
 def recipes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("recipes")
     found = {}
-    for name, fmt in (("two", "int2@64"), ("four", "int4@32"), ("six", "int6@64"), ("odd", "bipolar4@32")):
+    for name, fmt in (("two", "int2@64"), ("four", "int4@32"), ("six", "int6@64"), ("odd", "bipolar4@32"), ("coded", "bf16+pack=escape")):
         pruned = "steps: [magnitude]\n" if name == "odd" else ""
         (folder / f"{name}.yaml").write_text(RULES.format(about=f"{name} <bits>", format=fmt) + pruned)
         found[name] = str(folder / f"{name}.yaml")
@@ -67,8 +67,13 @@ def test_a_recommendation_names_the_best_that_fits(recipes: dict[str, str]) -> N
     with pytest.raises(NoRecipeError, match="no recipe serves pycoder-5m; odd: "):
         CliRunner().invoke(cli.main, [*odd, recipes["odd"]], catch_exceptions=False)
 
+    coded = CliRunner().invoke(cli.main, [*odd, recipes["coded"]])
+    assert isinstance(coded.exception, DoesNotFitError), "11.25 bits, which are known when it is measured"
+    coded = CliRunner().invoke(cli.main, [*odd, "lossless"])
+    assert "none of 1 recipes serves" in str(coded.exception), "known before that from the record"
+
     def call(*args: str) -> Any:
-        more = ["--recipes", names, "--tokens", "256", "--json", "--no-progress"]
+        more = ["--recipes", names, "--tokens", "64", "--json", "--no-progress"]
         return CliRunner().invoke(cli.main, ["recommend", "pycoder-5m", *args, *more])
 
     found = json.loads(call("--bits", "5").stdout)

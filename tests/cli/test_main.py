@@ -128,6 +128,11 @@ def test_bad_paths_and_options(tmp_path: Path, one_line: Lines) -> None:
     one_line(3, "context", "1024")("eval", "pycoder-5m", "--window", "4096")
     one_line(3, "context", "1024")("bench", "pycoder-5m", "--prompt", "4096")
     one_line(4, "config.json")("inspect", str(tmp_path))
+    one_line(4, "no-such-model: no such file")("convert", "no-such-model", str(out), "--to", "anybit")
+    one_line(2, "nothing to convert")("convert", "pycoder-5m", str(out), "--to", "anybit")
+    for bits in ("nan", "inf", "0", "-1"):
+        one_line(2, "--bits", bits)("recommend", "pycoder-5m", "--bits", bits)
+    one_line(2, "none of 1 recipes stays within 2 bits")("compare", "pycoder-5m", "--recipes", "gptq-int4", "--budget-bits", "2")
     one_line(2, "--threads")("doctor", "--threads", "0")
     assert list(tmp_path.iterdir()) == []
 
@@ -144,6 +149,11 @@ def test_an_output_that_exists_is_left_alone(tmp_path: Path, one_line: Lines) ->
 def test_a_prompt_that_does_not_fit_is_an_error(one_line: Lines) -> None:
     one_line(3, "context", "1024")("run", "pycoder-5m", "x = 1\n" * 1000)
     one_line(2, "empty")("run", "pycoder-5m", "")
+
+
+def test_a_prompt_that_is_not_utf8_is_an_error(one_line: Lines) -> None:
+    """As Python hands over arguments and standard input: each byte that is none of UTF-8's is half a surrogate pair."""
+    one_line(2, "character 3", r"'\udcff'", "UTF-8")("run", "pycoder-5m", "x =\udcff")
 
 
 @pytest.mark.parametrize(

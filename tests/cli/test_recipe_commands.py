@@ -99,8 +99,9 @@ def test_options_that_contradict_each_other(args: list[str], message: str, tmp_p
     assert not (tmp_path / "o").exists()
 
 
-def test_a_recipe_writes_a_model_card(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_recipe_writes_a_model_card(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """What was done and measured, nothing else; the manifest lists it."""
+    monkeypatch.setattr("anybit.recipes.quantize.DEFAULT_TOKENS", 2048)  # of the gate
     (tmp_path / "r.yaml").write_text("version: 1\nabout: four bits\nrules: [{match: layers, format: int4@32}]\ngates: {max_kl: 1}\n")
     code = cli._status(["quantize", "pycoder-5m", str(tmp_path / "out"), "-r", str(tmp_path / "r.yaml"), "--json"])
     report = json.loads(capsys.readouterr().out)

@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from conftest import Digits
+from digits import Digits, trained
 
 from anybit.graphs.correct import correct_bias
 from anybit.graphs.equalization import equalize
@@ -20,6 +20,11 @@ from anybit.reference import integer as reference
 
 BITS = (4, 5, 6, 8)
 FORMATS = {bits: f"int{bits}_sym@channel:fp32" for bits in BITS}
+
+
+@pytest.fixture(scope="module")
+def digits() -> Digits:
+    return trained()
 
 
 def test_it_was_trained_and_folded(digits: Digits) -> None:

@@ -97,9 +97,9 @@ def test_without_digests_the_answer_says_so(tmp_path: Path, capsys: pytest.Captu
 def test_what_is_no_model(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "file.txt").write_text("x")
-    for path in (tmp_path / "empty", tmp_path / "file.txt", tmp_path / "nowhere"):
-        with pytest.raises(FileFormatError, match="give a directory that anybit saved"):
-            verify(path)
+    for name, what in (("empty", "neither a manifest"), ("file.txt", "neither a directory nor a .safetensors"), ("nowhere", "no such dir")):
+        with pytest.raises(FileFormatError, match=f"{name}: {what}.*give a directory that anybit saved"):
+            verify(tmp_path / name)
 
 
 def test_json(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:

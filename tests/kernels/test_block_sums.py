@@ -1,6 +1,5 @@
 """Sums over blocks for searches of scales: the bits of eight lanes added up in NumPy, on every instruction set and number of threads."""
 
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -12,14 +11,6 @@ from anybit.kernels.rounding import SUMS, block_codes, block_ends, block_sums, b
 
 ELEMENTS = ["int4", "uint3", "nf4", "fp8_e4m3fn", "posit8", "pot4"]
 SIZES = [(1, 37), (7, 11), (8, 300), (9, 5), (33, 70), (256, 17), (2047, 2), (2048, 3), (2049, 2), (5001, 1)]
-
-
-@pytest.fixture(params=cpu.native.supported_isas())
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = cpu.isa()
-    cpu.use_isa(request.param)
-    yield request.param
-    cpu.use_isa(before)
 
 
 def lanes(terms: np.ndarray) -> np.ndarray:

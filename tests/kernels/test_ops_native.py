@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 
@@ -13,14 +11,6 @@ from anybit.reference.philox import philox
 
 native = cpu.native
 WIDTHS = (1, 2, 7, 15, 16, 17, 31, 33, 63, 64, 65, 127, 1000)
-
-
-@pytest.fixture(params=tuple(native.supported_isas()))
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = cpu.isa()
-    cpu.use_isa(request.param)
-    yield request.param
-    cpu.use_isa(before)
 
 
 def same(a: object, b: np.ndarray) -> bool:

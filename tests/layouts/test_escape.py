@@ -1,6 +1,5 @@
 """Lossless codes: every pattern comes back, sizes are what is stored, blocks stand alone, and a damaged stream is one error and no more."""
 
-from collections.abc import Iterator
 from math import prod
 
 import numpy as np
@@ -16,14 +15,6 @@ from anybit.reference.packing import PLANES
 from anybit.tensor import QTensor
 
 BF16 = Format("bf16+pack=escape")
-
-
-@pytest.fixture(params=native.supported_isas())
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = cpu.isa()
-    cpu.use_isa(request.param)
-    yield request.param
-    cpu.use_isa(before)
 
 
 def normal(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:

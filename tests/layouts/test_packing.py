@@ -1,25 +1,15 @@
 """The native packers against the NumPy ones: every width and length, every instruction set, misaligned codes, dirty memory."""
 
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
-from anybit.kernels import cpu
 from anybit.layouts.rows import pack_rows, unpack_rows
 from anybit.layouts.tile import pack_codes, unpack_codes
 from anybit.native import native
 from anybit.reference import packing
 
 ISAS = native.supported_isas()
-
-
-@pytest.fixture(params=ISAS)
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = cpu.isa()
-    cpu.use_isa(request.param)
-    yield request.param
-    cpu.use_isa(before)
 
 
 def misaligned(array: np.ndarray, by: int) -> np.ndarray:

@@ -102,9 +102,10 @@ def test_error_states_come_along(threads: int) -> None:
     "expression",
     ["int4@32", "nvfp4", "int3@24+scale=mse", "uint4@32:uint6@256:fp16+off+scale=kquant", "int4@8x16+zp", "int5@64+round=sr16+seed=3"],
 )
-def test_parts_do_not_depend_on_threads(expression: str) -> None:
+def test_parts_do_not_depend_on_threads(expression: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three slabs and a rest, on one thread and on five."""
-    x = np.random.default_rng(5).standard_normal((3001, 1063), np.float32)
+    monkeypatch.setattr("anybit.methods.rtn.SLAB", 1 << 17)
+    x = np.random.default_rng(5).standard_normal((775, 531), np.float32)
     found = []
     for count in (1, 5):
         before = native.threads()

@@ -334,11 +334,13 @@ def test_an_interrupt_leaves_what_was_finished(small: None, tmp_path: Path, monk
     assert [row["expression"].split("+")[0] for row in json.loads(path.read_text())["formats"]] == ["fp4_e2m1"]
 
 
-def test_places_and_options_that_are_refused(small: None, tmp_path: Path) -> None:
+def test_places_and_options_that_are_refused(small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "quick", lambda *_: pytest.fail("refused before the minute of work, not after it"))
     other = tmp_path / "other.json"
     other.write_text('{"a": 1}')
     for args, kind, says in [
         (("--format", "int4"), UsageError, "--format goes with --full"),
+        (("--full", "--format", "int4@32"), UsageError, "give an element without block"),
         (("--full", "--format", "fp4_e2m1", "--certificate", str(other)), FileFormatError, "no certificate of anybit"),
         (("--full", "--format", "fp4_e2m1", "--certificate", str(tmp_path / "no" / "c.json")), OutputError, "cannot write"),
     ]:

@@ -30,6 +30,19 @@ attention_option = click.option(
 model_argument = click.argument("model")
 
 
+class Positive(click.FloatRange):
+    """A number above 0; neither nan nor inf, which click's own range lets pass."""
+
+    def __init__(self) -> None:
+        super().__init__(min=0, min_open=True)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        found = super().convert(value, param, ctx)
+        if not math.isfinite(found):
+            self.fail(f"{value} is no finite number", param, ctx)
+        return found
+
+
 def use_threads(count: int | None) -> None:
     """Sets the size of the native thread pool, when the user asked for one."""
     if count is not None:

@@ -49,7 +49,8 @@ def verify(path: str | os.PathLike[str], progress: Progress | None = None) -> Ve
     if root.is_file() and root.suffix in _CONTAINERS:
         return Verification(str(path), root.suffix[1:], None, 0, 0, _tensors(root), ())
     if not root.is_dir():
-        raise FileFormatError(f"{root}: no such directory; give a directory that anybit saved, or a .safetensors or .gguf file")
+        what = "neither a directory nor a .safetensors or .gguf file" if root.exists() else "no such directory"
+        raise FileFormatError(f"{root}: {what}; give a directory that anybit saved, or a .safetensors or .gguf file")
     known = sorted(file for file in root.iterdir() if file.suffix in _CONTAINERS)
     listed = verify_directory(root, progress) if (root / MANIFEST).exists() else None
     if listed is None and not known and not (root / CONFIG).exists():

@@ -230,7 +230,11 @@ def _timed(a: np.ndarray) -> float:
 
 
 def within(recipes: Sequence[Recipe], path: str, bits: float | None) -> list[Recipe]:
-    """Those whose quantized layers would take at most so many stored bits a weight; sizes that depend on the data count as fitting."""
+    """Those whose quantized layers would take at most so many stored bits a weight.
+
+    Where that depends on the data, the bits that the recipe had on the bundled model decide; a recipe without such a record counts as
+    fitting.
+    """
     from anybit.errors import AnybitError
     from anybit.recipes.source import FloatSource
 
@@ -246,6 +250,8 @@ def within(recipes: Sequence[Recipe], path: str, bits: float | None) -> list[Rec
             continue
         wanted = recipe.allocation
         stored = bits_per_weight(rows(plan, source.spec, dtypes), plan) if wanted is None else wanted.bits
+        if stored is None:
+            stored = recipe.measured.get("bits")
         if stored is None or stored <= bits:
             found.append(recipe)
     return found

@@ -19,7 +19,7 @@ from anybit.cli.progress import Reporter
 @options.model_argument
 @click.option("--recipes", "names", default=None, metavar="A,B,...", help="Recipes by name, or YAML files, with commas between.")
 @click.option("--all", "every", is_flag=True, help="Every named recipe.")
-@click.option("--budget-bits", type=float, default=None, help="Only recipes of at most so many stored bits a weight.")
+@click.option("--budget-bits", type=options.Positive(), default=None, help="Only recipes of at most so many stored bits a weight.")
 @click.option("--text", "texts", multiple=True, type=click.Path(exists=True, dir_okay=False), help="Text file; may be repeated.")
 @click.option("--tokens", type=click.IntRange(2), default=None, help="Tokens to score: 32768 of the default text, all of --text.")
 @click.option("--calibration", multiple=True, type=click.Path(exists=True, dir_okay=False), metavar="FILE", help="Calibration text.")
@@ -68,6 +68,7 @@ def run(
     speed: bool, progress: Reporter,
 ) -> dict[str, Any]:  # fmt: skip
     """Everything that results.json holds but the command line."""
+    from anybit.errors import UsageError
     from anybit.measure.machine import machine
     from anybit.measure.text import DEFAULT_TOKENS, default_text, separator_of, text_from_files
     from anybit.recipes.compare import as_json, compare_recipes
@@ -80,6 +81,8 @@ def run(
     else:
         text = default_text(original.tokenizer, tokens or DEFAULT_TOKENS, separator)
     chosen = recipes if budget is None else within(recipes, model, budget)
+    if recipes and not chosen:
+        raise UsageError(f"none of {len(recipes)} recipes stays within {budget:g} bits a weight; allow more with --budget-bits")
     found = compare_recipes(
         model, chosen, text, min(512, original.context), [Path(path) for path in calibration], speed, progress.stage
     )

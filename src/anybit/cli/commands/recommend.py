@@ -18,8 +18,8 @@ from anybit.cli.progress import Reporter
 )
 @options.model_argument
 @click.option("--ram", default=None, metavar="SIZE", help="Memory that weights and one context's cache may take, such as 6G.")
-@click.option("--bits", type=float, default=None, help="Most stored bits a weight of the quantized layers.")
-@click.option("--tokens-per-second", "rate", type=float, default=None, help="Least speed of decoding, measured on this machine.")
+@click.option("--bits", type=options.Positive(), default=None, help="Most stored bits a weight of the quantized layers.")
+@click.option("--tokens-per-second", "rate", type=options.Positive(), help="Least speed of decoding, measured on this machine.")
 @click.option("--recipes", "names", default=None, metavar="A,B,...", help="Candidates; every named recipe by default.")
 @click.option(
     "--measure", "most", type=click.IntRange(1), default=3, show_default=True,
@@ -51,10 +51,9 @@ def command(
     fitting = within(candidates, model, bits)
     if limit is not None:
         fitting = [recipe for recipe in fitting if running_bytes(recipe, model) <= limit]
+    none = f"none of {len(candidates)} recipes serves {model} within {limits(ram, bits, rate)}; allow more, or give --recipes of your own"
     if not fitting:
-        raise DoesNotFitError(
-            f"none of {len(candidates)} recipes serves {model} within {limits(ram, bits, rate)}; allow more, or give --recipes of your own"
-        )
+        raise DoesNotFitError(none)
     fitting.sort(key=lambda recipe: float(recipe.measured.get("kl", math.inf)))
     with Reporter(not no_progress) as progress:
         measured: list[dict[str, Any]] = []
@@ -66,20 +65,24 @@ def command(
             except NoRecipeError as error:
                 why = error
                 continue
-            measured += results["recipes"]
-            good = [row for row in results["recipes"] if rate is None or (row["decode_tokens_per_s"] or 0) >= rate]
+            # A size that depends on the data is known only now.
+            small = [row for row in results["recipes"] if bits is None or row["quantized_bits_per_weight"] <= bits]
+            good = [row for row in small if rate is None or (row["decode_tokens_per_s"] or 0) >= rate]
+            measured += small
             if good:
                 break
     if not good:
         if why is not None and not measured:
             raise why
+        if not measured:
+            raise DoesNotFitError(none)
         fastest = max(measured, key=lambda row: row["decode_tokens_per_s"] or 0)
         raise DoesNotFitError(
             f"no recipe decodes {rate:g} tokens a second here; the fastest, {fastest['recipe']}, makes {fastest['decode_tokens_per_s']:.0f}"
         )
     results["recipes_not_measured"] = [recipe.name for recipe in fitting[at + most :]]
     best = good[0]
-    answer = sentence(best, results["recipes"], limits(ram, bits, rate), len(results["recipes_not_measured"]))
+    answer = sentence(best, small, limits(ram, bits, rate), len(results["recipes_not_measured"]))
     line = f"anybit quantize {model} OUT -r {best['recipe']}"
     if as_json:
         options.print_json({"model": model, "recommended": best["recipe"], "sentence": answer, "command": line, "evidence": results})

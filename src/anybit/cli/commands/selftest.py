@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from anybit.cli import options
 from anybit.cli.progress import Reporter
 from anybit.errors import UsageError
+
+if TYPE_CHECKING:
+    from anybit.selftest.patterns import Target
 
 
 @click.command(
@@ -30,12 +33,13 @@ def command(
     if not full and (formats or certificate):
         raise UsageError(f"{'--format' if formats else '--certificate'} goes with --full: anybit selftest --full --format fp8_e4m3fn")
     options.use_threads(threads)
+    path = Path(certificate or "anybit-selftest.json")
+    work = prepared(formats, path) if full else None
     with Reporter(enabled=not no_progress) as progress:
         found: dict[str, Any] = {"checks": quick(progress, as_json)}
-        if full:
-            path = Path(certificate or "anybit-selftest.json")
+        if work is not None:
             found["certificate"] = str(path)
-            found["formats"] = exhaustive(progress, formats, path, threads, as_json)
+            found["formats"] = exhaustive(progress, *work, path, threads, as_json)
     found["passed"] = all(row["passed"] for row in found["checks"]) and not any(row["wrong"] for row in found.get("formats", []))
     if as_json:
         options.print_json(found)
@@ -69,16 +73,27 @@ def quick(progress: Reporter, quiet: bool) -> list[dict[str, Any]]:
     return rows
 
 
-def exhaustive(progress: Reporter, formats: tuple[str, ...], path: Path, threads: int | None, quiet: bool) -> list[dict[str, Any]]:
-    """All patterns of each format; the certificate is written after each, and formats that it holds already are not repeated."""
-    from anybit.measure.machine import cores, machine
+def prepared(formats: tuple[str, ...], path: Path) -> tuple[list[Target], dict[str, Any]]:
+    """What is judged and the certificate so far; a format or a place that cannot be used is known before any work."""
+    from anybit.measure.machine import machine
     from anybit.selftest import certificate
-    from anybit.selftest.check import BREAKS
-    from anybit.selftest.patterns import CHUNK, DEFAULT, PATTERNS, judge, target
+    from anybit.selftest.patterns import DEFAULT, target
 
     targets = [target(text) for text in formats or DEFAULT]
     record = certificate.resumed(path, machine())
-    certificate.write(path, record)  # a place that cannot be written is known before the work
+    certificate.write(path, record)
+    return targets, record
+
+
+def exhaustive(
+    progress: Reporter, targets: list[Target], record: dict[str, Any], path: Path, threads: int | None, quiet: bool
+) -> list[dict[str, Any]]:  # fmt: skip
+    """All patterns of each format; the certificate is written after each, and formats that it holds already are not repeated."""
+    from anybit.measure.machine import cores
+    from anybit.selftest import certificate
+    from anybit.selftest.check import BREAKS
+    from anybit.selftest.patterns import CHUNK, PATTERNS, judge
+
     rows = []
     for t in targets:
         row = next((row for row in record["formats"] if t.fits(row) and not row["wrong"]), None)

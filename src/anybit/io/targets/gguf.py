@@ -104,7 +104,8 @@ def _spec(kind: str) -> str:
     """The format and scale rule of a type. UnknownNameError."""
     name = kind.upper()
     if name not in writers():
-        raise UnknownNameError(f"no GGUF type named '{kind}' is written{near_misses(kind, [n.lower() for n in writers()])}")
+        known = [n.lower() for n in writers()]
+        raise UnknownNameError(f"no GGUF type named '{kind}' is written{near_misses(kind, known)}; there are {', '.join(known)}")
     rule = RULES.get(kind.lower())
     return KINDS[name].format + (f"+scale={rule}" if rule and rule != "absmax" else "")
 

@@ -44,8 +44,7 @@ class Digits:
         return float((logits.argmax(axis=1) == self.labels).mean())
 
 
-@pytest.fixture(scope="session")
-def digits() -> Digits:
+def trained() -> Digits:
     """Adam, 10 passes over 1,297 images; 500 others to test."""
     torch = pytest.importorskip("torch")
     datasets = pytest.importorskip("sklearn.datasets")

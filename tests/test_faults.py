@@ -17,8 +17,10 @@ from typing import Any
 import pytest
 from small import CONFIG, write_model
 
+import anybit
+
 FAULTS = Path(__file__).parent / "faults"
-SRC = Path(__file__).parents[1] / "src"
+SRC = Path(anybit.__file__).parents[1]
 EVEN = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 16}  # whole groups of 32
 KILLS = int(os.environ.get("ANYBIT_KILLS", "0"))
 

@@ -15,7 +15,9 @@ import pytest
 from small import CONFIG, write_model
 from synthetic import BILLION, dense_model, quantized_checkpoint
 
-SRC = Path(__file__).parents[1] / "src"
+import anybit
+
+SRC = Path(anybit.__file__).parents[1]
 
 MEASURE = """
 import json, os, sys, time

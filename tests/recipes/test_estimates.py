@@ -19,7 +19,7 @@ from anybit.recipes.source import FloatSource
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from synthetic import BILLION, dense_model
 
-SRC = Path(__file__).parents[2] / "src"
+SRC = Path(anybit.__file__).parents[1]
 HOLDS = """
 import json, sys, time
 from collections import deque

@@ -81,8 +81,10 @@ def test_verify_sees_a_wrong_byte(tmp_path: Path, capsys: pytest.CaptureFixture[
     code, _, err = run(capsys, "export", source, tmp_path / "out.gguf", "--to", "gguf", "--verify")
     assert code == 4
     assert "tensor 'model.layers.0.self_attn.q_proj.weight' reads back with other values" in err
-    code, _, err = run(capsys, "export", tmp_path / "model", tmp_path / "two.gguf", "--to", "gguf:q4_0", "--verify")
-    assert code == 4
+    assert "out.gguf.rejected, " in err and (tmp_path / "out.gguf.rejected").is_file() and not (tmp_path / "out.gguf").exists()
+    for aside in ("two.gguf.rejected", "two.gguf.rejected-2"):
+        code, _, err = run(capsys, "export", tmp_path / "model", tmp_path / "two.gguf", "--to", "gguf:q4_0", "--verify")
+        assert code == 4 and (tmp_path / aside).is_file() and not (tmp_path / "two.gguf").exists()
 
 
 @pytest.mark.parametrize("fmt", ["int4@64", "uint4@64:bf16+zp", "fp8_e4m3fn@channel:bf16", "nvfp4", "mxfp4", "mxfp8"])

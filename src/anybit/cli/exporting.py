@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ import click
 
 from anybit.cli import options
 from anybit.cli.progress import Reporter
-from anybit.errors import FileFormatError, UsageError
+from anybit.errors import AnybitError, FileFormatError, UsageError
 from anybit.export import Export, model_path, write, write_checkpoint
 
 Measured = tuple[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]]]
@@ -129,7 +132,8 @@ def run(
         report |= {"bytes": size, "seconds": time.perf_counter() - begun}
         if verify:
             stage = progress.stage("verify", len(export.plan.steps))
-            found = check(export, out, traced, lambda name: stage(1, name))
+            with _aside(out):
+                found = check(export, out, traced, lambda name: stage(1, name))
             report["verified"] = {"tensors": found.tensors, "equal": found.equal, "readers": list(found.readers)}
     if as_json:
         options.print_json(report)
@@ -179,7 +183,8 @@ def own_checkpoint(model: str, out: str, verify: bool, only_plan: bool, as_json:
 
         size = write_checkpoint(model, out, step)
     if verify:
-        _same_values(model, out)
+        with _aside(out):
+            _same_values(model, out)
     report = {"model": model, "out": out, "to": "anybit", "bytes": size, "seconds": time.perf_counter() - begun, "verified": verify}
     if as_json:
         options.print_json(report)
@@ -188,6 +193,18 @@ def own_checkpoint(model: str, out: str, verify: bool, only_plan: bool, as_json:
 
     click.echo(f"{out}: {bytes_of(size)}, every code as it was, {report['seconds']:.1f} s" + (", verified" if verify else ""))
     click.echo(f"next: anybit run {out} PROMPT")
+
+
+@contextmanager
+def _aside(out: str) -> Iterator[None]:
+    """An output that does not verify goes to OUT.rejected (or .rejected-2 and so on), so that nobody takes it for a good one."""
+    try:
+        yield
+    except AnybitError as error:
+        names = (f"{out}.rejected" + (f"-{i}" if i > 1 else "") for i in itertools.count(1))
+        free = next(name for name in names if not os.path.lexists(name))
+        os.rename(out, free)
+        raise type(error)(f"{error}; it lies aside in {free}, {out} was not made") from error
 
 
 def _same_values(model: str, out: str) -> None:

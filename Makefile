@@ -5,6 +5,8 @@
 # make emulate the kernel tests with AVX-512 emulated, on a machine without it (needs libsimde-dev, and make install-test before)
 
 PYTHON ?= python3
+# Processes of `make test`; 0: all in one. BLAS and PyTorch then have one thread each: two processes' threads would spin for the same cores.
+WORKERS ?= 2
 VENV ?= .venv
 RUN = $(VENV)/bin
 
@@ -16,7 +18,7 @@ demo: install
 test: install-test
 	$(RUN)/ruff check src tests bench
 	$(RUN)/mypy
-	$(RUN)/python -m pytest
+	OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 $(RUN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 install: $(VENV)/.installed
 install-test: $(VENV)/.installed-test

@@ -218,8 +218,12 @@ def _wait_until_it_works(process: subprocess.Popen[str]) -> None:
     raise AssertionError("the command never began to work")
 
 
+@pytest.mark.parametrize(
+    "args", [("quantize", "pycoder-5m", "out", "--format", "int4@32"), ("demo", "--out", "out"),
+             ("compare", "pycoder-5m", "--recipes", "nearest-int2", "--out", "out")],
+)  # fmt: skip
 def test_an_interrupt_leaves_nothing_half_written(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    args: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     from anybit.cli.progress import Reporter
 
@@ -227,8 +231,9 @@ def test_an_interrupt_leaves_nothing_half_written(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Reporter, "step", stop)
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as left:
-        cli.run(["quantize", "pycoder-5m", str(tmp_path / "out"), "--format", "int4@32"])
+        cli.run(args)
     assert left.value.code == 130
     assert capsys.readouterr().err == "anybit: interrupted\n"
     assert list(tmp_path.iterdir()) == []

@@ -146,11 +146,11 @@ def test_the_base_is_valid(tmp_path: Path) -> None:
 def test_every_variant_is_refused_with_file_and_byte(tmp_path: Path) -> None:
     assert len(VARIANTS) >= 1000
     path = tmp_path / "bad.gguf"
-    slowest = 0.0
+    slowest = 0.0  # of the processor's time: a machine may be busy
     tracemalloc.start()
     for what, content in VARIANTS:
         path.write_bytes(content)
-        begun = time.perf_counter()
+        begun = time.process_time()
         try:
             read_all(path)
         except FileFormatError as error:
@@ -158,7 +158,7 @@ def test_every_variant_is_refused_with_file_and_byte(tmp_path: Path) -> None:
             assert message.startswith(f"{path}: ") and " at byte " in message and ";" in message, (what, message)
         else:
             pytest.fail(f"accepted: {what}")
-        slowest = max(slowest, time.perf_counter() - begun)
+        slowest = max(slowest, time.process_time() - begun)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert slowest < 1 and peak < 64 << 20
@@ -186,10 +186,10 @@ def test_a_count_of_strings_is_no_loop_without_end(tmp_path: Path) -> None:
     """43 bytes with an array of 2^63 strings: gguf-py 0.19.0 reads on for ever (llama.cpp issue 27188)."""
     content = b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 1) + b"a" + struct.pack("<II", 9, 8) + b"\0\0\0\0\0\0\0\x80"
     (tmp_path / "a").write_bytes(content)
-    begun = time.perf_counter()
+    begun = time.process_time()
     with pytest.raises(FileFormatError, match="an array of 9223372036854775808 values"):
         gguf.open(tmp_path / "a")
-    assert time.perf_counter() - begun < 1
+    assert time.process_time() - begun < 1
 
 
 @pytest.mark.parametrize(("kind", "byte"), [(39, 255), (40, 255)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +40,13 @@ def command(
     from anybit.recipes.schema import load_recipe, named
 
     recipes = [load_recipe(name) for name in (named() if every else [n for n in (names or "").split(",") if n])]
-    if out is not None:
-        from anybit.cli.commands.demo import make_folder
+    from anybit.cli.commands.demo import report_folder
 
-        make_folder(out)
-    with Reporter(not no_progress) as progress:
-        results = options.plain(run(model, recipes, budget_bits, texts, tokens, calibration, not no_speed, progress))
-    results["reproduce"] = f"anybit compare {model} " + (f"--recipes {names}" if names else "--all")
-    written = write(results, out) if out is not None else None
+    with nullcontext() if out is None else report_folder(out):
+        with Reporter(not no_progress) as progress:
+            results = options.plain(run(model, recipes, budget_bits, texts, tokens, calibration, not no_speed, progress))
+        results["reproduce"] = f"anybit compare {model} " + (f"--recipes {names}" if names else "--all")
+        written = write(results, out) if out is not None else None
     if as_json:
         options.print_json(results)
         return

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import click
@@ -39,28 +41,37 @@ NEXT = (
 def command(out: str, tokens: int, threads: int | None, seed: int, as_json: bool, no_progress: bool) -> None:
     """Quantize the bundled model to eleven formats, measure each, write a report."""
     options.use_threads(threads)
-    make_folder(out)
-    with Reporter(not no_progress) as progress:
-        results = options.plain(measure(tokens, seed, progress))
-    paths = write(results, out)
+    with report_folder(out):
+        with Reporter(not no_progress) as progress:
+            results = options.plain(measure(tokens, seed, progress))
+        paths = write(results, out)
     if as_json:
         options.print_json(results)
     else:
         say(results, paths)
 
 
-def make_folder(out: str) -> None:
-    """Before the work, not after it. OutputError: the folder cannot be made or written to."""
+@contextmanager
+def report_folder(out: str) -> Iterator[None]:
+    """Made before the work, and taken away again if the work fails and nothing lies in it. OutputError: it cannot be made or written to."""
     import os
 
     from anybit.errors import OutputError
 
+    new = not os.path.lexists(out)
     try:
         os.makedirs(out, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{out}: {error.strerror}; give another folder with --out") from None
     if not os.access(out, os.W_OK | os.X_OK):
         raise OutputError(f"{out}: no permission to write there; give another folder with --out")
+    try:
+        yield
+    except BaseException:
+        if new:
+            with suppress(OSError):
+                os.rmdir(out)
+        raise
 
 
 def measure(tokens: int, seed: int, progress: Reporter) -> dict[str, Any]:

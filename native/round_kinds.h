@@ -174,6 +174,31 @@ template <RoundMode mode> struct Steps {
   }
 };
 
+// Values to nearest even where the largest is the end on both sides: one way for all numbers.
+struct EvenSteps {
+  AB_INLINE F value(const RoundPlan &p, F x, I) {
+    F y;
+    values<1>(p, &x, &y);
+    return y;
+  }
+  template <int count> AB_INLINE void values(const RoundPlan &p, const F *x, F *y) {  // step by step for all of them
+    F size[count], big[count], sum[count];
+#pragma GCC unroll 4
+    for (int j = 0; j < count; j++) size[j] = f_size(x[j], f_set(p.cap));  // which is the largest
+#pragma GCC unroll 4
+    for (int j = 0; j < count; j++) big[j] = i_float(i_add(i_max(i_and(f_bits(size[j]), i_set(0x7f800000)), i_set(p.least << 23)), i_set((23 - p.mantissa) << 23)));
+#pragma GCC unroll 4
+    for (int j = 0; j < count; j++) sum[j] = f_add(size[j], big[j]);
+#pragma GCC unroll 4
+    for (int j = 0; j < count; j++) sum[j] = f_sub(sum[j], big[j]);
+#pragma GCC unroll 4
+    for (int j = 0; j < count; j++) y[j] = i_float(i_signed(f_bits(sum[j]), f_bits(x[j])));
+    if (!p.minus_zero)
+#pragma GCC unroll 4
+      for (int j = 0; j < count; j++) y[j] = f_add(y[j], f_zero());
+  }
+};
+
 // At random by up to 24 bits, r of them. On sets that can round towards +infinity (`upwards`; where it is a mode, `Upwards` has to live around it):
 //   y = ceil(|x| / step - r 2^-N) steps      a part of a step p stays below r 2^-N, or is larger; both roundings keep the ceiling
 // by adding 1.5 * 2^23 steps and taking them off again. On others |x| / step (where no step is larger than 1), its whole part, the rest, and the rest

@@ -223,7 +223,7 @@ bool rounded(const Rounding &r, const float *x, int64_t k, float *out) {
   block.size = r.size == 0 || r.size > k ? k : r.size;
   const int64_t step = block.size >= kRoundBlock ? block.size : kRoundBlock / block.size * block.size;
   bool good = true;
-  for (int64_t at = 0; at < k; at += step) good = kernels.blocks(*r.plan, block, x + at, nullptr, std::min(step, k - at), out + at, false) && good;
+  for (int64_t at = 0; at < k; at += step) good = kernels.blocks(*r.plan, block, x + at, nullptr, std::min(step, k - at), out + at, nullptr) && good;
   return good;
 }
 

@@ -8,10 +8,6 @@
 #include <stdexcept>
 #include <vector>
 
-#if defined(ANYBIT_X86)
-#include <immintrin.h>
-#endif
-
 #include "bind_round.h"
 #include "pool.h"
 
@@ -344,43 +340,6 @@ nb::tuple round_codes(const PyRound &r, Floats x, AnyOut out, uint64_t seed, int
   });
 }
 
-#if defined(ANYBIT_X86)
-__attribute__((target("avx"))) void stream_lines(const float *from, int64_t n, float *to) {  // n: a multiple of 16; to: aligned to 64 bytes
-  for (int64_t i = 0; i < n; i += 16) {
-    const __m256 a = _mm256_loadu_ps(from + i), b = _mm256_loadu_ps(from + i + 8);
-    _mm256_stream_ps(to + i, a);
-    _mm256_stream_ps(to + i + 8, b);
-  }
-}
-#endif
-
-// Neighbouring pieces of a result, past the caches, wherever it begins: what a piece has of a cache line goes out with the next, because writing a part
-// of one waits for memory.
-class Staged {
- public:
-  float *piece() { return held_ + 16; }
-  void write(int64_t n, float *to) {  // the piece's n numbers belong to `to`, after those written before
-    float *from = held_ + 16 - pending_;
-    to -= pending_, n += pending_;
-    const int64_t head = pending_ ? 0 : std::min(n, static_cast<int64_t>((64 - reinterpret_cast<size_t>(to) % 64) % 64 / 4));
-    std::copy(from, from + head, to);
-    const int64_t lines = (n - head) / 16 * 16;
-#if defined(ANYBIT_X86)
-    if (isa() != Isa::generic) stream_lines(from + head, lines, to + head);
-    else
-#endif
-      std::copy(from + head, from + head + lines, to + head);
-    pending_ = n - head - lines, end_ = to + n;
-    std::copy(from + n - pending_, from + n, held_ + 16 - pending_);
-  }
-  ~Staged() { std::copy(held_ + 16 - pending_, held_ + 16, end_ - pending_); }
-
- private:
-  alignas(64) float held_[16 + kRoundBlock];
-  int64_t pending_ = 0;
-  float *end_ = nullptr;
-};
-
 BlockPlan block_plan(const nb::dict &d) {
   BlockPlan b;
   b.size = one<int64_t>(d, "size"), b.power_of_two = one<bool>(d, "power_of_two"), b.top = one<int>(d, "top");
@@ -402,7 +361,7 @@ bool round_blocks(const PyRound &r, nb::dict d, Matrix x, nb::ndarray<float, nb:
   const RoundKernels &kernels = round_kernels_now();
   const float *source = x.data();
   float *y = out.data();
-  const bool stream = rows * k * 4 >= kStreamBytes, lines = k % 16 == 0 && b.size % 16 == 0 && reinterpret_cast<size_t>(y) % 64 == 0;
+  const bool stream = rows * k * 4 >= kStreamBytes;
   const int64_t step = b.size >= kRoundBlock ? b.size : kRoundBlock / b.size * b.size;  // numbers of whole blocks that are handled together
   const int64_t pieces = (k + step - 1) / step, total = rows * pieces, each = std::max<int64_t>(1, kTask / step);
   const int64_t tasks = (total + each - 1) / each;
@@ -410,16 +369,17 @@ bool round_blocks(const PyRound &r, nb::dict d, Matrix x, nb::ndarray<float, nb:
   {
     nb::gil_scoped_release release;
     parallel_for(tasks, [&](int64_t t) {
-      Staged staged;
+      Lines lines;
       KeptHalves kept;
-      for (int64_t piece = t * each; piece < std::min(total, (t + 1) * each); piece++) {
+      for (int64_t piece = t * each, end = std::min(total, (t + 1) * each); piece < end; piece++) {
         const int64_t from = piece % pieces * step, at = piece / pieces * k + from, count = std::min(step, k - from);
         const Draw draw = {seed, static_cast<uint64_t>(at), &kept};
-        const bool aside = stream && !lines && step <= kRoundBlock;
         if (stream) find_pages(y + at + count, 4 * std::min(step, rows * k - at - count));
-        float *out_here = aside ? staged.piece() : y + at;
-        if (!kernels.blocks(r.plan, b, source + at, drawn(r, draw), count, out_here, stream && lines)) good[static_cast<size_t>(t)] = 0;
-        else if (aside) staged.write(count, y + at);
+        if (!kernels.blocks(r.plan, b, source + at, drawn(r, draw), count, y + at, stream ? &lines : nullptr)) {
+          good[static_cast<size_t>(t)] = 0;
+          return;
+        }
+        if (piece + 1 == end) std::copy(lines.held + 16 - lines.count, lines.held + 16, y + at + count - lines.count);
       }
     });
   }

@@ -543,46 +543,80 @@ template <class Kind, Quotient way> AB_INLINE F in_block(const RoundPlan &p, F v
   return f_mul(Kind().value(p, quotient<way>(v, times, by), none), times);
 }
 
+// Where a piece's results go: into memory as they lie, `stream` past the caches, which takes aligned addresses; or past them, joined with those of the piece before.
+struct Straight {
+  const bool stream;
+  __attribute__((always_inline)) Straight(const float *, Lines *, bool past) : stream(past) {}
+  __attribute__((always_inline)) void put(float *out, F y) { anybit::ANYBIT_ISA::put(out, y, stream); }
+  void end() const {}
+};
+AB_INLINE int beyond_of(const float *out) { return (int)((uintptr_t)out / sizeof(float) % Joined::kStep); }
+struct Shifted {
+  const int beyond;
+  Lines *const lines;
+  Joined joined;
+  __attribute__((always_inline)) Shifted(const float *out, Lines *l, bool) : beyond(beyond_of(out)), lines(l), joined(l->held, beyond) {}
+  __attribute__((always_inline)) void put(float *out, F y) { joined.put(out - beyond, y); }
+  void end() const { joined.keep(lines->held); }
+};
+
+// The same for numbers that lie in a buffer, with room for 16 before them: any number of them, and at the beginning of a result.
+static void put_lines(float *from, int64_t n, float *out, Lines *lines) {
+  const int64_t waiting = lines->count, step = Joined::kStep;
+  from -= waiting, out -= waiting, n += waiting;
+  memcpy(from, lines->held + 16 - waiting, sizeof(float) * (size_t)waiting);
+  int64_t i = (step - beyond_of(out)) % step;  // none, if some waited
+  if (i > n) i = n;
+  memcpy(out, from, sizeof(float) * (size_t)i);
+  for (; i + step <= n; i += step) Joined::copy(from + i, out + i);
+  lines->count = (int)(n - i);
+  memcpy(lines->held + 16 - lines->count, from + i, sizeof(float) * (size_t)lines->count);
+}
+
 // `each`: registers a block, of which all are whole; 0: any number.
-template <class Kind, Quotient way, int each>
+template <class Kind, Quotient way, int each, class To>
 static __attribute__((noinline)) void whole_blocks(const RoundPlan &plan, const float *x, int64_t n, int64_t size, const float *scale, const float *over,
-                                                   float *out, bool stream) {
+                                                   float *out, Lines *lines, bool stream) {
   const RoundPlan p = plan;
+  To to(out, lines, stream);
   if constexpr (each > 0) {
     for (int64_t block = 0, at = 0; at < n; block++, at += 16 * each) {
       const F times = f_set(scale[block]), by = f_set(over[block]);
 #pragma GCC unroll 2
       for (int j = 0; j < 16 * each; j += 16) {
         fetch(x + at + j);
-        put(out + at + j, in_block<Kind, way>(p, f_load(x + at + j), times, by), stream);
+        to.put(out + at + j, in_block<Kind, way>(p, f_load(x + at + j), times, by));
       }
     }
-    return;
+    return to.end();
   }
   for (int64_t block = 0, at = 0; at < n; block++) {
     const F times = f_set(scale[block]), by = f_set(over[block]);
     for (const int64_t end = n - at < size ? n : at + size; at < end; at += 16) {
       fetch(x + at);
-      put(out + at, in_block<Kind, way>(p, f_load(x + at), times, by), stream);
+      to.put(out + at, in_block<Kind, way>(p, f_load(x + at), times, by));
     }
   }
+  to.end();
 }
 
-template <class Kind, class W, Quotient way>
+template <class Kind, class W, Quotient way, class To>
 static __attribute__((noinline)) void drawn_blocks(const RoundPlan &plan, const float *x, const Draw &draw, int64_t n, int64_t size, const float *scale,
-                                                   const float *over, float *out, bool stream) {
+                                                   const float *over, float *out, Lines *lines, bool stream) {
   const RoundPlan p = plan;
+  To to(out, lines, stream);
   const int64_t each = size / 16;
   int64_t block = 0, left = each;
   in_steps<16>(!kIsUpper<W> && p.lower, draw, n, [&](int64_t i, int64_t end, const uint16_t *upper, const uint16_t *lower) AB_LAMBDA {
     for (; i < end; i += 16, upper += 16) {
       fetch(x + i);
       const F times = f_set(scale[block]), q = quotient<way>(f_load(x + i), times, f_set(over[block]));
-      put(out + i, f_mul(value_at<Kind>(p, plan, draw, i, q, word_at<W>(upper, lower)), times), stream);
+      to.put(out + i, f_mul(value_at<Kind>(p, plan, draw, i, q, word_at<W>(upper, lower)), times));
       if (lower) lower += 16;
       if (--left == 0) left = each, block++;
     }
   });
+  to.end();
 }
 
 struct Scales {  // of a piece's blocks
@@ -616,42 +650,55 @@ static bool settle(const RoundPlan &p, const BlockPlan &b, int64_t count, Scales
   return within != 0;
 }
 
-template <class Kind, Quotient way>
-AB_INLINE void whole_blocks_of(const RoundPlan &p, const float *x, int64_t n, int64_t size, const Scales &s, float *out, bool stream) {
+// A piece of whole blocks, and where it goes.
+struct Piece {
+  const float *x;
+  const Draw *draw;
+  int64_t n, size;
+  const Scales &s;
+  float *out;
+  Lines *lines;
+  bool stream;
+};
+
+template <class To, class Kind, Quotient way> AB_INLINE void whole_blocks_of(const RoundPlan &p, const Piece &c) {
   if constexpr (__is_same(Kind, Steps<RoundMode::NearestEven>)) {
-    if (size == 16) return whole_blocks<Kind, way, 1>(p, x, n, size, s.scale, s.over, out, stream);
-    if (size == 32 && n % 32 == 0) return whole_blocks<Kind, way, 2>(p, x, n, size, s.scale, s.over, out, stream);
+    if (c.size == 16) return whole_blocks<Kind, way, 1, To>(p, c.x, c.n, c.size, c.s.scale, c.s.over, c.out, c.lines, c.stream);
+    if (c.size == 32 && c.n % 32 == 0) return whole_blocks<Kind, way, 2, To>(p, c.x, c.n, c.size, c.s.scale, c.s.over, c.out, c.lines, c.stream);
   }
-  whole_blocks<Kind, way, 0>(p, x, n, size, s.scale, s.over, out, stream);
+  whole_blocks<Kind, way, 0, To>(p, c.x, c.n, c.size, c.s.scale, c.s.over, c.out, c.lines, c.stream);
 }
 
-template <class Kind> AB_INLINE void whole_blocks_by(const RoundPlan &p, const float *x, int64_t n, int64_t size, const Scales &s, float *out, bool stream) {
-  if (s.way == Quotient::Times) return whole_blocks_of<Kind, Quotient::Times>(p, x, n, size, s, out, stream);
-  if constexpr (__is_same(Kind, Steps<RoundMode::NearestEven>))
-    if (s.way == Quotient::Near) return whole_blocks_of<Kind, Quotient::Near>(p, x, n, size, s, out, stream);
-  if constexpr (__is_same(Kind, Steps<RoundMode::NearestEven>))
-    if (s.way == Quotient::Fused) return whole_blocks_of<Kind, Quotient::Fused>(p, x, n, size, s, out, stream);
-  whole_blocks_of<Kind, Quotient::Divide>(p, x, n, size, s, out, stream);
+template <class To, class Kind> AB_INLINE void whole_blocks_by(const RoundPlan &p, const Piece &c) {
+  if (c.s.way == Quotient::Times) return whole_blocks_of<To, Kind, Quotient::Times>(p, c);
+  constexpr bool steps = __is_same(Kind, Steps<RoundMode::NearestEven>);
+  if constexpr (steps)
+    if (c.s.way == Quotient::Near) return whole_blocks_of<To, Kind, Quotient::Near>(p, c);
+  if constexpr (steps)
+    if (c.s.way == Quotient::Fused) return whole_blocks_of<To, Kind, Quotient::Fused>(p, c);
+  whole_blocks_of<To, Kind, Quotient::Divide>(p, c);
 }
 
-template <class Kind>
-AB_INLINE void drawn_blocks_by(const RoundPlan &p, const float *x, const Draw &draw, int64_t n, int64_t size, const Scales &s, float *out, bool stream) {
+template <class To, class Kind> AB_INLINE void drawn_blocks_by(const RoundPlan &p, const Piece &c) {
   by_words<Kind>(p, [&](auto word) {
-    if (s.way == Quotient::Times) drawn_blocks<Kind, decltype(word), Quotient::Times>(p, x, draw, n, size, s.scale, s.over, out, stream);
-    else drawn_blocks<Kind, decltype(word), Quotient::Divide>(p, x, draw, n, size, s.scale, s.over, out, stream);
+    using W = decltype(word);
+    if (c.s.way == Quotient::Times) drawn_blocks<Kind, W, Quotient::Times, To>(p, c.x, *c.draw, c.n, c.size, c.s.scale, c.s.over, c.out, c.lines, c.stream);
+    else drawn_blocks<Kind, W, Quotient::Divide, To>(p, c.x, *c.draw, c.n, c.size, c.s.scale, c.s.over, c.out, c.lines, c.stream);
   });
 }
 
-// Whether it was done. Modes that blocks seldom use go the other way: each costs as much code as these.
-static bool in_one_go(const RoundPlan &p, const float *x, const Draw *draw, int64_t n, int64_t size, const Scales &s, float *out, bool stream) {
+// Whether it was done. Modes that blocks seldom use go the other way, and what is drawn from a list is not shifted: each costs as much code as these.
+template <class To> static bool in_one_go(const RoundPlan &p, const Piece &c) {
+  constexpr bool shifts = __is_same(To, Shifted);
   if (p.kind == RoundKind::Steps && p.mode == RoundMode::NearestEven) {
-    whole_blocks_by<Steps<RoundMode::NearestEven>>(p, x, n, size, s, out, stream);
-  } else if (p.kind == RoundKind::Steps && draw && float_steps<kUpwardsAnywhere>(p)) {
-    drawn_blocks_by<DrawnSteps<kUpwardsAnywhere>>(p, x, *draw, n, size, s, out, stream);
-  } else if (p.kind == RoundKind::Search && draw) {
-    by_drawn_search(p, [&](auto k) { drawn_blocks_by<decltype(k)>(p, x, *draw, n, size, s, out, stream); });
+    whole_blocks_by<To, Steps<RoundMode::NearestEven>>(p, c);
+  } else if (p.kind == RoundKind::Steps && c.draw && float_steps<kUpwardsAnywhere>(p)) {
+    drawn_blocks_by<To, DrawnSteps<kUpwardsAnywhere>>(p, c);
+  } else if (p.kind == RoundKind::Search && c.draw) {
+    if constexpr (shifts) return false;
+    else by_drawn_search(p, [&](auto k) { drawn_blocks_by<To, decltype(k)>(p, c); });
   } else if (p.kind == RoundKind::Search) {
-    by_search(p, [&](auto k) { whole_blocks_by<decltype(k)>(p, x, n, size, s, out, stream); });
+    by_search(p, [&](auto k) { whole_blocks_by<To, decltype(k)>(p, c); });
   } else {
     return false;
   }
@@ -668,13 +715,10 @@ static void divided(const float *x, int64_t n, float scale, float *out) {  // by
   memcpy(out + i, t, sizeof(float) * (size_t)(n - i));
 }
 
-static void multiplied(const float *x, int64_t n, float scale, float *out, bool stream) {
+static void multiplied(const float *x, int64_t n, float scale, float *out) {
   const F s = f_set(scale);
   int64_t i = 0;
-  if (stream)
-    for (; i + 16 <= n; i += 16) f_stream(out + i, f_mul(f_load(x + i), s));
-  else
-    for (; i + 16 <= n; i += 16) f_store(out + i, f_mul(f_load(x + i), s));
+  for (; i + 16 <= n; i += 16) f_store(out + i, f_mul(f_load(x + i), s));
   for (; i < n; i++) out[i] = x[i] * scale;
 }
 
@@ -701,9 +745,30 @@ static void block_maxima(const float *x, int64_t n, int64_t size, uint32_t *most
   for (; i * size < n; i++) most[i] = largest(x + i * size, n - i * size < size ? n - i * size : size);
 }
 
-static bool blocks(const RoundPlan &p, const BlockPlan &b, const float *x, const Draw *draw, int64_t n, float *out, bool stream) {
-  alignas(64) float held[kRoundBlock];
+// Loads wait for stores under way whose addresses have the same last twelve bits. Where results go a little beyond what numbers' addresses look like, those of the
+// next numbers do, and pieces take two to three times as long.
+AB_INLINE bool looks_alike(const float *x, const float *out) {
+  const uintptr_t ahead = ((uintptr_t)out / 64 * 64 - (uintptr_t)x) % 4096;  // of the line that `out` is in
+  return ahead != 0 && ahead < 640;
+}
+
+static bool whole_piece(const RoundPlan &p, const Piece &c, float *held) {  // whether it was done
+  if (!c.lines) return in_one_go<Straight>(p, c);
+  const int beyond = beyond_of(c.out);
+  if (kPast && !looks_alike(c.x, c.out)) {
+    if (beyond == 0 && c.lines->count == 0) return in_one_go<Straight>(p, {c.x, c.draw, c.n, c.size, c.s, c.out, nullptr, true});
+    if (beyond != 0 && c.lines->count == beyond && in_one_go<Shifted>(p, c)) return true;
+  }
+  if (!in_one_go<Straight>(p, {c.x, c.draw, c.n, c.size, c.s, held, nullptr, false})) return false;
+  put_lines(held, c.n, c.out, c.lines);
+  return true;
+}
+
+static bool blocks(const RoundPlan &p, const BlockPlan &b, const float *x, const Draw *draw, int64_t n, float *out, Lines *past) {
+  alignas(64) float room[16 + 1024 + kRoundBlock];
   alignas(64) uint32_t most[kRoundBlock];
+  float *const held = room + 16 + ((uintptr_t)x + 2048 - (uintptr_t)(room + 16)) % 4096 / 64 * 16;  // half a page beyond x: see `looks_alike`
+  Lines *const lines = kPast ? past : nullptr;
   Scales s;
   const int64_t count = (n + b.size - 1) / b.size;
   block_maxima(x, n, b.size, most);
@@ -713,25 +778,14 @@ static bool blocks(const RoundPlan &p, const BlockPlan &b, const float *x, const
   scales(b, most, count, s.scale);
   if (!settle(p, b, count, &s)) return false;
   const float *scale = s.scale;
-  if (b.size % 16 == 0 && n % 16 == 0 && n <= kRoundBlock && in_one_go(p, x, draw, n, b.size, s, out, stream)) return true;
-  if (n > kRoundBlock) {  // one block, in pieces
-    for (int64_t at = 0; at < n; at += kRoundBlock) {
-      const int64_t size = n - at < kRoundBlock ? n - at : kRoundBlock;
-      divided(x + at, size, scale[0], held);
-      values(p, held, nullptr, size, held, false);
-      multiplied(held, size, scale[0], out + at, stream);
-    }
-    return true;
-  }
-  for (int64_t i = 0; i < count; i++) {
-    const int64_t at = i * b.size, size = n - at < b.size ? n - at : b.size;
-    divided(x + at, size, scale[i], held + at);
-  }
-  values(p, held, draw, n, held, false);
-  const bool whole = stream && b.size % 16 == 0;
-  for (int64_t i = 0; i < count; i++) {
-    const int64_t at = i * b.size, size = n - at < b.size ? n - at : b.size;
-    multiplied(held + at, size, scale[i], out + at, whole);
+  if (b.size % 16 == 0 && n % 16 == 0 && n <= kRoundBlock && whole_piece(p, {x, draw, n, b.size, s, out, lines, false}, held)) return true;
+  for (int64_t from = 0; from < n; from += kRoundBlock) {  // more than one time: one block, in pieces
+    const int64_t here = n - from < kRoundBlock ? n - from : kRoundBlock, each = n > kRoundBlock ? here : b.size;
+    float *const to = lines ? held : out + from;
+    for (int64_t at = 0, i = 0; at < here; at += each, i++) divided(x + from + at, here - at < each ? here - at : each, scale[i], held + at);
+    values(p, held, draw, here, held, false);
+    for (int64_t at = 0, i = 0; at < here; at += each, i++) multiplied(held + at, here - at < each ? here - at : each, scale[i], to + at);
+    if (lines) put_lines(held, here, out + from, lines);
   }
   return true;
 }

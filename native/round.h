@@ -120,6 +120,15 @@ struct BlockPlan {
   double limit;  // no scale may be larger
 };
 
+constexpr int64_t kRoundBlock = 2048;  // numbers that are handled together: they stay in the first-level cache
+
+// A result that goes past the caches in whole lines, wherever it begins, one piece after the other: writing a part of a line waits for memory, so the numbers of
+// the line that a piece has begun wait for the next one. The last ones are left to the caller.
+struct Lines {
+  int count = 0;               // numbers that wait, right before the next piece
+  alignas(64) float held[16];  // which end here
+};
+
 struct RoundKernels {
   const char *isa;
   uint32_t (*largest)(const float *x, int64_t n);                      // bits of the largest magnitude: 0x7f800000 and more are not finite
@@ -128,12 +137,10 @@ struct RoundKernels {
   void (*values)(const RoundPlan &p, const float *x, const Draw *draw, int64_t n, float *out, bool stream);
   void (*codes)(const RoundPlan &p, const float *x, const Draw *draw, int64_t n, int width, void *out, bool stream);
   // Numbers of whole blocks (the last may be short) to their values times their scales. At most kRoundBlock numbers, or one block without draws.
-  // False: some scale is too large, or some number is not finite.
-  bool (*blocks)(const RoundPlan &p, const BlockPlan &b, const float *x, const Draw *draw, int64_t n, float *out, bool stream);
+  // `lines`: past the caches, by the lines of the pieces before; nullptr: through them. False: some scale is too large, or some number is not finite.
+  bool (*blocks)(const RoundPlan &p, const BlockPlan &b, const float *x, const Draw *draw, int64_t n, float *out, Lines *lines);
   void (*halves)(uint64_t seed, uint64_t place, int set, int64_t n, uint16_t *out);  // of the places from `place` on; see philox.h
   uint32_t (*decode)(const void *codes, int width, int64_t n, const float *table, float *out);  // returns all codes or-ed together
 };
-
-constexpr int64_t kRoundBlock = 2048;  // numbers that are handled together: they stay in the first-level cache
 
 }  // namespace anybit

@@ -9,6 +9,7 @@ namespace ANYBIT_ISA {
 // nothing of modes, so what computes in one is a function that is not inlined. Other sets have neither.
 #if ANYBIT_512 && !ANYBIT_SIMDE
 constexpr bool kUpwards = true, kUpwardsAnywhere = true;
+constexpr bool kPast = true;  // whether f_stream goes past the caches
 struct Upwards {};
 AB_INLINE F f_add_up(F a, F b) { return {_mm512_add_round_ps(a.v, b.v, _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC)}; }
 AB_INLINE F f_less_up(F a, F b, F c) { return {_mm512_fnmadd_round_ps(b.v, c.v, a.v, _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC)}; }  // a - b c
@@ -59,6 +60,19 @@ AB_INLINE I i_rank(const float (*)[16], const float (*spread)[16], F x) {  // se
   return i_add_where(f_from(f_lookup16(spread[3], at), x), at, i_set(1));
 }
 AB_INLINE void b_stream(uint8_t *p, B a) { _mm512_stream_si512((__m512i *)p, a.v); }  // past the caches; p is 64-byte aligned
+struct Joined {  // sixteens that follow each other, past the caches, at an address that is `beyond` floats (1 to 15) beyond an aligned one
+  static constexpr int kStep = 16;  // floats between aligned addresses
+  __m512 last;
+  const __m512i at;
+  Joined(const float *before, int beyond)  // the sixteen numbers before the first
+      : last(_mm512_loadu_ps(before)), at(_mm512_add_epi32(_mm512_set1_epi32(16 - beyond), _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15))) {}
+  __attribute__((always_inline)) void put(float *aligned, F a) {
+    _mm512_stream_ps(aligned, _mm512_permutex2var_ps(last, at, a.v));
+    last = a.v;
+  }
+  void keep(float *before) const { _mm512_storeu_ps(before, last); }
+  static __attribute__((always_inline)) void copy(const float *from, float *aligned) { _mm512_stream_ps(aligned, _mm512_loadu_ps(from)); }
+};
 AB_INLINE B b_narrow(I a, I b, I c, I d) {  // 64 numbers, 0 to 255, as bytes
   const __m512i bytes = _mm512_packus_epi16(_mm512_packus_epi32(a.v, b.v), _mm512_packus_epi32(c.v, d.v));
   return {_mm512_permutexvar_epi32(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), bytes)};
@@ -68,6 +82,7 @@ AB_INLINE B b_narrow16(I a, I b) {  // 32 numbers, 0 to 65,535, in two bytes eac
 }
 #elif ANYBIT_256
 constexpr bool kUpwards = true, kUpwardsAnywhere = false;
+constexpr bool kPast = true;
 struct Upwards {
   unsigned before = _mm_getcsr();
   Upwards() { _mm_setcsr((before & ~0x6000u) | 0x4000u); }
@@ -117,6 +132,24 @@ AB_INLINE bool all_within(I a, uint32_t from, uint32_t span) {  // each unsigned
   const __m256i f = _mm256_set1_epi32((int)from), s = _mm256_set1_epi32((int)span);
   return _mm256_movemask_epi8(_mm256_and_si256(within(a.a, f, s), within(a.b, f, s))) == -1;
 }
+struct Joined {  // sixteens that follow each other, past the caches, at an address that is `beyond` floats (1 to 7) beyond an aligned one
+  static constexpr int kStep = 8;  // floats between aligned addresses
+  const __m256i at;
+  const __m256 second;  // which lanes of eight come from the later ones
+  __m256 last, turned;  // the last eight, as they are and turned
+  Joined(const float *before, int beyond)  // the sixteen numbers before the first
+      : at(_mm256_sub_epi32(_mm256_setr_epi32(8, 9, 10, 11, 12, 13, 14, 15), _mm256_set1_epi32(beyond))),
+        second(_mm256_castsi256_ps(_mm256_cmpgt_epi32(at, _mm256_set1_epi32(7)))), last(_mm256_loadu_ps(before + 8)),
+        turned(_mm256_permutevar8x32_ps(last, at)) {}
+  __attribute__((always_inline)) void put(float *aligned, F x) {
+    const __m256 a = _mm256_permutevar8x32_ps(x.a, at), b = _mm256_permutevar8x32_ps(x.b, at);
+    _mm256_stream_ps(aligned, _mm256_blendv_ps(turned, a, second));
+    _mm256_stream_ps(aligned + 8, _mm256_blendv_ps(a, b, second));
+    last = x.b, turned = b;
+  }
+  void keep(float *before) const { _mm256_storeu_ps(before + 8, last); }
+  static __attribute__((always_inline)) void copy(const float *from, float *aligned) { _mm256_stream_ps(aligned, _mm256_loadu_ps(from)); }
+};
 AB_INLINE void b_stream(uint8_t *p, B a) {  // past the caches; p is 32-byte aligned
   _mm256_stream_si256((__m256i *)p, a.a);
   _mm256_stream_si256((__m256i *)(p + 32), a.b);
@@ -131,7 +164,15 @@ AB_INLINE B b_narrow16(I a, I b) {  // 32 numbers, 0 to 65,535, in two bytes eac
 }
 #else
 constexpr bool kUpwards = false, kUpwardsAnywhere = false;
+constexpr bool kPast = false;
 struct Upwards {};
+struct Joined {  // never made: see kPast
+  static constexpr int kStep = 16;
+  Joined(const float *, int) {}
+  void put(float *, F) {}
+  void keep(float *) const {}
+  static void copy(const float *, float *) {}
+};
 AB_INLINE F f_add_up(F a, F b) { return f_add(a, b); }  // never called, and so the next: see kUpwards
 AB_INLINE F f_less_up(F a, F, F) { return a; }
 AB_INLINE F f_fms(F a, F b, F c) { return f_fma(a, b, f_sub(f_set(-0.0f), c)); }                  // a b - c

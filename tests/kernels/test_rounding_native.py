@@ -287,14 +287,35 @@ def test_results_that_go_past_the_caches(isa: str) -> None:
             assert anybit.round(x, element, mode, out=out) is out and same(out, expected) and np.isnan(held[offset + x.size :]).all()
         own = x.copy()
         assert anybit.round(own, element, mode, out=own) is own and same(own, expected)
-    block = Spec.parse("mxfp4")
-    few = np.resize(x, ((2 << 20) // 96 + 1, 96))
-    want = dequantize_parts(quantize_parts(few, block), block.format, few.shape)
-    for offset in (0, 1, 4, 15):
-        held = np.full(few.size + 32, np.nan, np.float32)
-        assert round_trip(few, block, held[offset : offset + few.size].reshape(few.shape))
-        assert same(held[offset : offset + few.size].reshape(few.shape), want)
-        assert np.isnan(held[:offset]).all() and np.isnan(held[offset + few.size :]).all()
+
+
+def at_address(numbers: int, place: int) -> np.ndarray:
+    """float32 with room for 1024 of them beyond the numbers, which begin `place` numbers (of the 1024) into a page; NaN."""
+    held = np.full(numbers + 4096, np.nan, np.float32)
+    first = (place - held.ctypes.data // 4) % 1024 + 1024
+    return held[first - 1024 : first + numbers + 1024]
+
+
+PAST = {  # with the width of their rows: whole registers or not, one block in several pieces
+    "nvfp4": 96, "int4@32": 96, "nf4@64": 128, "mxfp4+round=sr24": 96, "nf4@32+round=sr24": 96, "posit8@32": 64, "int4@7:fp16": 75,
+    "int8@3000": 3000,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", PAST)
+def test_blocks_that_go_past_the_caches(text: str, isa: str) -> None:
+    """More than 8 MiB, wherever numbers and results begin in a line and lie to each other in a page; nothing beyond the ends is written."""
+    spec, width = Spec.parse(text), PAST[text]
+    rows, random = (2 << 20) // width + 1, "sr" in text
+    some = np.random.default_rng(0).standard_normal((rows if random else 300, width), np.float32)
+    want = np.resize(dequantize_parts(quantize_parts(some, spec), spec.format, some.shape), (rows, width))
+    for source, place in ((0, 0), (4, 4), (4, 3), (4, 20), (1, 33), (0, 16)):
+        x = at_address(rows * width, source)[1024:-1024].reshape(rows, width)
+        x[...] = np.resize(some, (rows, width))
+        held = at_address(rows * width, place)
+        assert round_trip(x, spec, held[1024:-1024].reshape(rows, width))
+        assert same(held[1024:-1024].reshape(rows, width), want), (source, place)
+        assert np.isnan(held[:1024]).all() and np.isnan(held[-1024:]).all()
 
 
 def test_refused_numbers_stay_in_place() -> None:

@@ -636,8 +636,8 @@ static void multiply_integer(const Weight &w, const Input &in, const Shares &sha
   Row line = {w.codes + tile * w.chunks * 64 * w.bits, in.q + m0 * w.codes_length, in.scale + ends, w.has_offset ? shares.lifts + ends : nullptr, shares.starts + ends,
               in.total + ends, tile, 0, w.segment_count, 0};
   if (const Late late = one.late ? one.late(w) : nullptr) {
-    f_store(state, late(w, line));
-    finish_tile(state, 16, 1, bias ? bias + n0 : nullptr, count, y + m0 * stride + n0, stride);
+    late(w, line, state);
+    finish_tile(state, 16, rows, bias ? bias + n0 : nullptr, count, y + m0 * stride + n0, stride);
     return;
   }
   const bool direct = w.bits == 8 && w.affine && w.flip == 0;  // the stored bytes are the panel
@@ -650,7 +650,7 @@ static void multiply_integer(const Weight &w, const Input &in, const Shares &sha
     if (w.zero) for (int64_t b = b0; b < b1; b++) i_store(side.shift + 16 * (b - b0), zero_row(w, tile, b));
     if (one.panel) {
       line.p = codes, line.q = in.q + m0 * w.codes_length + w.segments[p->s0].at, line.s0 = p->s0, line.s1 = p->s1, line.first = b0;
-      f_store(state, one.panel(w, line, side.scale, side.offset, f_load(state)));
+      one.panel(w, line, side.scale, side.offset, state);
     } else if (streamed) {
       for (int64_t row = m0; row < m1; row += in.group) streamed(w, *p, codes, side, in, shares, row, state + (row - m0) * 16);
     } else if (w.kind == Kind::Wide16) {

@@ -650,7 +650,7 @@ static void multiply_integer(const Weight &w, const Input &in, const Shares &sha
     if (w.zero) for (int64_t b = b0; b < b1; b++) i_store(side.shift + 16 * (b - b0), zero_row(w, tile, b));
     if (one.panel) {
       line.p = codes, line.q = in.q + m0 * w.codes_length + w.segments[p->s0].at, line.s0 = p->s0, line.s1 = p->s1, line.first = b0;
-      one.panel(w, line, side.scale, side.offset, state);
+      f_store(state, one.panel(w, line, side.scale, side.offset, f_load(state)));
     } else if (streamed) {
       for (int64_t row = m0; row < m1; row += in.group) streamed(w, *p, codes, side, in, shares, row, state + (row - m0) * 16);
     } else if (w.kind == Kind::Wide16) {

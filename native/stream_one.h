@@ -171,8 +171,59 @@ struct Row {
   int64_t tile, s0, s1, first;  // `first`: the block that numbers made before begin with
 };
 
+// One row: a function of its own, as what compilers made of the one below for one row read 7 to 10 % less out of memory with scales made before.
+template <int bits, Path path, Span span, From from, bool shifted>
+static F one_row(const Weight &w, const Row &a, Numbers<from> scales, Numbers<from> offsets, F acc) {
+  const Decode by = decode_of<bits, path>(w);
+  const uint8_t *p = a.p;
+  const int8_t *q = a.q;
+  const float *const scale = a.scale, *const lift = a.lift;
+  const int32_t *const start = a.start;
+  const auto settle = [&](int64_t s, int64_t block, I dot) AB_LAMBDA {
+    if constexpr (from == From::Made)
+      if (w.zero) dot = i_sub(dot, i_mul(zero_row(w, a.tile, block), i_set(a.total[s])));
+    acc = f_fma(i_to_f(dot), f_mul(f_set(scale[s]), scales(block)), acc);
+    if (shifted) acc = f_fma(f_set(lift[s]), offsets(block), acc);
+  };
+  One<bits, path, span, 1> one;
+  const int64_t each = from != From::Made && w.scale.each ? w.scale.each : a.s1 - a.s0;
+  for (int64_t first = a.s0, owner = 0; first < a.s1; first += each, owner++) {
+    const int64_t end = first + each < a.s1 ? first + each : a.s1;
+    scales.enter(owner);
+    if (shifted) offsets.enter(owner);
+    for (int64_t s = first; s < end;) {
+      if constexpr (span == Span::Several) {
+        const Segment &seg = w.segments[s];
+        one.begin(start + s);
+        for (int64_t left = seg.g1 - seg.g0; left > 0; left -= 8, p += 64 * bits, q += 32) {
+          if constexpr (kAsks<bits, path, 1>) ask<64 * bits>(p);
+          one.load(p, by);
+          one.template add<0, 8>(w, by, p, q);
+        }
+        settle(s++, seg.block, one.total(0));
+      } else {
+        if constexpr (kAsks<bits, path, 1>) ask<64 * bits>(p);
+        one.begin(start + s);
+        one.load(p, by);
+        one.template add<0, span == Span::Half ? 4 : 8>(w, by, p, q);
+        settle(s, s, one.total(0));
+        s++;
+        if constexpr (span == Span::Half) {
+          if (s == end) break;
+          one.begin(start + s);
+          one.template add<4, 8>(w, by, p, q);
+          settle(s, s, one.total(0));
+          s++;
+        }
+        p += 64 * bits, q += 32;
+      }
+    }
+  }
+  return acc;
+}
+
 template <int bits, Path path, Span span, From from, bool shifted, int rows>
-static void one_row(const Weight &w, const Row &a, Numbers<from> scales, Numbers<from> offsets, float *state) {
+static void few_rows(const Weight &w, const Row &a, Numbers<from> scales, Numbers<from> offsets, float *state) {
   const Decode by = decode_of<bits, path>(w);
   const uint8_t *p = a.p;
   const int8_t *q = a.q;
@@ -180,18 +231,15 @@ static void one_row(const Weight &w, const Row &a, Numbers<from> scales, Numbers
   const int32_t *const start = a.start;
   One<bits, path, span, rows> one;
   F acc[rows];
-  for (int r = 0; r < rows; r++) acc[r] = from == From::Made ? f_load(state + 16 * r) : f_zero();
+  for (int r = 0; r < rows; r++) acc[r] = f_zero();
   const auto settle = [&](int64_t s, int64_t block) AB_LAMBDA {
     const F sw = scales(block), off = shifted ? offsets(block) : f_zero();
     for (int r = 0; r < rows; r++) {
-      I dot = one.total(r);
-      if constexpr (from == From::Made)
-        if (w.zero) dot = i_sub(dot, i_mul(zero_row(w, a.tile, block), i_set(a.total[s * rows + r])));
-      acc[r] = f_fma(i_to_f(dot), f_mul(f_set(scale[s * rows + r]), sw), acc[r]);
+      acc[r] = f_fma(i_to_f(one.total(r)), f_mul(f_set(scale[s * rows + r]), sw), acc[r]);
       if (shifted) acc[r] = f_fma(f_set(lift[s * rows + r]), off, acc[r]);
     }
   };
-  const int64_t each = from != From::Made && w.scale.each ? w.scale.each : a.s1 - a.s0;
+  const int64_t each = w.scale.each ? w.scale.each : a.s1 - a.s0;
   for (int64_t first = a.s0, owner = 0; first < a.s1; first += each, owner++) {
     const int64_t end = first + each < a.s1 ? first + each : a.s1;
     scales.enter(owner);
@@ -229,8 +277,9 @@ static void one_row(const Weight &w, const Row &a, Numbers<from> scales, Numbers
 
 template <int bits, Path path, int rows, Span span, From from, bool shifted = false> static void one_late(const Weight &w, const Row &a, float *state) {
   const Numbers<from> scales(w.scale, a.tile, w.n, w.step);
-  if constexpr (shifted) one_row<bits, path, span, from, true, rows>(w, a, scales, Numbers<from>(w.offset, a.tile, w.n, 1.0f), state);
-  else one_row<bits, path, span, from, false, rows>(w, a, scales, scales, state);
+  const Numbers<from> offsets = shifted ? Numbers<from>(w.offset, a.tile, w.n, 1.0f) : scales;
+  if constexpr (rows == 1) f_store(state, one_row<bits, path, span, from, shifted>(w, a, scales, offsets, f_zero()));
+  else few_rows<bits, path, span, from, shifted, rows>(w, a, scales, offsets, state);
 }
 
 static Span span_of(const Weight &w) { return w.block == 16 && w.blocks > 1 ? Span::Half : w.block == 32 ? Span::Whole : Span::Several; }
@@ -273,14 +322,10 @@ template <int bits, Path path, int rows> static Late late_of(const Weight &w) {
 }
 
 // A panel, its scales and offsets made before: [blocks][16].
-using Panelled = void (*)(const Weight &, const Row &, const float *, const float *, float *);
-template <int bits, Path path> static void one_panel(const Weight &w, const Row &a, const float *scales, const float *offsets, float *state) {
+using Panelled = F (*)(const Weight &, const Row &, const float *, const float *, F);
+template <int bits, Path path> static F one_panel(const Weight &w, const Row &a, const float *scales, const float *offsets, F acc) {
   const Numbers<From::Made> s(scales, a.first), o(offsets, a.first);
-  if (span_of(w) == Span::Half) {
-    if (w.has_offset) one_row<bits, path, Span::Half, From::Made, true, 1>(w, a, s, o, state);
-    else one_row<bits, path, Span::Half, From::Made, false, 1>(w, a, s, o, state);
-  } else {
-    if (w.has_offset) one_row<bits, path, Span::Several, From::Made, true, 1>(w, a, s, o, state);
-    else one_row<bits, path, Span::Several, From::Made, false, 1>(w, a, s, o, state);
-  }
+  if (span_of(w) == Span::Half)
+    return w.has_offset ? one_row<bits, path, Span::Half, From::Made, true>(w, a, s, o, acc) : one_row<bits, path, Span::Half, From::Made, false>(w, a, s, o, acc);
+  return w.has_offset ? one_row<bits, path, Span::Several, From::Made, true>(w, a, s, o, acc) : one_row<bits, path, Span::Several, From::Made, false>(w, a, s, o, acc);
 }

@@ -636,8 +636,8 @@ static void multiply_integer(const Weight &w, const Input &in, const Shares &sha
   Row line = {w.codes + tile * w.chunks * 64 * w.bits, in.q + m0 * w.codes_length, in.scale + ends, w.has_offset ? shares.lifts + ends : nullptr, shares.starts + ends,
               in.total + ends, tile, 0, w.segment_count, 0};
   if (const Late late = one.late ? one.late(w) : nullptr) {
-    f_store(state, late(w, line));
-    finish_tile(state, 16, 1, bias ? bias + n0 : nullptr, count, y + m0 * stride + n0, stride);
+    late(w, line, state);
+    finish_tile(state, 16, rows, bias ? bias + n0 : nullptr, count, y + m0 * stride + n0, stride);
     return;
   }
   const bool direct = w.bits == 8 && w.affine && w.flip == 0;  // the stored bytes are the panel

@@ -314,12 +314,14 @@ struct OneRow {
   Panelled panel = nullptr;
   Late (*late)(const Weight &) = nullptr;
 };
-template <int bits, Path path> constexpr OneRow one_if() {
-  if constexpr ((path != Path::Mirrored || bits > 1) && (path != Path::Doubles || bits <= 4)) return {one_panel<bits, path>, late_of<bits, path>};
-  else return {};
+template <int bits, Path path, int rows> constexpr OneRow one_if() {
+  if constexpr ((path == Path::Mirrored && bits == 1) || (path == Path::Doubles && bits > 4)) return {};
+  else if constexpr (rows == 1) return {one_panel<bits, path>, late_of<bits, path, 1>};
+  else return {nullptr, late_of<bits, path, rows>};
 }
-template <Path path>
-const OneRow kOne[9] = {{}, one_if<1, path>(), one_if<2, path>(), one_if<3, path>(), one_if<4, path>(), one_if<5, path>(), one_if<6, path>(), one_if<7, path>(), one_if<8, path>()};
+template <Path path, int rows>
+const OneRow kOne[9] = {{}, one_if<1, path, rows>(), one_if<2, path, rows>(), one_if<3, path, rows>(), one_if<4, path, rows>(),
+                        one_if<5, path, rows>(), one_if<6, path, rows>(), one_if<7, path, rows>(), one_if<8, path, rows>()};
 
 template <Path path, int rows>
 const Stream kStream[9] = {nullptr, stream_if<1, path, rows>(), stream_if<2, path, rows>(), stream_if<3, path, rows>(), stream_if<4, path, rows>(),
@@ -352,12 +354,20 @@ static const char *why_panels(const Weight &w) {
   return !w.trits && w.chain < 4 ? "sums of four groups leave 16 bits" : nullptr;
 }
 
-// One row where byte dots are wide.
+// One row where byte dots are wide, or the rows of one group where registers are many too.
+template <int rows> static OneRow one_for(const Weight &w) {
+  const bool whole = rows > 1 && kByteTables && w.bits < 8;  // as in stream_for
+  if (w.kind == Kind::Wide16) return w.sized && !whole ? kOne<Path::Mirrored, rows>[w.bits] : kOne<Path::Pairs, rows>[w.bits];
+  return w.doubled ? kOne<Path::Doubles, rows>[w.bits] : w.affine ? kOne<Path::Codes, rows>[w.bits] : kOne<Path::Bytes, rows>[w.bits];
+}
 static OneRow one_of(const Weight &w, const Input &in, int64_t rows) {
   if constexpr (kStreamRows > 0 && kWideDot) {
-    if (rows > 1 || in.group > 1 || w.trits || why_panels(w)) return {};
-    if (w.kind == Kind::Wide16) return w.sized ? kOne<Path::Mirrored>[w.bits] : kOne<Path::Pairs>[w.bits];
-    return w.doubled ? kOne<Path::Doubles>[w.bits] : w.affine ? kOne<Path::Codes>[w.bits] : kOne<Path::Bytes>[w.bits];
+    if (rows > in.group || w.trits || why_panels(w)) return {};
+    if (in.group == 1) return one_for<1>(w);
+    if constexpr (kManyRegisters) {
+      if (in.group == 4) return one_for<4>(w);
+      if (in.group == 8) return one_for<8>(w);
+    }
   }
   return {};
 }

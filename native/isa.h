@@ -854,6 +854,18 @@ AB_INLINE F f_zero() { return f_set(0.0f); }
 AB_INLINE I i_zero() { return i_set(0); }
 AB_INLINE F f_load_bf16(const uint8_t *p) { return i_float(i_shl(i_load_u16(p), 16)); }
 
+// c_step by the four bytes at q.
+#if ANYBIT_512 && ANYBIT_VNNI && !ANYBIT_SIMDE
+// One operation with its load: compilers load first, and the fewer operations, the more bytes a core waits for at a time.
+AB_INLINE C c_step_at(C c, B u, const int8_t *q) {
+  typedef int32_t __attribute__((may_alias)) Four;
+  __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(c.v) : "v"(u.v), "m"(*(const Four *)q));
+  return c;
+}
+#else
+AB_INLINE C c_step_at(C c, B u, const int8_t *q) { return c_step(c, u, q_four(q)); }
+#endif
+
 // Sum of the lanes, folded 8, 4, 2, 1: lane j first meets lane j + 8.
 AB_INLINE float f_fold(F a) {
   float t[16];

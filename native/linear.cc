@@ -293,7 +293,7 @@ template <int rows, int count> AB_INLINE void unsigned_steps(C *c, const uint8_t
 #pragma GCC unroll 4
   for (int i = 0; i < count; i++, q += step) {
     const B t = b_load(p + 64 * i);
-    for (int r = 0; r < rows; r++) c[r] = c_step(c[r], t, q_four(q + 4 * r));
+    for (int r = 0; r < rows; r++) c[r] = c_step_at(c[r], t, q + 4 * r);
   }
 }
 
@@ -412,10 +412,69 @@ static void dot_rows(const Weight &w, const Panel &panel, const uint8_t *bytes, 
     for (int r = 0; r < rows; r++) f_store(state + 16 * r, acc[r]);
 }
 
+// The same for unsigned bytes in int32, full groups of kRowsInt rows and segments [s0, s1) of as many groups of four k each (`groups`, or a multiple of 8 if 0):
+// all of it lies one after the other, so nothing is looked up and addresses are constants.
+template <int rows, Extra extra, int groups>
+static void dot_blocks(const Weight &w, const Panel &panel, int64_t s1, const uint8_t *bytes, const Side &side, const Input &in, const Shares &shares, int64_t row, float *state) {
+  const Ends ends = ends_of(w, side, in, shares, row);
+  const Segment &first = w.segments[panel.s0];
+  const int8_t *q = in.q + row / kRowsInt * kRowsInt * w.codes_length + 4 * (row % kRowsInt) + first.at * kRowsInt;
+  const uint8_t *p = bytes + (first.g0 - panel.c0 * 8) * 64;
+  const int64_t count = groups ? groups : first.g1 - first.g0;
+  F acc[rows];
+#pragma GCC unroll 8
+  for (int r = 0; r < rows; r++) acc[r] = f_load(state + 16 * r);
+  for (int64_t s = panel.s0; s < s1; s++) {
+    const int32_t *const starts = ends.starts + s * kRowsInt;
+    C c[rows];
+    for (int r = 0; r < rows; r++) c[r] = c_from(i_set(starts[r]));
+    constexpr int at_once = groups ? groups : 8;
+    for (int64_t left = count; left > 0; left -= at_once, p += 64 * at_once, q += 4 * kRowsInt * at_once) {
+#pragma GCC unroll 8
+      for (int i = 0; i < at_once; i++) {
+        const B t = b_load(p + 64 * i);
+        for (int r = 0; r < rows; r++) c[r] = c_step_at(c[r], t, q + 4 * kRowsInt * i + 4 * r);
+      }
+    }
+    const int64_t side_at = 16 * (w.segments[s].block - side.first);
+#pragma GCC unroll 8
+    for (int r = 0; r < rows; r++) acc[r] = settled<extra>(ends, c_end(i_zero(), c[r]), r, s, side_at, acc[r]);
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < rows; r++) f_store(state + 16 * r, acc[r]);
+}
+
+// Segments of a panel from its first on that are as long as that, if whole blocks of 16 make them.
+static int64_t even_segments(const Weight &w, const Panel &panel) {
+  const int64_t groups = w.segments[panel.s0].g1 - w.segments[panel.s0].g0;
+  if (groups != 4 && groups % 8) return panel.s0;
+  int64_t s = panel.s0;
+  while (s < panel.s1 && w.segments[s].g1 - w.segments[s].g0 == groups) s++;
+  return s;
+}
+
+template <int rows, Extra extra>
+static void dot_even(const Weight &w, const Panel &panel, int64_t s1, const uint8_t *bytes, const Side &side, const Input &in, const Shares &shares, int64_t row, float *state) {
+  const int64_t groups = w.segments[panel.s0].g1 - w.segments[panel.s0].g0;
+  if (groups == 4) dot_blocks<rows, extra, 4>(w, panel, s1, bytes, side, in, shares, row, state);
+  else if (groups == 8) dot_blocks<rows, extra, 8>(w, panel, s1, bytes, side, in, shares, row, state);
+  else dot_blocks<rows, extra, 0>(w, panel, s1, bytes, side, in, shares, row, state);
+}
+
 template <int rows, Kind kind>
-AB_INLINE void dot_with(const Weight &w, const Panel &p, const uint8_t *b, const Side &side, const Input &in, const Shares &shares, int64_t row, float *state) {
+AB_INLINE void dot_with(const Weight &w, const Panel &p, int64_t even, const uint8_t *b, const Side &side, const Input &in, const Shares &shares, int64_t row, float *state) {
   constexpr bool held = kManyRegisters && !(kind == Kind::Wide16 && rows > 4);
   const Extra extra = extra_of(w);
+  if constexpr (kind == Kind::Unsigned8 && kWideDot && kManyRegisters && rows > 1) {
+    if (even > p.s0) {
+      if (extra == Extra::Any) dot_even<rows, Extra::Any>(w, p, even, b, side, in, shares, row, state);
+      else if (extra == Extra::Offsets) dot_even<rows, Extra::Offsets>(w, p, even, b, side, in, shares, row, state);
+      else dot_even<rows, Extra::None>(w, p, even, b, side, in, shares, row, state);
+      if (even == p.s1) return;
+      const Panel rest = {even, p.s1, p.c0, p.c1};
+      return dot_rows<rows, kind, Extra::Any, held>(w, rest, b, side, in, shares, row, state);
+    }
+  }
   if (held && w.block <= 64) {
     if (extra == Extra::Any) dot_rows<rows, kind, Extra::Any, held>(w, p, b, side, in, shares, row, state);
     else if (extra == Extra::Offsets) dot_rows<rows, kind, Extra::Offsets, held>(w, p, b, side, in, shares, row, state);
@@ -432,12 +491,29 @@ static void dot_all(const Weight &w, const Panel &p, const uint8_t *bytes, const
                     const uint8_t *ahead, int64_t length) {
   constexpr int rows = kind == Kind::Wide16 ? kRowsWide : kRowsInt, half = rows / 2;
   const int64_t share = (length * rows / (m1 - m0) + 127) / 64 * 64;
+  const int64_t even = in.group == kRowsInt ? even_segments(w, p) : p.s0;
   for (int64_t row = m0; row < m1; ahead += share, length -= share) {
     for (int64_t i = 0; i < (length < share ? length : share); i += 64) __builtin_prefetch(ahead + i);
     float *const at = state + (row - m0) * 16;
-    if (in.group == 1) dot_with<1, kind>(w, p, bytes, side, in, shares, row, at), row++;
-    else if (m1 - row > half && in.group >= rows) dot_with<rows, kind>(w, p, bytes, side, in, shares, row, at), row += rows;
-    else dot_with<half, kind>(w, p, bytes, side, in, shares, row, at), row += half;
+    if (in.group == 1) dot_with<1, kind>(w, p, even, bytes, side, in, shares, row, at), row++;
+    else if (m1 - row > half && in.group >= rows) dot_with<rows, kind>(w, p, even, bytes, side, in, shares, row, at), row += rows;
+    else dot_with<half, kind>(w, p, even, bytes, side, in, shares, row, at), row += half;
+  }
+}
+
+// Results of one tile row: sums (`step` floats from row to row) plus bias into y, `count` of 16 outputs.
+static void finish_tile(const float *sums, int64_t step, int64_t rows, const float *bias, int64_t count, float *y, int64_t stride) {
+  float line[16] = {0};
+  if (bias) memcpy(line, bias, sizeof(float) * count);
+  const F b = f_load(line);
+  for (int64_t r = 0; r < rows; r++, sums += step, y += stride) {
+    const F v = bias ? f_add(f_load(sums), b) : f_load(sums);
+    if (count == 16) {
+      f_store(y, v);
+    } else {
+      f_store(line, v);
+      memcpy(y, line, sizeof(float) * count);
+    }
   }
 }
 
@@ -537,22 +613,6 @@ static const float *float_panel(const Weight &w, const float *table, int64_t til
   return out;
 }
 
-// Results of one tile row: sums (`step` floats from row to row) plus bias into y, `count` of 16 outputs.
-static void finish_tile(const float *sums, int64_t step, int64_t rows, const float *bias, int64_t count, float *y, int64_t stride) {
-  float line[16] = {0};
-  if (bias) memcpy(line, bias, sizeof(float) * count);
-  const F b = f_load(line);
-  for (int64_t r = 0; r < rows; r++, sums += step, y += stride) {
-    const F v = bias ? f_add(f_load(sums), b) : f_load(sums);
-    if (count == 16) {
-      f_store(y, v);
-    } else {
-      f_store(line, v);
-      memcpy(y, line, sizeof(float) * count);
-    }
-  }
-}
-
 #include "stream_float.h"
 
 static int64_t float_side(const Weight &w) {  // floats that the scales of one tile need: the most blocks that a float panel touches
@@ -623,45 +683,74 @@ static int64_t panel_blocks(const Weight &w) {  // the most blocks that a panel 
   return most;
 }
 
-static void multiply_integer(const Weight &w, const Input &in, const Shares &shares, const float *bias, int64_t tile, int64_t m0, int64_t m1, float *y, int64_t stride,
-                             float *buffer) {
-  const int64_t rows = m1 - m0, most = panel_blocks(w) * 16;
+// Blocks whose scales have room beside a panel.
+static int64_t side_blocks(const Weight &w) {
+  const int64_t panel = panel_blocks(w), streamed = w.blocks < 128 ? w.blocks : 128;
+  return panel > streamed ? panel : streamed;
+}
+
+// How the tiles of a call run, found once for all of them.
+struct Ways {
+  Stream streamed;
+  OneRow one;
+  Late late;
+  int64_t most;  // floats of the scales of a panel, or of as many as are streamed at once
+};
+static Ways ways_of(const Weight &w, const Input &in, int64_t rows) {
+  const OneRow one = one_of(w, in, rows);
+  return {stream_of(w, in, rows), one, one.late ? one.late(w) : nullptr, side_blocks(w) * 16};
+}
+
+static Row row_of(const Weight &w, const Input &in, const Shares &shares, int64_t m0) {
+  const int64_t ends = m0 * w.segment_count;
+  return {w.codes, in.q + m0 * w.codes_length, in.scale + ends, w.has_offset ? shares.lifts + ends : nullptr, shares.starts + ends, in.total + ends, 0, 0, w.segment_count, 0};
+}
+
+// How many panels from `p` on run as one: all whose scales have room if stored bits are streamed once. What a panel does before it reads keeps a core from
+// asking for the next bytes.
+static int64_t panels_at(const Weight &w, const Panel *p, const Ways &ways, bool once) {
+  int64_t count = 1;
+  if (!once || !(ways.one.panel || ways.streamed)) return count;
+  const int64_t left = w.panels + w.panel_count - p, first = w.segments[p->s0].block;
+  while (count < left && (w.segments[p[count].s1 - 1].block - first + 1) * 16 <= ways.most) count++;
+  return count;
+}
+
+static void multiply_integer(const Weight &w, const Input &in, const Shares &shares, const Ways &ways, const float *bias, int64_t tile, int64_t m0, int64_t m1, float *y,
+                             int64_t stride, float *buffer) {
+  const int64_t rows = m1 - m0, most = ways.most;
   float *state = buffer;
   Side side = {0, state + kRowBlock * 16, state + kRowBlock * 16 + most, (int32_t *)(state + kRowBlock * 16 + 2 * most)};
   uint8_t *bytes = (uint8_t *)(state + kRowBlock * 16 + 3 * most);
   memset(state, 0, sizeof(float) * 16 * (size_t)((rows + in.group - 1) / in.group * in.group));
-  const Stream streamed = stream_of(w, in, rows);
-  const OneRow one = one_of(w, in, rows);
-  const int64_t n0 = tile * 16, count = w.n - n0 < 16 ? w.n - n0 : 16, ends = m0 * w.segment_count;
-  Row line = {w.codes + tile * w.chunks * 64 * w.bits, in.q + m0 * w.codes_length, in.scale + ends, w.has_offset ? shares.lifts + ends : nullptr, shares.starts + ends,
-              in.total + ends, tile, 0, w.segment_count, 0};
-  if (const Late late = one.late ? one.late(w) : nullptr) {
-    late(w, line, state);
-    finish_tile(state, 16, rows, bias ? bias + n0 : nullptr, count, y + m0 * stride + n0, stride);
-    return;
-  }
+  const int64_t n0 = tile * 16, count = w.n - n0 < 16 ? w.n - n0 : 16;
+  Row line = row_of(w, in, shares, m0);
+  line.tile = tile;
   const bool direct = w.bits == 8 && w.affine && w.flip == 0;  // the stored bytes are the panel
-  for (const Panel *p = w.panels, *end = p + w.panel_count; p < end; p++) {
-    const uint8_t *codes = w.codes + (w.trits ? tile * ((w.k + 19) / 20) * 64 : (tile * w.chunks + p->c0) * 64 * w.bits);
-    const int64_t b0 = w.segments[p->s0].block, b1 = w.segments[p->s1 - 1].block + 1, length = (p->c1 - p->c0) * (w.trits ? 104 : 64 * w.bits);
+  for (const Panel *p = w.panels, *end = p + w.panel_count; p < end;) {
+    const int64_t together = panels_at(w, p, ways, rows <= in.group);
+    const Panel run = {p->s0, p[together - 1].s1, p->c0, p[together - 1].c1};
+    p += together;
+    const uint8_t *codes = w.codes + (w.trits ? tile * ((w.k + 19) / 20) * 64 : (tile * w.chunks + run.c0) * 64 * w.bits);
+    const int64_t b0 = w.segments[run.s0].block, b1 = w.segments[run.s1 - 1].block + 1, length = (run.c1 - run.c0) * (w.trits ? 104 : 64 * w.bits);
     side.first = b0;
     scale_rows(w.scale, tile, b0, b1, w.n, w.step, side.scale);
     if (w.has_offset) scale_rows(w.offset, tile, b0, b1, w.n, 1.0f, side.offset);
     if (w.zero) for (int64_t b = b0; b < b1; b++) i_store(side.shift + 16 * (b - b0), zero_row(w, tile, b));
-    if (one.panel) {
-      line.p = codes, line.q = in.q + m0 * w.codes_length + w.segments[p->s0].at, line.s0 = p->s0, line.s1 = p->s1, line.first = b0;
-      f_store(state, one.panel(w, line, side.scale, side.offset, f_load(state)));
-    } else if (streamed) {
-      for (int64_t row = m0; row < m1; row += in.group) streamed(w, *p, codes, side, in, shares, row, state + (row - m0) * 16);
+    if (ways.one.panel) {
+      line.p = codes, line.q = in.q + m0 * w.codes_length + w.segments[run.s0].at, line.s0 = run.s0, line.s1 = run.s1, line.first = b0;
+      f_store(state, ways.one.panel(w, line, side.scale, side.offset, f_load(state)));
+    } else if (ways.streamed) {
+      for (int64_t row = m0; row < m1; row += in.group) ways.streamed(w, run, codes, side, in, shares, row, state + (row - m0) * 16);
     } else if (w.kind == Kind::Wide16) {
-      kPanelWide[w.bits](w, codes, p->c1 - p->c0, bytes);
-      dot_all<Kind::Wide16>(w, *p, bytes, side, in, shares, m0, m1, state, codes + length, length);
+      kPanelWide[w.bits](w, codes, run.c1 - run.c0, bytes);
+      dot_all<Kind::Wide16>(w, run, bytes, side, in, shares, m0, m1, state, codes + length, length);
     } else {
-      if (w.trits) trit_panel(w, tile, p->c0, p->c1, bytes);
-      else if (!direct) kPanelBytes[w.bits](w, codes, p->c1 - p->c0, bytes);
+      if (w.trits) trit_panel(w, tile, run.c0, run.c1, bytes);
+      else if (!direct) kPanelBytes[w.bits](w, codes, run.c1 - run.c0, bytes);
       const uint8_t *from = direct ? codes : bytes;
-      if (!kWideDot && w.kind == Kind::Signed8) dot_all<kWideDot ? Kind::Unsigned8 : Kind::Signed8>(w, *p, from, side, in, shares, m0, m1, state, codes + length, length);
-      else dot_all<Kind::Unsigned8>(w, *p, from, side, in, shares, m0, m1, state, codes + length, length);
+      if (!kWideDot && w.kind == Kind::Signed8) dot_all<kWideDot ? Kind::Unsigned8 : Kind::Signed8>(w, run, from, side, in, shares, m0, m1, state, codes + length, length);
+      else dot_all<Kind::Unsigned8>(w, run, from, side, in, shares, m0, m1, state, codes + length, length);
     }
   }
   finish_tile(state, 16, rows, bias ? bias + n0 : nullptr, count, y + m0 * stride + n0, stride);
@@ -699,7 +788,7 @@ static size_t scratch_bytes(const Weight &w, const Input &in) {
   if (!in.integer) return sizeof(float) * (size_t)(kFloatTiles * (kFloatPanel * 16 + 2 * float_side(w) + (rows + in.group - 1) / in.group * in.group * 32));
   int64_t chunks = 0;
   for (const Panel *p = w.panels, *end = p + w.panel_count; p < end; p++) chunks = p->c1 - p->c0 > chunks ? p->c1 - p->c0 : chunks;
-  return (size_t)(kRowBlock * 64 + panel_blocks(w) * 192 + chunks * (w.kind == Kind::Wide16 ? 1024 : 512) + (w.has_offset ? 8 : 4) * start_count(w, in, rows));
+  return (size_t)(kRowBlock * 64 + side_blocks(w) * 192 + chunks * (w.kind == Kind::Wide16 ? 1024 : 512) + (w.has_offset ? 8 : 4) * start_count(w, in, rows));
 }
 
 static void multiply(const Weight &w, const Input &in, const float *bias, int64_t t0, int64_t t1, float *y, int64_t stride, void *scratch) {
@@ -710,7 +799,10 @@ static void multiply(const Weight &w, const Input &in, const float *bias, int64_
       const int64_t count = start_count(w, in, m1 - m0);
       float *const lifts = (float *)((int32_t *)scratch + count), *const rest = w.has_offset ? lifts + count : lifts;
       const Shares shares = shares_of(w, in, m0, m1, (int32_t *)scratch, lifts);
-      for (int64_t t = t0; t < t1; t++) multiply_integer(w, in, shares, bias, t, m0, m1, y, stride, rest);
+      const Ways ways = ways_of(w, in, m1 - m0);
+      if (ways.late) ways.late(w, row_of(w, in, shares, m0), t0, t1, {m1 - m0, bias, y + m0 * stride, stride});
+      else
+        for (int64_t t = t0; t < t1; t++) multiply_integer(w, in, shares, ways, bias, t, m0, m1, y, stride, rest);
     } else {
       for (int64_t t = t0; t < t1; t += side) multiply_float(w, in, bias, t, t1 - t < side ? t1 - t : side, m0, m1, y, stride, (float *)scratch);
     }

@@ -10,15 +10,14 @@
 // from two tables. Mirrored: the two bytes of |t|, the sign given to the input.
 enum class Path { Codes, Doubles, Bytes, Pairs, Mirrored };
 
-// Whether stored bytes are asked for ahead. One row of whole fields takes so few operations a byte that hardware runs ahead by itself; from a mapped
-// file's small pages asking then costs a tenth (0.85B Llama, int8@32: 31 GB/s without, 26 with; where codes have to be joined it gains).
-template <int bits, Path path, int rows> constexpr bool kAsks = path != Path::Codes || rows > 1 || (bits != 8 && bits != 4);
-
-constexpr int64_t kAhead = 2048;  // bytes that are asked for before they are read: hardware stops asking at the end of a page
-
-template <int bytes> AB_INLINE void ask(const uint8_t *p) {
+// Stored bytes are asked for ahead, to the second-level cache: to the first, a thread reads a fifth to a third less from memory. One row of whole fields takes
+// so few operations a byte that a core waits for enough bytes at a time by itself: one line of each chunk will do, which has the next page's address ready and
+// hardware, which ends at a page, begin there. Other kernels ask for every line.
+template <int bits, Path path, int rows> constexpr bool kSparse = path == Path::Codes && rows == 1 && (bits == 8 || bits == 4);
+template <bool sparse, int bytes> AB_INLINE void ask(const uint8_t *p) {
+  if constexpr (sparse) return __builtin_prefetch(p + 8192, 0, 2);
 #pragma GCC unroll 8
-  for (int i = 0; i < bytes; i += 64) __builtin_prefetch(p + kAhead + i);
+  for (int i = 0; i < bytes; i += 64) __builtin_prefetch(p + 4096 + i, 0, 2);
 }
 
 template <int bits> constexpr int kTopPlane = bits == 6 ? 2 : bits == 3 || bits == 5 || bits == 7 ? 1 : bits;  // width of the plane with the sign
@@ -124,11 +123,11 @@ AB_INLINE void add_groups(const Weight &w, const Decode &by, const uint8_t *p, c
     constexpr bool plain = path == Path::Codes || path == Path::Doubles;
     const B code = code_at<bits, at, plain || !kByteTables, path == Path::Doubles>(p, by.turn);
     if constexpr (plain) {
-      for (int r = 0; r < rows; r++) d.lo[r][chain] = c_step(d.lo[r][chain], code, q_four(q + 4 * (rows * at + r)));
+      for (int r = 0; r < rows; r++) d.lo[r][chain] = c_step_at(d.lo[r][chain], code, q + 4 * (rows * at + r));
     } else {
       if constexpr (path == Path::Bytes) {
         const B t = bytes_of<bits, false>(w.low, by.low, code);
-        for (int r = 0; r < rows; r++) d.lo[r][chain] = c_step(d.lo[r][chain], t, q_four(q + 4 * (rows * at + r)));
+        for (int r = 0; r < rows; r++) d.lo[r][chain] = c_step_at(d.lo[r][chain], t, q + 4 * (rows * at + r));
       } else {
         constexpr bool sized = path == Path::Mirrored;
         const B lo = bytes_of<bits, sized>(sized ? w.size_low : w.low, by.low, code), hi = bytes_of<bits, sized>(sized ? w.size_high : w.high, by.high, code);
@@ -185,7 +184,7 @@ static void stream(const Weight &w, const Panel &panel, const uint8_t *codes, co
   if (w.block == 16 && w.blocks > 1) {  // two segments a chunk; the last may have no second, or be short
     const uint8_t *p = codes;
     for (int64_t s = panel.s0; s < panel.s1; s += 2, p += 64 * bits) {
-      if constexpr (kAsks<bits, path, rows>) ask<64 * bits>(p);
+      ask<kSparse<bits, path, rows>, 64 * bits>(p);
       const int8_t *q = q0 + 16 * rows * s;
       begin(d, ends.starts + rows * s);
       add_groups<bits, path, rows, 0, 4>(w, by, p, q, d);
@@ -208,7 +207,7 @@ static void stream(const Weight &w, const Panel &panel, const uint8_t *codes, co
       for (int r = 0; r < rows; r++) sum[r] = i_set(ends.starts[rows * s + r]);
     begin(d, ends.starts + rows * s);
     for (int64_t left = seg.g1 - seg.g0; left > 0; left -= 8, p += 64 * bits, q += 32 * rows) {
-      if constexpr (kAsks<bits, path, rows>) ask<64 * bits>(p);
+      ask<kSparse<bits, path, rows>, 64 * bits>(p);
       add_groups<bits, path, rows, 0, 4>(w, by, p, q, d);
       if (!kWideDot && short_chain) {
         for (int r = 0; r < rows; r++) sum[r] = total(d, r, sum[r]);
@@ -236,7 +235,7 @@ template <int rows, int from, int to> AB_INLINE void add_trits(const Trits &trit
   if constexpr (kScaledTrits<rows>) scaled_trits_of(trits, b_load(p), t);
   else trits_of(trits, b_load(p), t);
   for (int i = from; i < to; i++)
-    for (int r = 0; r < rows; r++) c[r + i % kTritChains<rows>] = c_step(c[r + i % kTritChains<rows>], t[i], q_four(q + 4 * (rows * (i - from) + r)));
+    for (int r = 0; r < rows; r++) c[r + i % kTritChains<rows>] = c_step_at(c[r + i % kTritChains<rows>], t[i], q + 4 * (rows * (i - from) + r));
 }
 
 // The same for any from and to, those at an end of the vector without a detour: the ends of a segment.
@@ -286,7 +285,7 @@ static void stream_trits(const Weight &w, const Panel &panel, const uint8_t *cod
       while (run > 0) {
         if (digit == 0) {
           for (; run >= 5; run -= 5, p += 64, q += 20 * rows) {
-            ask<64>(p);
+            __builtin_prefetch(p + 2048);  // five digits of a line take as long as reading it: here the first level serves better
             add_trits<rows, 0, 5>(trits, p, q, c);
           }
           if (run == 0) break;

@@ -25,7 +25,7 @@ struct FloatCodes {
 // To the second-level cache: tiles lie a power of two apart, so that what is asked for of four would push each other out of the first (8-bit integers: a third).
 template <int bytes> AB_INLINE void ask_near(const uint8_t *p) {
 #pragma GCC unroll 8
-  for (int i = 0; i < bytes; i += 64) __builtin_prefetch(p + kAhead + i, 0, 2);
+  for (int i = 0; i < bytes; i += 64) __builtin_prefetch(p + 4096 + i, 0, 2);
 }
 
 template <int bits, Source source, int rows, int tiles, bool zeros, int from, int j>

@@ -20,27 +20,29 @@ AB_INLINE B held(B a) { return a; }
 enum class Span { Half, Whole, Several };
 
 // How the numbers of a tile row on a grid of blocks come: from memory, where scale_rows has made them, or from their codes, with the same operations.
-enum class From { Made, Sixteens, Bytes, Signed, Fours, Exponents, Minis };  // Sixteens: fp16, bf16; Bytes, Signed: integers; Fours: two blocks a byte, unsigned
+enum class From { Made, Singles, Halves, Brains, Bytes, Signed, Fours, Exponents, Minis };  // fp32, fp16, bf16; integers; two blocks a byte, unsigned
 
 static From from_of(const Scale &s, float factor, Span span) {
   const int factors = (s.each > 0) + (s.whole != 1.0f) + (factor != 1.0f);
   if (s.rows != 1 || factors > (s.kind == ScaleKind::Mini ? 2 : 1)) return From::Made;
   if (s.each && (span == Span::Several || (span == Span::Half && s.each % 2))) return From::Made;
-  if (s.kind == ScaleKind::Float16 || s.kind == ScaleKind::BFloat16) return From::Sixteens;
+  if (s.kind == ScaleKind::Float32) return From::Singles;
+  if (s.kind == ScaleKind::Float16) return From::Halves;
+  if (s.kind == ScaleKind::BFloat16) return From::Brains;
   if (s.kind == ScaleKind::Integer) return s.paired ? (s.has_sign ? From::Made : From::Fours) : s.has_sign ? From::Signed : From::Bytes;
   return s.paired ? From::Made : s.kind == ScaleKind::Exponent ? From::Exponents : s.kind == ScaleKind::Mini ? From::Minis : From::Made;
 }
 
 // Numbers are asked for so many bytes before they are read: their lines come too seldom for hardware to run ahead of them.
-constexpr int64_t kNumbersAhead = 512;
+constexpr int64_t kNumbersAhead = 2048;
 
 template <From from> struct Numbers {
+  static constexpr int kBytes = from == From::Singles ? 64 : from == From::Halves || from == From::Brains ? 32 : from == From::Fours ? 8 : 16;  // of a block
   const Scale *of = nullptr;
   const uint8_t *at = nullptr;
   int64_t tile = 0, n = 0, first = 0;  // `first`: the block that `at` begins with
   F by = f_zero(), also = f_zero();  // factors: of the second level as long as it is the same, of the tensor
   I flip = i_zero();  // the sign bit of integers
-  bool brain = false;  // bf16, not fp16
   Mini mini;
 
   Numbers(const Scale &s, int64_t row_of_tiles, int64_t outputs, float factor) : of(&s), tile(row_of_tiles), n(outputs), mini(s) {
@@ -49,7 +51,6 @@ template <From from> struct Numbers {
     const float whole = s.whole != 1.0f ? s.whole : factor;
     by = f_set(s.each ? 1.0f : whole);
     also = f_set(s.each ? whole : s.whole != 1.0f ? factor : 1.0f);
-    brain = s.kind == ScaleKind::BFloat16;
     if (s.has_sign) flip = i_set(1 << (s.bits - 1));
   }
   Numbers(const float *made, int64_t first_made) : at((const uint8_t *)made), first(first_made) {}
@@ -57,14 +58,16 @@ template <From from> struct Numbers {
   AB_LAMBDA void enter(int64_t owner) {  // those that follow are of this number of the second level
     if constexpr (from == From::Made) return;
     const Grid &s = of->second;
-    if (of->each && s.rows == 1) __builtin_prefetch(s.data + (tile * s.columns + owner) * 16 * scale_width(s.kind) + kNumbersAhead / 2);
+    if (of->each && s.rows == 1) __builtin_prefetch(s.data + (tile * s.columns + owner) * 16 * scale_width(s.kind) + kNumbersAhead / 2, 0, 2);
     if (of->each) by = s.rows == 1 && s.kind == ScaleKind::Float16 ? f_load_half(s.data + (tile * s.columns + owner) * 32) : grid_row(s, tile, owner, n);
   }
   AB_LAMBDA F of_code(I code) const { return f_mul(i_to_f(code), by); }
   AB_LAMBDA F operator()(int64_t b) const {
-    if constexpr (from != From::Made) __builtin_prefetch(at + (from == From::Sixteens ? 32 : from == From::Fours ? 8 : 16) * b + kNumbersAhead);
+    if constexpr (from != From::Made) __builtin_prefetch(at + kBytes * b + kNumbersAhead, 0, 2);
     if constexpr (from == From::Made) return f_load((const float *)at + 16 * (b - first));
-    if constexpr (from == From::Sixteens) return f_mul(brain ? f_load_bf16(at + 32 * b) : f_load_half(at + 32 * b), by);
+    if constexpr (from == From::Singles) return f_mul(f_load((const float *)(at + 64 * b)), by);
+    if constexpr (from == From::Halves) return f_mul(f_load_half(at + 32 * b), by);
+    if constexpr (from == From::Brains) return f_mul(f_load_bf16(at + 32 * b), by);
     if constexpr (from == From::Fours) return of_code(b & 1 ? i_shr(i_load_u8(at + 8 * (b - 1)), 4) : i_and(i_load_u8(at + 8 * b), i_set(15)));
     const I code = i_load_u8(at + 16 * b);
     if constexpr (from == From::Bytes) return of_code(code);
@@ -146,7 +149,7 @@ template <int bits, Path path, Span span, int rows> struct One {
       add_groups<bits, path, rows, at, end>(w, by, p, q, dots);
     } else if constexpr (at < end) {
       C &c = places == 1 ? sum[0][at % chains] : sum[places == 1 ? 0 : place_of<bits>(at)][turn_of<bits>(at) % chains];
-      c = c_step(c, pieces.template group<at>(p, by), q_four(q + 4 * at));
+      c = c_step_at(c, pieces.template group<at>(p, by), q + 4 * at);
       add<at + 1, end>(w, by, p, q);
     }
   }
@@ -169,6 +172,14 @@ struct Row {
   const float *scale, *lift;  // of the segments, each of all rows: as they lie
   const int32_t *start, *total;
   int64_t tile, s0, s1, first;  // `first`: the block that numbers made before begin with
+};
+
+// Where results go: `rows` rows of y, stride apart, and what is added to each or nullptr.
+struct Results {
+  int64_t rows;
+  const float *bias;
+  float *y;
+  int64_t stride;
 };
 
 // One row: a function of its own, as what compilers made of the one below for one row read 7 to 10 % less out of memory with scales made before.
@@ -196,13 +207,13 @@ static F one_row(const Weight &w, const Row &a, Numbers<from> scales, Numbers<fr
         const Segment &seg = w.segments[s];
         one.begin(start + s);
         for (int64_t left = seg.g1 - seg.g0; left > 0; left -= 8, p += 64 * bits, q += 32) {
-          if constexpr (kAsks<bits, path, 1>) ask<64 * bits>(p);
+          ask<kSparse<bits, path, 1>, 64 * bits>(p);
           one.load(p, by);
           one.template add<0, 8>(w, by, p, q);
         }
         settle(s++, seg.block, one.total(0));
       } else {
-        if constexpr (kAsks<bits, path, 1>) ask<64 * bits>(p);
+        ask<kSparse<bits, path, 1>, 64 * bits>(p);
         one.begin(start + s);
         one.load(p, by);
         one.template add<0, span == Span::Half ? 4 : 8>(w, by, p, q);
@@ -249,13 +260,13 @@ static void few_rows(const Weight &w, const Row &a, Numbers<from> scales, Number
         const Segment &seg = w.segments[s];
         one.begin(start + s * rows);
         for (int64_t left = seg.g1 - seg.g0; left > 0; left -= 8, p += 64 * bits, q += 32 * rows) {
-          if constexpr (kAsks<bits, path, rows>) ask<64 * bits>(p);
+          ask<kSparse<bits, path, rows>, 64 * bits>(p);
           one.load(p, by);
           one.template add<0, 8>(w, by, p, q);
         }
         settle(s++, seg.block);
       } else {
-        if constexpr (kAsks<bits, path, rows>) ask<64 * bits>(p);
+        ask<kSparse<bits, path, rows>, 64 * bits>(p);
         one.begin(start + s * rows);
         one.load(p, by);
         one.template add<0, span == Span::Half ? 4 : 8>(w, by, p, q);
@@ -275,42 +286,66 @@ static void few_rows(const Weight &w, const Row &a, Numbers<from> scales, Number
   for (int r = 0; r < rows; r++) f_store(state + 16 * r, acc[r]);
 }
 
-template <int bits, Path path, int rows, Span span, From from, bool shifted = false> static void one_late(const Weight &w, const Row &a, float *state) {
-  const Numbers<from> scales(w.scale, a.tile, w.n, w.step);
-  const Numbers<from> offsets = shifted ? Numbers<from>(w.offset, a.tile, w.n, 1.0f) : scales;
-  if constexpr (rows == 1) f_store(state, one_row<bits, path, span, from, shifted>(w, a, scales, offsets, f_zero()));
-  else few_rows<bits, path, span, from, shifted, rows>(w, a, scales, offsets, state);
+// Tiles [t0, t1), all of a row of the weight in one go. What one tile has to do before it reads and after keeps a core from asking for the next one's bytes
+// (four rows of tiles a microsecond: a call for each took a third), so it is little.
+template <int bits, Path path, int rows, Span span, From from, bool shifted = false>
+static void one_late(const Weight &w, Row a, int64_t t0, int64_t t1, const Results &to) {
+  const int64_t tile_bytes = w.chunks * 64 * bits;
+  a.p = w.codes + t0 * tile_bytes;
+  for (a.tile = t0; a.tile < t1; a.tile++, a.p += tile_bytes) {
+    const Numbers<from> scales(w.scale, a.tile, w.n, w.step);
+    const Numbers<from> offsets = shifted ? Numbers<from>(w.offset, a.tile, w.n, 1.0f) : scales;
+    float state[16 * rows];
+    const int64_t n0 = a.tile * 16, count = w.n - n0 < 16 ? w.n - n0 : 16;
+    if constexpr (rows == 1) {
+      const F sum = one_row<bits, path, span, from, shifted>(w, a, scales, offsets, f_zero());
+      if (count == 16) {
+        f_store(to.y + n0, to.bias ? f_add(sum, f_load(to.bias + n0)) : sum);
+        continue;
+      }
+      f_store(state, sum);
+    } else {
+      few_rows<bits, path, span, from, shifted, rows>(w, a, scales, offsets, state);
+    }
+    finish_tile(state, 16, to.rows, to.bias ? to.bias + n0 : nullptr, count, to.y + n0, to.stride);
+  }
 }
 
 static Span span_of(const Weight &w) { return w.block == 16 && w.blocks > 1 ? Span::Half : w.block == 32 ? Span::Whole : Span::Several; }
 
-// A whole row of tiles, or nullptr.
-using Late = void (*)(const Weight &, const Row &, float *);
+// Whole rows of tiles, or nullptr.
+using Late = void (*)(const Weight &, Row, int64_t, int64_t, const Results &);
+template <int bits, Path path, int rows, Span span, bool shifted = false> static Late floats_late(From from) {
+  if constexpr (rows == 1 && path == Path::Codes && !shifted)
+    if (from == From::Singles) return one_late<bits, path, rows, span, From::Singles, shifted>;
+  if (from == From::Halves) return one_late<bits, path, rows, span, From::Halves, shifted>;
+  return from == From::Brains ? one_late<bits, path, rows, span, From::Brains, shifted> : nullptr;
+}
 template <int bits, Path path, int rows> static Late late_of(const Weight &w) {
   const Span span = span_of(w);
   const From from = from_of(w.scale, w.step, span);
   if constexpr (rows > 4 && kPairs<path> && bits == 8) return nullptr;  // registers belong to tables of 256 entries
-  // Out of memory panels, which read several blocks' scales at once, take less time: one row with bf16 scales by up to 15 %, four of blocks of 128 by 5 %.
-  if (rows == 1 && (w.scale.kind == ScaleKind::BFloat16 || (w.has_offset && w.offset.kind == ScaleKind::BFloat16))) return nullptr;
-  if (rows == 4 && w.block > 64) return nullptr;
   if (w.zero || from == From::Made || (w.has_offset && (from_of(w.offset, 1.0f, span) != from || w.offset.each != w.scale.each))) return nullptr;
   constexpr bool codes = path == Path::Codes && bits > 1, bytes = path == Path::Bytes && bits == 4;
   if constexpr (codes || bytes || kPairs<path>) {
-    if (span == Span::Several) return from == From::Sixteens && !w.has_offset ? one_late<bits, path, rows, Span::Several, From::Sixteens> : nullptr;
+    if (span == Span::Several) return w.has_offset ? nullptr : floats_late<bits, path, rows, Span::Several>(from);
+  }
+  if constexpr (kPairs<path> && (bits == 6 || bits == 8)) {
+    if (span == Span::Whole && !w.has_offset && from == From::Exponents) return one_late<bits, path, rows, Span::Whole, From::Exponents>;
   }
   if constexpr (codes || bytes) {
     if (span == Span::Whole && !w.has_offset) {
-      if (from == From::Sixteens) return one_late<bits, path, rows, Span::Whole, From::Sixteens>;
+      if (const Late late = floats_late<bits, path, rows, Span::Whole>(from)) return late;
       if (from == From::Exponents) return one_late<bits, path, rows, Span::Whole, From::Exponents>;
     }
     if (span == Span::Half && !w.has_offset) {
-      if (from == From::Sixteens) return one_late<bits, path, rows, Span::Half, From::Sixteens>;
+      if (const Late late = floats_late<bits, path, rows, Span::Half>(from)) return late;
       if (from == From::Minis) return one_late<bits, path, rows, Span::Half, From::Minis>;
     }
   }
   if constexpr (codes) {
     if (span == Span::Whole && w.has_offset) {
-      if (from == From::Sixteens) return one_late<bits, path, rows, Span::Whole, From::Sixteens, true>;
+      if (const Late late = floats_late<bits, path, rows, Span::Whole, true>(from)) return late;
       if (from == From::Bytes) return one_late<bits, path, rows, Span::Whole, From::Bytes, true>;
     }
     if (span == Span::Half) {

@@ -46,7 +46,8 @@ def nearest_vectors(ops: Arrays, x: Any, element: Element) -> Any:
         part = groups[start : start + step]
         codes, unsure = _signed_grid(ops, part, element) if isinstance(element, SignedGrid) else _listed(ops, part, element)
         if bool(unsure.any()):
-            codes = ops.replaced(codes, (unsure,), _decided(ops, part[unsure], element))
+            rows, back = ops.distinct(part[unsure])  # zeros above all
+            codes = ops.replaced(codes, (unsure,), _decided(ops, rows, element)[back])
         pieces.append(codes)
     return ops.joined(pieces).reshape(shape) if pieces else ops.full(shape, 0, "int64", x)
 

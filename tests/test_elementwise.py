@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -283,6 +284,32 @@ def test_jax_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ShapeError, match="JAX arrays cannot be written to"):
         anybit.fake_quantize(given, "mxfp4", out=given)
     assert not jax.config.jax_enable_x64
+
+
+def test_arrays_that_hold_no_plain_numbers() -> None:
+    """One line of ours instead of another library's trouble, from every public function."""
+    one = torch.ones(3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a type that torch gives up
+        quantized = torch.quantize_per_tensor(one, 0.1, 0, torch.quint8)
+    cases: list[tuple[Any, str]] = [
+        ([[1], [1, 2]], "lists of different lengths"),
+        (np.ma.array([1.0, 2.0], mask=[0, 1]), r"masked numbers, .* x\.filled\(0\)"),
+        (one.to_sparse(), r"tensors are dense, not sparse_coo; give x\.to_dense\(\)"),
+        (quantized, r"tensors are dense, not a quantized tensor; give x\.dequantize\(\)"),
+        (one.to(torch.float8_e4m3fn), r"not torch\.float8_e4m3fn; give x\.float\(\)"),
+        (torch.ones(3, device="meta"), "a tensor on the device meta has no numbers"),
+        (torch.ones(3, dtype=torch.complex64).conj(), r"x is a conjugated or negated view; give x\.resolve_conj"),
+        (torch._neg_view(one), r"x is a conjugated or negated view"),
+    ]
+    for given, message in cases:
+        for call in (anybit.round, anybit.encode, anybit.fake_quantize, anybit.quantize):
+            with pytest.raises(ShapeError, match=message):
+                call(given, "int4")
+    assert np.array_equal(anybit.round(np.ma.array([1.2, 2.0]), "int4"), [1, 2])  # nothing is masked
+    for more in ({"round": None}, {"over": None}, {"nonfinite": None}, {"round": 3}):
+        with pytest.raises(FormatError, match=f"{next(iter(more))}={next(iter(more.values()))}: use one of"):
+            anybit.round([1.0], "int4", **more)
 
 
 def test_refusals() -> None:

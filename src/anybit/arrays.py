@@ -23,8 +23,26 @@ def is_jax(x: Any) -> bool:
 
 
 def on_cpu(x: Any) -> bool:
-    """Whether a torch tensor lies in host memory."""
+    """Whether a torch tensor lies in host memory. ShapeError: its numbers do not lie side by side, are of no type that is known, or are
+    nowhere."""
+    if str(x.layout) != "torch.strided" or x.is_quantized:
+        kind = "a quantized tensor" if x.is_quantized else str(x.layout).removeprefix("torch.")
+        raise ShapeError(f"tensors are dense, not {kind}; give x.{'dequantize' if x.is_quantized else 'to_dense'}()")
+    if str(x.dtype).startswith(("torch.float8", "torch.float4")):
+        raise ShapeError(f"numbers are float16, bfloat16, float32, float64 or integers, not {x.dtype}; give x.float()")
+    if x.device.type == "meta":
+        raise ShapeError("a tensor on the device meta has no numbers")
     return str(x.device.type) == "cpu"
+
+
+def host_array(x: Any) -> np.ndarray:
+    """Anything but a tensor as a NumPy array, its own memory where it is one. ShapeError: lists of different lengths, masked numbers."""
+    if np.ma.is_masked(x):
+        raise ShapeError("the array has masked numbers, which no code can say; fill them, as x.filled(0) does")
+    try:
+        return np.asarray(x)
+    except ValueError:
+        raise ShapeError("lists of different lengths, or of something else than numbers, are no array") from None
 
 
 def on_gpu(x: Any) -> bool:
@@ -38,6 +56,8 @@ def torch_view(x: Any, name: str) -> np.ndarray:
         raise ShapeError(f"{name} must be a torch tensor on the CPU, not {type(x).__name__}")
     if str(x.dtype) == "torch.bfloat16":
         raise ShapeError(f"{name} is bfloat16, which NumPy does not have")
+    if x.is_conj() or x.is_neg():
+        raise ShapeError(f"{name} is a conjugated or negated view; give {name}.resolve_conj().resolve_neg()")
     return np.asarray(x.detach().numpy())
 
 

@@ -64,6 +64,11 @@ class TorchArrays:
         """One after the other along the first axis."""
         return self.xp.cat(arrays)
 
+    def distinct(self, x: Any) -> tuple[Any, Any]:
+        """The different rows of a matrix, and which of them each row is."""
+        found, back = self.xp.unique(x, dim=0, return_inverse=True)
+        return found, back.reshape(-1)
+
     def extremes(self, x: Any, axes: tuple[int, ...]) -> tuple[Any, Any]:
         """Least and largest over some axes."""
         return self.xp.amin(x, dim=axes), self.xp.amax(x, dim=axes)
@@ -161,6 +166,10 @@ class JaxArrays:
 
     def joined(self, arrays: list[Any]) -> Any:
         return self.xp.concatenate(arrays)
+
+    def distinct(self, x: Any) -> tuple[Any, Any]:
+        found, back = self.xp.unique(x, axis=0, return_inverse=True)
+        return found, back.reshape(-1)
 
     def extremes(self, x: Any, axes: tuple[int, ...]) -> tuple[Any, Any]:
         return x.min(axis=axes), x.max(axis=axes)

@@ -1,8 +1,8 @@
 """Quantizing arrays that lie on a device: scales and codes are chosen there by the code that chooses them on the host, with the same bits.
 
-`methods/grids.py`, the scale rules and the chain of scales run on arrays under NumPy's protocols (`device_numpy.py`). To the host go the
-numbers that scales of scales are settled by, one a block, and groups of weights that are equally near to two vectors. Arrays are walked in
-slabs of some million values, so that temporary memory stays at some hundred megabytes.
+`methods/grids.py`, the scale rules and the chain of scales run on arrays under NumPy's protocols (`device_numpy.py`). To the host go
+single numbers that decide what is done next, and those by which levels above the first are settled: a few for each block of such a level.
+Arrays are walked in slabs of some million values, so that temporary memory stays at some hundred megabytes.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
+from itertools import groupby
 from math import prod
 from typing import Any
 
@@ -81,8 +82,8 @@ class Placed(np.lib.mixins.NDArrayOperatorsMixin, Elsewhere):
 
     # ------------------------------------------------------------------------------------------------------- protocols
     def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **more: Any) -> Any:
-        if method == "reduceat":  # numbers of a level above, which is settled on the host
-            return ufunc.reduceat(*(x.host() if isinstance(x, Placed) else x for x in inputs), **more)
+        if method == "reduceat" and ufunc in (np.maximum, np.add):
+            return self._made(_reduced_at(self.ops, ufunc, self.array, *inputs[1:], **more))
         call, out, dtype = _UFUNCS.get(ufunc.__name__), more.pop("out", None), more.pop("dtype", None)
         if method != "__call__" or call is None or more:
             return NotImplemented
@@ -208,6 +209,21 @@ def ordered_sum(x: Any, axes: tuple[int, ...]) -> Any:
         x = total
         runs.pop(last)
     return x.reshape(kept)
+
+
+def _reduced_at(ops: Arrays, ufunc: np.ufunc, x: Any, starts: np.ndarray, axis: int) -> Any:
+    """`ufunc.reduceat` of numpy.maximum or numpy.add, bit for bit: NumPy adds the pairwise sum of a run's other numbers to its first."""
+    x, pieces, start = x.swapaxes(0, axis), [], 0
+    for length, runs in groupby(np.diff(np.r_[starts, x.shape[0]]).tolist()):
+        count = len(list(runs))
+        part = x[start : start + count * length].reshape([count, length, prod(x.shape[1:])])
+        start += count * length
+        if ufunc is np.maximum:
+            part = ops.extremes(part, (1,))[1]
+        else:
+            part = part[:, 0] if length == 1 else part[:, 0] + _pairwise(part[:, 1:].swapaxes(1, 2))
+        pieces.append(part.reshape([count, *x.shape[1:]]))
+    return ops.joined(pieces).swapaxes(0, axis)
 
 
 def _pairwise(x: Any) -> Any:

@@ -1,7 +1,7 @@
 """The nearest vectors on a device, for elements of several weights a code: the codes that `Vector.encode` gives on the host.
 
-A search in the device's own arithmetic finds each group's vector and by how much it leads; groups whose lead is within rounding errors
-(ties above all) go to the host, each kind once.
+A search in the device's own arithmetic finds each group's vector and by how much it leads; where the lead is within rounding errors (ties
+above all) the sums that decide on the host decide, of every vector, operation by operation. Outlier-victim pairs are few switch points.
 """
 
 from __future__ import annotations
@@ -14,10 +14,13 @@ import numpy as np
 from anybit.device_arrays import LIBRARIES, Arrays
 from anybit.formats import Element
 from anybit.formats.elements.lattice import SignedGrid
+from anybit.formats.elements.outlier_victim import OutlierVictim, places
 from anybit.formats.vector import FAR, Vector, half_norms
 
 _SCORES = 1 << 23
 """Scores of groups against vectors that are held at a time: 64 MB."""
+_NONE = 1 << 32
+"""Above every code."""
 
 
 @lru_cache(maxsize=16)
@@ -34,17 +37,18 @@ def nearest_vectors(ops: Arrays, x: Any, element: Element) -> Any:
     assert isinstance(element, Vector)
     limit = FAR * max(element.max, -element.min)
     groups = ops.cast(x, "float64").clip(-limit, limit).reshape(-1, element.dim)
+    shape = (*x.shape[:-1], x.shape[-1] // element.dim)
+    if isinstance(element, OutlierVictim):
+        return _pairs(ops, groups, element).reshape(shape)
     count = len(element.grid) if isinstance(element, SignedGrid) else 1 << element.bits
     step, pieces = max(1, _SCORES // count), []
     for start in range(0, groups.shape[0], step):
         part = groups[start : start + step]
         codes, unsure = _signed_grid(ops, part, element) if isinstance(element, SignedGrid) else _listed(ops, part, element)
         if bool(unsure.any()):
-            rows, back = np.unique(ops.host(part[unsure]), axis=0, return_inverse=True)
-            decided = element._nearest(rows)[back.reshape(-1)].astype(np.int64)
-            codes = ops.replaced(codes, (unsure,), ops.table(decided, ops.place(x)))
+            rows, back = ops.distinct(part[unsure])  # zeros above all
+            codes = ops.replaced(codes, (unsure,), _decided(ops, rows, element)[back])
         pieces.append(codes)
-    shape = (*x.shape[:-1], x.shape[-1] // element.dim)
     return ops.joined(pieces).reshape(shape) if pieces else ops.full(shape, 0, "int64", x)
 
 
@@ -65,6 +69,41 @@ def _listed(ops: Arrays, groups: Any, element: Vector) -> tuple[Any, Any]:
     # As in formats/vector.py: dim products and dim additions, each rounded by 2^-53 of at most this sum.
     slack = (_sum(abs(groups)) * largest + dim * largest * largest) * (4 * (dim + 2) * 2.0**-53)
     return codes, lead <= slack
+
+
+def _decided(ops: Arrays, groups: Any, element: Vector) -> Any:
+    """Codes: the smallest of those with the largest score, as `formats.vector.nearest`."""
+    listed, half = vectors(ops.library, element, ops.place(groups)), ops.table(half_norms(element.values), ops.place(groups))
+    codes, step = ops.places(len(half), groups), max(1, _SCORES >> element.bits)
+    return ops.joined([_best(ops, listed, half, codes, groups[i : i + step]) for i in range(0, groups.shape[0], step)])
+
+
+def _best(ops: Arrays, listed: Any, half: Any, codes: Any, groups: Any) -> Any:
+    """The least code of the vectors nearest to each group [m, dim], by `formats.vector.scores`: sums in ascending order, each product and
+    sum rounded by itself. listed [..., n, dim], half [..., n] and codes [..., n] are for all groups or one row for each."""
+    score = listed[..., 0] * groups[:, None, 0]
+    for i in range(1, listed.shape[-1]):
+        score = score + listed[..., i] * groups[:, None, i]
+    score = score - half
+    _, top = ops.extremes(score, (1,))
+    return ops.extremes(ops.where(score == top[:, None], codes, _NONE), (1,))[0]
+
+
+def _pairs(ops: Arrays, groups: Any, element: OutlierVictim) -> Any:
+    """Codes: `OutlierVictim._nearest`, the nearest of three for all groups."""
+    (normal, outlier), place, width = element.halves, ops.place(groups), element.bits // 2
+    identifier, held = 1 << (width - 1), np.flatnonzero(outlier)
+
+    def placed(values: np.ndarray, codes: np.ndarray) -> Any:
+        points, order = places(values)
+        return ops.table(codes[order].astype(np.int64), place)[ops.search(ops.table(points, place), groups, True)]
+
+    near, far = placed(normal, np.arange(1 << width)), placed(outlier[held], held)
+    plain = near[:, 0] | near[:, 1] << width
+    codes = ops.stack([plain, far[:, 0] | identifier << width, far[:, 1] << width | identifier])
+    half = ops.table(half_norms(element.values), place)
+    best = _best(ops, vectors(ops.library, element, place)[codes], half[codes], codes, groups)
+    return ops.where((abs(groups) >= element.edge).any(1), best, plain)
 
 
 def _sum(x: Any) -> Any:

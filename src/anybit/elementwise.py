@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from anybit.arrays import is_jax, is_torch, jax_like, on_cpu, on_gpu, torch_from, torch_view
+from anybit.arrays import host_array, is_jax, is_torch, jax_like, on_cpu, on_gpu, torch_from, torch_view
 from anybit.device import decode_on_device, encode_on_device, round_on_device
 from anybit.errors import FormatError, ShapeError
 from anybit.formats import Element, Format, Spec
@@ -58,7 +58,7 @@ def round(
                 raise FormatError(f"{target} has values that {x.dtype} does not; give float32")
             return round_on_device(x, target, policy, seed, out)
         return jax_like(_round(np.asarray(x), target, policy, seed, None), x, out)
-    return _round(np.asarray(x), target, policy, seed, out)
+    return _round(host_array(x), target, policy, seed, out)
 
 
 def encode(
@@ -82,7 +82,7 @@ def encode(
         if on_gpu(x):
             return encode_on_device(x, target, policy, seed, out)
         return jax_like(_encode(np.asarray(x), target, policy, seed, None), x, out)
-    return _encode(np.asarray(x), target, policy, seed, out)
+    return _encode(host_array(x), target, policy, seed, out)
 
 
 def decode(codes: Any, element: Element | Format | str, out: Any = None) -> Any:
@@ -100,7 +100,7 @@ def decode(codes: Any, element: Element | Format | str, out: Any = None) -> Any:
         if on_gpu(codes):
             return decode_on_device(codes, target, out)
         return jax_like(_decode(np.asarray(codes), target, None), codes, out)
-    return _decode(np.asarray(codes), target, out)
+    return _decode(host_array(codes), target, out)
 
 
 def _element(element: Element | Format | str) -> Element:
@@ -143,8 +143,9 @@ def _patterns(element: Element) -> np.ndarray:
 
 
 def _round_torch(x: Any, element: Element, policy: tuple[str, str, str], seed: int, out: Any) -> Any:
+    there = not on_cpu(x)
     _check_torch(x, element)
-    if not on_cpu(x):
+    if there:
         return round_on_device(x, element, policy, seed, out)
     if not _has_numpy_type(x):
         return _copied(torch_from(_round(torch_view(x.float(), "x"), element, policy, seed, None), None).to(x.dtype), out)

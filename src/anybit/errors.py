@@ -107,5 +107,5 @@ def near_misses(name: str, known: Iterable[str]) -> str:
     >>> near_misses("fp4_e2m", ["fp4_e2m1", "int4"])
     '; did you mean fp4_e2m1?'
     """
-    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
+    close = difflib.get_close_matches(str(name), list(known), n=3, cutoff=0.6)
     return f"; did you mean {' or '.join(close)}?" if close else ""

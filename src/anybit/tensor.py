@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from anybit.arrays import is_jax, is_torch, jax_like, on_cpu, on_gpu, torch_from, torch_view
+from anybit.arrays import host_array, is_jax, is_torch, jax_like, on_cpu, on_gpu, torch_from, torch_view
 from anybit.errors import FormatError, ShapeError, UsageError
 from anybit.formats import Format, Spec, bound
 from anybit.formats.element import as_real
@@ -226,7 +226,7 @@ def _elsewhere(x: Any) -> bool:
 
 def _host(x: Any) -> np.ndarray:
     """An array in host memory as a NumPy array, its own memory where NumPy has the type."""
-    return torch_view(x.float() if str(x.dtype) == "torch.bfloat16" else x, "x") if is_torch(x) else np.asarray(x)
+    return torch_view(x.float() if str(x.dtype) == "torch.bfloat16" else x, "x") if is_torch(x) else host_array(x)
 
 
 def _parts(array: Any, spec: Spec, method: str, name: str, importance: Any, xtx: Any) -> dict[str, np.ndarray]:
@@ -280,7 +280,7 @@ def fake_quantize(
         return torch_from(_fake_quantize(_host(x), spec, method, None if out is None else torch_view(out, "out"), **more), out)
     if is_jax(x):
         return jax_like(_fake_quantize(np.asarray(x), spec, method, None, **more), x, out)
-    return _fake_quantize(np.asarray(x), spec, method, out, **more)
+    return _fake_quantize(host_array(x), spec, method, out, **more)
 
 
 def _fake_quantize_elsewhere(x: Any, spec: Spec, method: str, out: Any, importance: Any, xtx: Any) -> Any:

@@ -37,7 +37,10 @@ def checked_table(name: str, table: np.ndarray, shape: tuple[int, ...]) -> np.nd
         raise FormatError(f"the table of {name} holds a value that is not finite")
     largest = float(np.abs(table).max())
     if not _LEAST <= largest <= _LARGEST:
-        raise FormatError(f"the largest value in the table of {name} lies between 2^-64 and 2^64, not at {largest:g}")
+        raise FormatError(
+            f"the largest value in the table of {name} lies between 2^-64 and 2^64, not at {largest:g}; multiply the array, or use"
+            f" scales, as in {name}@channel"
+        )
     if (table == table.reshape(-1)[0]).all():
         raise FormatError(f"the table of {name} holds one value only")
     own = table.copy()

@@ -44,8 +44,8 @@ def load_source(source: str, seed: int = 0) -> np.ndarray:
         array = np.load(path)  # which takes no pickled objects unless told to
     except OSError as error:
         raise FileFormatError(f"{path}: {error.strerror or error}") from None
-    except (ValueError, EOFError) as error:
-        raise FileFormatError(f"{path}: no .npy array ({error}); write one with numpy.save") from None
+    except (ValueError, EOFError):
+        raise FileFormatError(f"{path}: no .npy array of numbers; write one with numpy.save") from None
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu" or array.dtype.itemsize > 8:
         raise FileFormatError(f"{path}: an array of real numbers is needed, not {getattr(array, 'dtype', type(array).__name__)}")
     if array.size == 0 or array.ndim == 0:

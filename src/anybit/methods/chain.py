@@ -10,7 +10,7 @@ import numpy as np
 
 from anybit.errors import FormatError
 from anybit.formats import Element, Format
-from anybit.methods.values import decoded, encoded, values_of
+from anybit.methods.values import Elsewhere, decoded, encoded, values_of
 
 Shape = tuple[int, ...]
 Owners = list[np.ndarray]
@@ -22,10 +22,11 @@ def _largest(values: np.ndarray, owners: Owners) -> np.ndarray:
 
 
 def _reduced(by: np.ufunc, values: np.ndarray, owners: Owners) -> np.ndarray:
+    """One number for each outer block that owns any, in host memory wherever the values lie."""
     for axis, owner in enumerate(owners):
         starts = np.flatnonzero(np.r_[True, owner[1:] != owner[:-1]])
         values = by.reduceat(values, starts, axis=axis)
-    return values
+    return values.host() if isinstance(values, Elsewhere) else values
 
 
 class ScaleRangeError(FormatError):

@@ -28,6 +28,10 @@ class Elsewhere:
         """float64 values of codes; those of several weights along a further axis."""
         raise NotImplementedError
 
+    def host(self) -> np.ndarray:
+        """A copy that NumPy reaches."""
+        raise NotImplementedError
+
 
 def encoded(element: Element, x: Any, round: str = "nearest-even") -> Any:
     """`element.encode` of finite numbers, wherever they lie."""

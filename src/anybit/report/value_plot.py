@@ -8,7 +8,7 @@ from html import escape
 
 import numpy as np
 
-from anybit.report.number_line import label
+from anybit.report.number_line import label, linear, ticks
 
 WIDTH, LEFT, RIGHT = 980, 76, 24
 INNER = WIDTH - LEFT - RIGHT
@@ -117,8 +117,12 @@ def _strip(finite: np.ndarray, y: float, logarithmic: bool) -> str:
     for x, v in drawn.items():
         parts.append(_line(x, base - 16, x, base, SPECIAL if v == 0 else POSITIVE if v > 0 else NEGATIVE, opacity))
     wanted = [low, high, 0.0, *sorted(finite.tolist(), key=lambda v: (math.log2(abs(v)) % 1 if v else 0, abs(v), v))]
+    if not logarithmic and len(finite) > 64:
+        wanted = ticks(finite, linear(finite, 120))
+    elif not low <= 0 <= high:
+        wanted = [low, high, *wanted[3:]]
     taken: list[tuple[float, float]] = []
-    for v in wanted if low <= 0 <= high else [low, high, *wanted[3:]]:
+    for v in wanted:
         text, x = label(v), place(v)
         half = 0.32 * SMALL * len(text) + 5
         middle = min(x, WIDTH - half)
@@ -174,8 +178,8 @@ def _curves(finite: np.ndarray, y: float) -> str:
         ends = [across(math.log2(v)) for v in np.unique(octaves).tolist()]
         path = f"M{LEFT},{down(steps[0]):.1f}" + "".join(f"V{down(e):.1f}H{x:.1f}" for x, e in zip(ends[1:], steps.tolist(), strict=True))
         parts.append(f'<path d="{path}" fill="none" stroke="{color}" stroke-width="2"/>')
-        parts += [_line(WIDTH - 150, y + 8 + 16 * i, WIDTH - 130, y + 8 + 16 * i, color, width=2)]
-        parts.append(_text(WIDTH - 124, y + 12 + 16 * i, name, "start", f' font-size="{SMALL}"'))
+        x = WIDTH - RIGHT - 90 * (len(curves) - i)  # above the panel, where no curve is
+        parts += [_line(x, y - 12, x + 20, y - 12, color, width=2), _text(x + 26, y - 8, name, "start", f' font-size="{SMALL}"')]
     return "".join(parts)
 
 
@@ -194,7 +198,7 @@ def _codes(values: np.ndarray, y: float) -> tuple[list[str], int]:
         parts.append(_text(LEFT - 8, top + 14, f"{row * columns:0{digits}x}", "end", f' font-size="{SMALL}" fill="{SPECIAL}"'))
         for column, v in enumerate(values[row * columns : (row + 1) * columns].tolist()):
             kind = SPECIAL if not math.isfinite(v) or v == 0 else POSITIVE if v > 0 else NEGATIVE
-            text = f"{v:.4g}" if columns < 16 else f"{v:.3g}"
+            text = f"{v:.4g}" if columns < 16 else _short(v)
             note = f"<title>code {row * columns + column}: {v!r}</title>"
             frame = f'x="{LEFT + column * wide:.1f}" y="{top}" width="{wide:.1f}" height="{high}"'
             parts.append(f'<rect {frame} fill="{kind}" fill-opacity="0.12" stroke="#fff">{note}</rect>')
@@ -202,14 +206,30 @@ def _codes(values: np.ndarray, y: float) -> tuple[list[str], int]:
     return parts, round(y + 10 + -(-count // columns) * high + 20)
 
 
+def _short(v: float) -> str:
+    """Three digits, or two where these would take more than eight characters, so that sixteen cells fit.
+
+    >>> _short(-16777216.0), _short(5.960464e-08), _short(0.125), _short(1024.0), _short(-(2.0**-63))
+    ('-1.68e7', '5.96e-8', '0.125', '1024', '-1.1e-19')
+    """
+    size = abs(v)
+    text = f"{v:.0f}" if 1000 <= size < 1e4 and v == round(v) else f"{v:.2e}" if 0 < size < 0.001 else f"{v:.3g}"
+    digits, _, exponent = text.partition("e")
+    short = f"{digits}e{int(exponent)}" if exponent else text
+    return short if len(short) <= 8 else f"{v:.1e}"
+
+
 def _plane(pairs: np.ndarray, y: float) -> tuple[list[str], int]:
     """Points of pairs of numbers."""
-    side, finite = 560, pairs[np.isfinite(pairs).all(1)]
+    side, finite, y = 560, pairs[np.isfinite(pairs).all(1)], y + 20
     limit = float(np.abs(finite).max()) or 1.0
     middle, center = LEFT + side / 2, y + side / 2
     parts = [_line(LEFT, center, LEFT + side, center, opacity=0.3), _line(middle, y, middle, y + side, opacity=0.3)]
     for a, b in np.unique(finite, axis=0).tolist():
         at = f'cx="{middle + a / limit * side / 2:.1f}" cy="{center - b / limit * side / 2:.1f}"'
         parts.append(f'<circle {at} r="2.5" fill="{POSITIVE}" fill-opacity="0.7"><title>{a:g}, {b:g}</title></circle>')
-    parts += [_text(LEFT + side + 8, center + 4, f"{limit:g}", "start"), _text(middle, y - 6, f"{limit:g}")]
+    for v in (-limit, limit):
+        parts.append(_text(LEFT + side + 8 if v > 0 else LEFT - 8, center + 4, f"{v:g}", "start" if v > 0 else "end"))
+        parts.append(_text(middle + 8, y + 4 if v > 0 else y + side + 4, f"{v:g}", "start"))
+    parts += [_text(LEFT + side, center - 8, "first weight", "end"), _text(middle - 8, y + 4, "second weight", "end")]
     return parts, round(y + side + 24)

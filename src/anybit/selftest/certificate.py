@@ -17,11 +17,11 @@ KIND = "anybit selftest --full"
 
 
 def source_digest() -> str:
-    """SHA-256 over the files that decide what codes are: formats, references, native modules, in the order of their names."""
+    """SHA-256 over the files that decide what codes are: formats, references, native modules and what calls them, in order."""
     root = Path(__file__).parents[1]
     digest = hashlib.sha256()
-    for folder, pattern in (("formats", "*.py"), ("reference", "*.py"), ("kernels", "*.so")):
-        for path in sorted((root / folder).rglob(pattern)):
+    for pattern in ("formats/**/*.py", "reference/**/*.py", "kernels/*.so", "kernels/*.py", "elementwise.py"):
+        for path in sorted(root.glob(pattern)):
             data = path.read_bytes()
             digest.update(f"{path.relative_to(root).as_posix()} {len(data)}\n".encode() + data)
     return digest.hexdigest()

@@ -15,7 +15,7 @@ from anybit.formats.elements.integer import wrapped
 from anybit.formats.family import FAMILIES, Family
 from anybit.formats.rounding import raise_out_of_range, round_integral
 
-_FORM = re.compile(r"(u?)fixed([0-9]{1,3})_f(-?[0-9]{1,3})(?:_k([0-9]{1,3}))?")
+_FORM = re.compile(r"(u?)fixed([0-9]{1,3})_f(-?[0-9]{1,9})(?:_k([0-9]{1,3}))?")
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from anybit.formats.family import FAMILIES, Family
 from anybit.formats.rounding import raise_out_of_range
 from anybit.formats.stochastic import goes_far
 
-_FORM = re.compile(r"(u?)fp([0-9]{1,2})_e([0-9]{1,2})m([0-9]{1,2})(ieee|fnuz|fn|none)?(?:_b(-?[0-9]{1,3}))?(_ns)?")
+_FORM = re.compile(r"(u?)fp([0-9]{1,2})_e([0-9]{1,2})m([0-9]{1,2})(ieee|fnuz|fn|none)?(?:_b(-?[0-9]{1,9}))?(_ns)?")
 _NAMED = {"fp32": "fp32_e8m23", "fp16": "fp16_e5m10", "bf16": "fp16_e8m7", "tf32": "fp19_e8m10"}
 _SHORT = {text: name for name, text in _NAMED.items()}
 
@@ -218,6 +218,8 @@ def make(
         raise FormatError("without exponent bits all values are subnormal; leave out _ns")
     standard = default_bias(exponent, kind)
     bias = standard if bias is None else bias
+    if abs(bias) > 999:
+        raise FormatError(f"a bias of {bias} puts all values out of float32's range; the usual one is {standard}")
     name = f"{'' if negative else 'u'}fp{bits}_e{exponent}m{mantissa}"
     name += ("" if kind == default_specials(bits) else kind) + ("" if bias == standard else f"_b{bias}") + ("" if subnormals else "_ns")
     element = Minifloat(_SHORT.get(name, name), bits, negative, exponent, mantissa, bias, kind, subnormals)

@@ -40,11 +40,16 @@ def outliers(width: int, mantissa: int, bias: int) -> np.ndarray:
     return np.where(size == 0, 0.0, np.where(codes >= 1 << (width - 1), -value, value))
 
 
-def _placed(values: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """For each x the smallest code of the nearest of these values (distinct but for repeats); of two equally near, the smaller code."""
+def places(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """float64[n - 1] points and codes[n]: with r points at or below x, codes[r] is the smallest code of the nearest of these values
+    (distinct but for repeats); of two equally near, the smaller code."""
     distinct, codes = np.unique(values, return_index=True)
     middle = (distinct[1:] + distinct[:-1]) / 2  # exact: few bits
-    points = np.where(codes[1:] < codes[:-1], middle, np.nextafter(middle, np.inf))
+    return np.where(codes[1:] < codes[:-1], middle, np.nextafter(middle, np.inf)), codes
+
+
+def _placed(values: np.ndarray, x: np.ndarray) -> np.ndarray:
+    points, codes = places(values)
     return codes[np.searchsorted(points, x, side="right")]
 
 
@@ -74,19 +79,26 @@ class OutlierVictim(Vector):
         }  # fmt: skip
 
     @cached_property
-    def _halves(self) -> tuple[np.ndarray, np.ndarray]:
+    def halves(self) -> tuple[np.ndarray, np.ndarray]:
+        """float64[2**width] each, by the code of one weight: normal values, outliers (zero: none)."""
         width = self.bits // 2
         return normals(width, self.kind), outliers(width, self.mantissa, self.bias)
 
     @property
+    def edge(self) -> float:
+        """The middle between normal values and outliers: below it a pair of normal values is nearest, its victim would not gain either."""
+        normal, outlier = self.halves
+        return float(normal.max() + outlier[outlier > 0].min()) / 2
+
+    @property
     def reach(self) -> tuple[float, float]:
         # Extremes go to the largest normal value: outliers are what a smaller scale makes of them.
-        top = float(self._halves[0].max())
+        top = float(self.halves[0].max())
         return top, top
 
     def decode(self, codes: Any) -> np.ndarray:
         c = self._checked(codes)
-        normal, outlier = self._halves
+        normal, outlier = self.halves
         width, identifier = self.bits // 2, 1 << (self.bits // 2 - 1)
         low, high = c & ((1 << width) - 1), c >> width
         first = np.where(high == identifier, np.where(low == identifier, 0.0, outlier[low]), normal[low])
@@ -94,20 +106,18 @@ class OutlierVictim(Vector):
         return np.stack([first, second], axis=-1)
 
     def _nearest(self, groups: np.ndarray) -> np.ndarray:
-        normal, outlier = self._halves
+        normal, _ = self.halves
         width = self.bits // 2
         plain = _placed(normal, groups)
         codes = plain[:, 0] | plain[:, 1] << width
-        # Below the middle between normal values and outliers a pair of normal values is the nearest: its victim would not gain either.
-        edge = (normal.max() + outlier[outlier > 0].min()) / 2
-        far = np.flatnonzero((np.abs(groups) >= edge).any(axis=1))
+        far = np.flatnonzero((np.abs(groups) >= self.edge).any(axis=1))
         if far.size:
             codes[far] = self._with_outliers(groups[far], codes[far])
         return codes
 
     def _with_outliers(self, groups: np.ndarray, plain: np.ndarray) -> np.ndarray:
         """The nearest of three: the pair of normal values, an outlier first, an outlier second."""
-        _, outlier = self._halves
+        _, outlier = self.halves
         width, identifier = self.bits // 2, 1 << (self.bits // 2 - 1)
         held = np.flatnonzero(outlier)
         far = held[_placed(outlier[held], groups)]

@@ -683,37 +683,21 @@ static int64_t panel_blocks(const Weight &w) {  // the most blocks that a panel 
   return most;
 }
 
-// Blocks whose scales have room beside a panel.
-static int64_t side_blocks(const Weight &w) {
-  const int64_t panel = panel_blocks(w), streamed = w.blocks < 128 ? w.blocks : 128;
-  return panel > streamed ? panel : streamed;
-}
-
 // How the tiles of a call run, found once for all of them.
 struct Ways {
   Stream streamed;
   OneRow one;
   Late late;
-  int64_t most;  // floats of the scales of a panel, or of as many as are streamed at once
+  int64_t most;  // floats of a panel's scales
 };
 static Ways ways_of(const Weight &w, const Input &in, int64_t rows) {
   const OneRow one = one_of(w, in, rows);
-  return {stream_of(w, in, rows), one, one.late ? one.late(w) : nullptr, side_blocks(w) * 16};
+  return {stream_of(w, in, rows), one, one.late ? one.late(w) : nullptr, panel_blocks(w) * 16};
 }
 
 static Row row_of(const Weight &w, const Input &in, const Shares &shares, int64_t m0) {
   const int64_t ends = m0 * w.segment_count;
   return {w.codes, in.q + m0 * w.codes_length, in.scale + ends, w.has_offset ? shares.lifts + ends : nullptr, shares.starts + ends, in.total + ends, 0, 0, w.segment_count, 0};
-}
-
-// How many panels from `p` on run as one: all whose scales have room if stored bits are streamed once. What a panel does before it reads keeps a core from
-// asking for the next bytes.
-static int64_t panels_at(const Weight &w, const Panel *p, const Ways &ways, bool once) {
-  int64_t count = 1;
-  if (!once || !(ways.one.panel || ways.streamed)) return count;
-  const int64_t left = w.panels + w.panel_count - p, first = w.segments[p->s0].block;
-  while (count < left && (w.segments[p[count].s1 - 1].block - first + 1) * 16 <= ways.most) count++;
-  return count;
 }
 
 static void multiply_integer(const Weight &w, const Input &in, const Shares &shares, const Ways &ways, const float *bias, int64_t tile, int64_t m0, int64_t m1, float *y,
@@ -727,30 +711,27 @@ static void multiply_integer(const Weight &w, const Input &in, const Shares &sha
   Row line = row_of(w, in, shares, m0);
   line.tile = tile;
   const bool direct = w.bits == 8 && w.affine && w.flip == 0;  // the stored bytes are the panel
-  for (const Panel *p = w.panels, *end = p + w.panel_count; p < end;) {
-    const int64_t together = panels_at(w, p, ways, rows <= in.group);
-    const Panel run = {p->s0, p[together - 1].s1, p->c0, p[together - 1].c1};
-    p += together;
-    const uint8_t *codes = w.codes + (w.trits ? tile * ((w.k + 19) / 20) * 64 : (tile * w.chunks + run.c0) * 64 * w.bits);
-    const int64_t b0 = w.segments[run.s0].block, b1 = w.segments[run.s1 - 1].block + 1, length = (run.c1 - run.c0) * (w.trits ? 104 : 64 * w.bits);
+  for (const Panel *p = w.panels, *end = p + w.panel_count; p < end; p++) {
+    const uint8_t *codes = w.codes + (w.trits ? tile * ((w.k + 19) / 20) * 64 : (tile * w.chunks + p->c0) * 64 * w.bits);
+    const int64_t b0 = w.segments[p->s0].block, b1 = w.segments[p->s1 - 1].block + 1, length = (p->c1 - p->c0) * (w.trits ? 104 : 64 * w.bits);
     side.first = b0;
     scale_rows(w.scale, tile, b0, b1, w.n, w.step, side.scale);
     if (w.has_offset) scale_rows(w.offset, tile, b0, b1, w.n, 1.0f, side.offset);
     if (w.zero) for (int64_t b = b0; b < b1; b++) i_store(side.shift + 16 * (b - b0), zero_row(w, tile, b));
     if (ways.one.panel) {
-      line.p = codes, line.q = in.q + m0 * w.codes_length + w.segments[run.s0].at, line.s0 = run.s0, line.s1 = run.s1, line.first = b0;
+      line.p = codes, line.q = in.q + m0 * w.codes_length + w.segments[p->s0].at, line.s0 = p->s0, line.s1 = p->s1, line.first = b0;
       f_store(state, ways.one.panel(w, line, side.scale, side.offset, f_load(state)));
     } else if (ways.streamed) {
-      for (int64_t row = m0; row < m1; row += in.group) ways.streamed(w, run, codes, side, in, shares, row, state + (row - m0) * 16);
+      for (int64_t row = m0; row < m1; row += in.group) ways.streamed(w, *p, codes, side, in, shares, row, state + (row - m0) * 16);
     } else if (w.kind == Kind::Wide16) {
-      kPanelWide[w.bits](w, codes, run.c1 - run.c0, bytes);
-      dot_all<Kind::Wide16>(w, run, bytes, side, in, shares, m0, m1, state, codes + length, length);
+      kPanelWide[w.bits](w, codes, p->c1 - p->c0, bytes);
+      dot_all<Kind::Wide16>(w, *p, bytes, side, in, shares, m0, m1, state, codes + length, length);
     } else {
-      if (w.trits) trit_panel(w, tile, run.c0, run.c1, bytes);
-      else if (!direct) kPanelBytes[w.bits](w, codes, run.c1 - run.c0, bytes);
+      if (w.trits) trit_panel(w, tile, p->c0, p->c1, bytes);
+      else if (!direct) kPanelBytes[w.bits](w, codes, p->c1 - p->c0, bytes);
       const uint8_t *from = direct ? codes : bytes;
-      if (!kWideDot && w.kind == Kind::Signed8) dot_all<kWideDot ? Kind::Unsigned8 : Kind::Signed8>(w, run, from, side, in, shares, m0, m1, state, codes + length, length);
-      else dot_all<Kind::Unsigned8>(w, run, from, side, in, shares, m0, m1, state, codes + length, length);
+      if (!kWideDot && w.kind == Kind::Signed8) dot_all<kWideDot ? Kind::Unsigned8 : Kind::Signed8>(w, *p, from, side, in, shares, m0, m1, state, codes + length, length);
+      else dot_all<Kind::Unsigned8>(w, *p, from, side, in, shares, m0, m1, state, codes + length, length);
     }
   }
   finish_tile(state, 16, rows, bias ? bias + n0 : nullptr, count, y + m0 * stride + n0, stride);
@@ -788,7 +769,7 @@ static size_t scratch_bytes(const Weight &w, const Input &in) {
   if (!in.integer) return sizeof(float) * (size_t)(kFloatTiles * (kFloatPanel * 16 + 2 * float_side(w) + (rows + in.group - 1) / in.group * in.group * 32));
   int64_t chunks = 0;
   for (const Panel *p = w.panels, *end = p + w.panel_count; p < end; p++) chunks = p->c1 - p->c0 > chunks ? p->c1 - p->c0 : chunks;
-  return (size_t)(kRowBlock * 64 + side_blocks(w) * 192 + chunks * (w.kind == Kind::Wide16 ? 1024 : 512) + (w.has_offset ? 8 : 4) * start_count(w, in, rows));
+  return (size_t)(kRowBlock * 64 + panel_blocks(w) * 192 + chunks * (w.kind == Kind::Wide16 ? 1024 : 512) + (w.has_offset ? 8 : 4) * start_count(w, in, rows));
 }
 
 static void multiply(const Weight &w, const Input &in, const float *bias, int64_t t0, int64_t t1, float *y, int64_t stride, void *scratch) {

@@ -183,16 +183,16 @@ struct Results {
 };
 
 // One row: a function of its own, as what compilers made of the one below for one row read 7 to 10 % less out of memory with scales made before.
-template <int bits, Path path, Span span, From from, bool shifted>
+template <int bits, Path path, Span span, From from, Extra extra>
 static F one_row(const Weight &w, const Row &a, Numbers<from> scales, Numbers<from> offsets, F acc) {
+  constexpr bool shifted = extra == Extra::Offsets;
   const Decode by = decode_of<bits, path>(w);
   const uint8_t *p = a.p;
   const int8_t *q = a.q;
   const float *const scale = a.scale, *const lift = a.lift;
   const int32_t *const start = a.start;
   const auto settle = [&](int64_t s, int64_t block, I dot) AB_LAMBDA {
-    if constexpr (from == From::Made)
-      if (w.zero) dot = i_sub(dot, i_mul(zero_row(w, a.tile, block), i_set(a.total[s])));
+    if (from == From::Made ? w.zero != nullptr : extra == Extra::Any) dot = i_sub(dot, i_mul(zero_row(w, a.tile, block), i_set(a.total[s])));
     acc = f_fma(i_to_f(dot), f_mul(f_set(scale[s]), scales(block)), acc);
     if (shifted) acc = f_fma(f_set(lift[s]), offsets(block), acc);
   };
@@ -233,8 +233,9 @@ static F one_row(const Weight &w, const Row &a, Numbers<from> scales, Numbers<fr
   return acc;
 }
 
-template <int bits, Path path, Span span, From from, bool shifted, int rows>
+template <int bits, Path path, Span span, From from, Extra extra, int rows>
 static void few_rows(const Weight &w, const Row &a, Numbers<from> scales, Numbers<from> offsets, float *state) {
+  constexpr bool shifted = extra == Extra::Offsets;
   const Decode by = decode_of<bits, path>(w);
   const uint8_t *p = a.p;
   const int8_t *q = a.q;
@@ -245,8 +246,11 @@ static void few_rows(const Weight &w, const Row &a, Numbers<from> scales, Number
   for (int r = 0; r < rows; r++) acc[r] = f_zero();
   const auto settle = [&](int64_t s, int64_t block) AB_LAMBDA {
     const F sw = scales(block), off = shifted ? offsets(block) : f_zero();
+    const I zero = extra == Extra::Any ? zero_row(w, a.tile, block) : i_zero();
     for (int r = 0; r < rows; r++) {
-      acc[r] = f_fma(i_to_f(one.total(r)), f_mul(f_set(scale[s * rows + r]), sw), acc[r]);
+      I dot = one.total(r);
+      if (extra == Extra::Any) dot = i_sub(dot, i_mul(zero, i_set(a.total[s * rows + r])));
+      acc[r] = f_fma(i_to_f(dot), f_mul(f_set(scale[s * rows + r]), sw), acc[r]);
       if (shifted) acc[r] = f_fma(f_set(lift[s * rows + r]), off, acc[r]);
     }
   };
@@ -288,8 +292,9 @@ static void few_rows(const Weight &w, const Row &a, Numbers<from> scales, Number
 
 // Tiles [t0, t1), all of a row of the weight in one go. What one tile has to do before it reads and after keeps a core from asking for the next one's bytes
 // (four rows of tiles a microsecond: a call for each took a third), so it is little.
-template <int bits, Path path, int rows, Span span, From from, bool shifted = false>
+template <int bits, Path path, int rows, Span span, From from, Extra extra = Extra::None>
 static void one_late(const Weight &w, Row a, int64_t t0, int64_t t1, const Results &to) {
+  constexpr bool shifted = extra == Extra::Offsets;
   const int64_t tile_bytes = w.chunks * 64 * bits;
   a.p = w.codes + t0 * tile_bytes;
   for (a.tile = t0; a.tile < t1; a.tile++, a.p += tile_bytes) {
@@ -298,14 +303,14 @@ static void one_late(const Weight &w, Row a, int64_t t0, int64_t t1, const Resul
     float state[16 * rows];
     const int64_t n0 = a.tile * 16, count = w.n - n0 < 16 ? w.n - n0 : 16;
     if constexpr (rows == 1) {
-      const F sum = one_row<bits, path, span, from, shifted>(w, a, scales, offsets, f_zero());
+      const F sum = one_row<bits, path, span, from, extra>(w, a, scales, offsets, f_zero());
       if (count == 16) {
         f_store(to.y + n0, to.bias ? f_add(sum, f_load(to.bias + n0)) : sum);
         continue;
       }
       f_store(state, sum);
     } else {
-      few_rows<bits, path, span, from, shifted, rows>(w, a, scales, offsets, state);
+      few_rows<bits, path, span, from, extra, rows>(w, a, scales, offsets, state);
     }
     finish_tile(state, 16, to.rows, to.bias ? to.bias + n0 : nullptr, count, to.y + n0, to.stride);
   }
@@ -315,18 +320,25 @@ static Span span_of(const Weight &w) { return w.block == 16 && w.blocks > 1 ? Sp
 
 // Whole rows of tiles, or nullptr.
 using Late = void (*)(const Weight &, Row, int64_t, int64_t, const Results &);
-template <int bits, Path path, int rows, Span span, bool shifted = false> static Late floats_late(From from) {
-  if constexpr (rows == 1 && path == Path::Codes && !shifted)
-    if (from == From::Singles) return one_late<bits, path, rows, span, From::Singles, shifted>;
-  if (from == From::Halves) return one_late<bits, path, rows, span, From::Halves, shifted>;
-  return from == From::Brains ? one_late<bits, path, rows, span, From::Brains, shifted> : nullptr;
+template <int bits, Path path, int rows, Span span, Extra extra = Extra::None> static Late floats_late(From from) {
+  if constexpr (rows == 1 && path == Path::Codes && extra == Extra::None)
+    if (from == From::Singles) return one_late<bits, path, rows, span, From::Singles>;
+  if (from == From::Halves) return one_late<bits, path, rows, span, From::Halves, extra>;
+  return from == From::Brains ? one_late<bits, path, rows, span, From::Brains, extra> : nullptr;
 }
 template <int bits, Path path, int rows> static Late late_of(const Weight &w) {
   const Span span = span_of(w);
   const From from = from_of(w.scale, w.step, span);
   if constexpr (rows > 4 && kPairs<path> && bits == 8) return nullptr;  // registers belong to tables of 256 entries
-  if (w.zero || from == From::Made || (w.has_offset && (from_of(w.offset, 1.0f, span) != from || w.offset.each != w.scale.each))) return nullptr;
+  if (from == From::Made || (w.zero && w.has_offset) || (w.has_offset && (from_of(w.offset, 1.0f, span) != from || w.offset.each != w.scale.each))) return nullptr;
   constexpr bool codes = path == Path::Codes && bits > 1, bytes = path == Path::Bytes && bits == 4;
+  if (w.zero) {
+    if constexpr (codes && (bits <= 4 || bits == 8)) {
+      if (span == Span::Several) return floats_late<bits, path, rows, Span::Several, Extra::Any>(from);
+      if (span == Span::Whole) return floats_late<bits, path, rows, Span::Whole, Extra::Any>(from);
+    }
+    return nullptr;
+  }
   if constexpr (codes || bytes || kPairs<path>) {
     if (span == Span::Several) return w.has_offset ? nullptr : floats_late<bits, path, rows, Span::Several>(from);
   }
@@ -345,12 +357,12 @@ template <int bits, Path path, int rows> static Late late_of(const Weight &w) {
   }
   if constexpr (codes) {
     if (span == Span::Whole && w.has_offset) {
-      if (const Late late = floats_late<bits, path, rows, Span::Whole, true>(from)) return late;
-      if (from == From::Bytes) return one_late<bits, path, rows, Span::Whole, From::Bytes, true>;
+      if (const Late late = floats_late<bits, path, rows, Span::Whole, Extra::Offsets>(from)) return late;
+      if (from == From::Bytes) return one_late<bits, path, rows, Span::Whole, From::Bytes, Extra::Offsets>;
     }
     if (span == Span::Half) {
       if (from == From::Signed && !w.has_offset) return one_late<bits, path, rows, Span::Half, From::Signed>;
-      if (from == From::Fours && w.has_offset) return one_late<bits, path, rows, Span::Half, From::Fours, true>;
+      if (from == From::Fours && w.has_offset) return one_late<bits, path, rows, Span::Half, From::Fours, Extra::Offsets>;
     }
   }
   return nullptr;
@@ -361,6 +373,6 @@ using Panelled = F (*)(const Weight &, const Row &, const float *, const float *
 template <int bits, Path path> static F one_panel(const Weight &w, const Row &a, const float *scales, const float *offsets, F acc) {
   const Numbers<From::Made> s(scales, a.first), o(offsets, a.first);
   if (span_of(w) == Span::Half)
-    return w.has_offset ? one_row<bits, path, Span::Half, From::Made, true>(w, a, s, o, acc) : one_row<bits, path, Span::Half, From::Made, false>(w, a, s, o, acc);
-  return w.has_offset ? one_row<bits, path, Span::Several, From::Made, true>(w, a, s, o, acc) : one_row<bits, path, Span::Several, From::Made, false>(w, a, s, o, acc);
+    return w.has_offset ? one_row<bits, path, Span::Half, From::Made, Extra::Offsets>(w, a, s, o, acc) : one_row<bits, path, Span::Half, From::Made, Extra::None>(w, a, s, o, acc);
+  return w.has_offset ? one_row<bits, path, Span::Several, From::Made, Extra::Offsets>(w, a, s, o, acc) : one_row<bits, path, Span::Several, From::Made, Extra::None>(w, a, s, o, acc);
 }

@@ -641,6 +641,13 @@ AB_INLINE void blocks_beside(const RoundPlan &p, const float *x, int64_t at, con
   to->template put<count>(out + at, y);
 }
 
+// Sixteens of whole blocks that go step by step: as many as registers hold.
+#if ANYBIT_512 && !ANYBIT_SIMDE
+constexpr int kBlocksSide = 4;
+#else
+constexpr int kBlocksSide = 1;
+#endif
+
 // `each`: registers a block, of which all are whole; 0: any number.
 template <class Kind, Quotient way, int each, class To>
 static __attribute__((noinline)) void whole_blocks(const RoundPlan &plan, const float *x, int64_t n, int64_t size, const float *scale, const float *over,
@@ -649,8 +656,8 @@ static __attribute__((noinline)) void whole_blocks(const RoundPlan &plan, const 
   To to(out, lines, stream);
   if constexpr (each > 0) {
     int64_t at = 0;
-    for (; at + 64 <= n; at += 64) blocks_beside<Kind, way, each, 4>(p, x, at, scale, over, out, &to);
-    for (; at < n; at += 16 * each) blocks_beside<Kind, way, each, each>(p, x, at, scale, over, out, &to);
+    for (; at + 16 * kBlocksSide <= n; at += 16 * kBlocksSide) blocks_beside<Kind, way, each, kBlocksSide>(p, x, at, scale, over, out, &to);
+    for (; at < n; at += 16) blocks_beside<Kind, way, each, 1>(p, x, at, scale, over, out, &to);
     return to.end();
   }
   for (int64_t block = 0, at = 0; at < n; block++) {

@@ -351,7 +351,7 @@ BlockPlan block_plan(const nb::dict &d) {
 
 // Rows of k numbers in blocks with scales. False: some scale is too large or some number not finite; what out holds is then not defined.
 bool round_blocks(const PyRound &r, nb::dict d, Matrix x, nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu> out, uint64_t seed) {
-  const BlockPlan b = block_plan(d);
+  BlockPlan b = block_plan(d);
   const int64_t rows = static_cast<int64_t>(x.shape(0)), k = static_cast<int64_t>(x.shape(1));
   require(static_cast<int64_t>(out.shape(0)) == rows && static_cast<int64_t>(out.shape(1)) == k, "out: shape differs from x");
   require(b.size >= 1 && b.size <= k && b.mantissa >= 0 && b.mantissa <= 23, "block");
@@ -359,6 +359,7 @@ bool round_blocks(const PyRound &r, nb::dict d, Matrix x, nb::ndarray<float, nb:
   const bool random = r.plan.mode == RoundMode::Stochastic;
   require(!random || b.size <= kRoundBlock, "stochastic blocks have at most 2048 numbers");
   const RoundKernels &kernels = round_kernels_now();
+  b.near = rows * k >= kTask && kernels.near(r.plan, b);
   const float *source = x.data();
   float *y = out.data();
   const bool stream = rows * k * 4 >= kStreamBytes;

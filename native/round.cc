@@ -28,9 +28,26 @@ AB_INLINE void fetch(const float *x) {
   __builtin_prefetch(x + 8 * kAhead, 0, 2);
 }
 
+AB_INLINE F loaded_once(const float *x) {  // compilers load twice rather than move: across lines, which takes longer than what is done with it
+  F v = f_load(x);
+#if ANYBIT_512 && !ANYBIT_SIMDE
+  __asm__("" : "+v"(v.v));
+#endif
+  return v;
+}
+
 AB_INLINE void put(float *out, F y, bool stream) {
   if (stream) f_stream(out, y);
   else f_store(out, y);
+}
+template <int count> AB_INLINE void puts(float *out, const F *y, bool stream) {
+  if (stream) {
+#pragma GCC unroll 4
+    for (int j = 0; j < count; j++) f_stream(out + 16 * j, y[j]);
+  } else {
+#pragma GCC unroll 4
+    for (int j = 0; j < count; j++) f_store(out + 16 * j, y[j]);
+  }
 }
 
 template <class Kind> static __attribute__((noinline)) void values_lanes(const RoundPlan &plan, const float *x, int64_t n, float *out, bool stream) {
@@ -150,13 +167,13 @@ template <class Kind> constexpr int kSide = 1;
 #if ANYBIT_512 && !ANYBIT_SIMDE
 template <class Way> constexpr int kSide<Searched<Way>> = 4;
 template <bool parted> constexpr int kSide<DrawnSided<parted>> = 4;
-template <bool upwards, bool even> constexpr int kSide<DrawnSteps<upwards, even>> = 2;
+template <bool upwards, bool even, bool plain> constexpr int kSide<DrawnSteps<upwards, even, plain>> = 2;
 template <int entries> constexpr int kSide<DrawnTapered<entries>> = 2;
 #endif
 template <class Kind> constexpr bool kTogether = false;  // whether it takes several at a time, and puts what is open of all in the first one's
 template <class Way> constexpr bool kTogether<Searched<Way>> = true;
 template <bool parted> constexpr bool kTogether<DrawnSided<parted>> = true;
-template <bool even> constexpr bool kTogether<DrawnSteps<true, even>> = true;
+template <bool even, bool plain> constexpr bool kTogether<DrawnSteps<true, even, plain>> = true;
 
 template <class Kind, class W, int count> AB_INLINE void values_of(const RoundPlan &p, const F *x, W *words, F *y) {
   if constexpr (kTogether<Kind>) return Kind().template values<count>(p, x, words, y);
@@ -487,24 +504,33 @@ template <bool power_of_two, bool one_level> AB_INLINE void scales_of(const Bloc
 }
 
 // The same by float32, sixteen blocks at a time. The target, a product with a rounded reciprocal, is off by 2^-22.9 of itself at most, and another scale results only
-// where a middle of two lies between it and the true one, which is below half a step times 2^(mantissa + 2). False: that may be so for some block, or this is not
-// for the plan, or some target may be beyond the end. Entries of `largest` up to the next multiple of 16 are set to 0.
-static bool scales_by_floats(const BlockPlan &b, uint32_t *largest, int64_t count, float *scale) {
-  const double reciprocal = 1 / (b.most * b.outer);
-  if (b.mantissa < 1 || b.mantissa > 10 || b.smallest < 0x1p-60 || b.first < 0x1p-60 || b.biggest > 0x1p60 || !(reciprocal > 0x1p-100 && reciprocal < 0x1p100)) return false;
-  for (int64_t i = count; i % 16 != 0; i++) largest[i] = 0;
-  const F times = f_set((float)reciprocal), low = f_set((float)b.smallest), high = f_set((float)b.biggest), end = f_set((float)(b.end * (1 - 0x1p-20)));
-  const F factor = f_set(b.factor), close = f_set(bits_float((uint32_t)(127 + b.mantissa - 20) << 23));
-  const I first = i_set((int32_t)float_bits((float)b.first));
-  Mask open = f_lt(end, low);
-  for (int64_t i = 0; i < count; i += 16) {
-    const F target = f_mul(i_float(i_load((const int32_t *)largest + i)), times), held = f_min(f_max(target, low), high);
+// where a middle of two lies between it and the true one, which is below half a step times 2^(mantissa + 2). `open`: where that may be so, or the target may be beyond
+// the end, or is no number.
+struct FloatScales {
+  const bool serves;  // whether the plan's numbers are in float32's middle
+  const int mantissa;
+  const F times, low, high, factor, close;
+  const I end, first;
+  __attribute__((always_inline)) FloatScales(const BlockPlan &b)
+      : serves(!b.power_of_two && b.mantissa >= 1 && b.mantissa <= 10 && b.smallest >= 0x1p-60 && b.first >= 0x1p-60 && b.biggest <= 0x1p60 && b.smallest <= b.end &&
+               1 / (b.most * b.outer) > 0x1p-100 && 1 / (b.most * b.outer) < 0x1p100),
+        mantissa(b.mantissa), times(f_set((float)(1 / (b.most * b.outer)))), low(f_set((float)b.smallest)), high(f_set((float)b.biggest)), factor(f_set(b.factor)),
+        close(f_set(bits_float((uint32_t)(127 + b.mantissa - 20) << 23))), end(f_bits(f_set((float)(b.end * (1 - 0x1p-20))))), first(i_set((int32_t)float_bits((float)b.first))) {}
+  __attribute__((always_inline)) F of(I largest, Mask *open) const {
+    const F target = f_mul(i_float(largest), times), held = f_min(f_max(target, low), high);
     const I binade = i_max(i_and(f_bits(held), i_set(0x7f800000)), first);
-    const F big = i_float(i_add(binade, i_set((23 - b.mantissa) << 23))), half = i_float(i_sub(binade, i_set((b.mantissa + 1) << 23)));
+    const F big = i_float(i_add(binade, i_set((23 - mantissa) << 23))), half = i_float(i_sub(binade, i_set((mantissa + 1) << 23)));
     const F s = f_sub(f_add(held, big), big);
-    f_store(scale + i, f_mul(s, factor));
-    open = m_or(open, m_or(f_lt(end, target), f_lt(f_magnitude(f_sub(f_magnitude(f_sub(held, s)), half)), f_mul(half, close))));
+    *open = m_or(*open, m_or(i_lt(end, f_bits(target)), f_lt(f_magnitude(f_sub(f_magnitude(f_sub(held, s)), half)), f_mul(half, close))));
+    return f_mul(s, factor);
   }
+};
+
+static bool scales_by_floats(const BlockPlan &b, const uint32_t *largest, int64_t count, float *scale) {  // whether none is open
+  const FloatScales by(b);
+  if (!by.serves) return false;
+  Mask open = i_lt(i_zero(), i_zero());
+  for (int64_t i = 0; i < count; i += 16) f_store(scale + i, by.of(i_load((const int32_t *)largest + i), &open));
   return !i_any(open);
 }
 
@@ -523,31 +549,43 @@ static void scales(const BlockPlan &b, uint32_t *largest, int64_t count, float *
 //           that close to the middle of two neighbours, and is rounded to another value only where one of them is a switch point t of m + 2 bits (m: the
 //           mantissa's). There x - t s is half or a quarter of t's last place times s but for 2^-22 of that place. With s an integer of 24 bits, in units of
 //           its last place times t's: x - t s is a multiple of 2^(22-m), and s / 2 or s / 4 not within 4 of one, if s is not within 16 of a multiple of 2^(23-m).
+//   InPlace no quotients: a power of two times the element's values and switch points stands in their place, which gives the same where no quotient that matters
+//           underflows: of scales from 2^-60 on, to 2^60 to nearest, to 1 at random, where the smallest number counts if nothing is drawn
 //   Divide  everything else
-enum class Quotient { Times, Near, Fused, Divide };
+enum class Quotient { InPlace, Times, Near, Fused, Divide };
 
-template <Quotient way> AB_INLINE F quotient(F v, F times, F by) {
-  F q;
+template <Quotient way, int count> AB_INLINE void quotients(const F *times, const F *by, F *v) {  // step by step, as kinds do it
   if constexpr (way == Quotient::Divide) {
-    q = f_div(v, by);
+#pragma GCC unroll 4
+    for (int j = 0; j < count; j++) v[j] = f_div(v[j], by[j]);
   } else {
-    q = f_mul(v, by);
-    if constexpr (way != Quotient::Times) q = f_nfma(f_fms(q, times, v), by, q);
-    if constexpr (way == Quotient::Fused) q = f_nfma(f_fms(q, times, v), by, q);
+    F q[count];
+#pragma GCC unroll 4
+    for (int j = 0; j < count; j++) q[j] = f_mul(v[j], by[j]);
+#pragma GCC unroll 2
+    for (int step = 0; step < (way == Quotient::Fused ? 2 : way == Quotient::Near ? 1 : 0); step++) {
+      F rest[count];
+#pragma GCC unroll 4
+      for (int j = 0; j < count; j++) rest[j] = f_fms(q[j], times[j], v[j]);
+#pragma GCC unroll 4
+      for (int j = 0; j < count; j++) q[j] = f_nfma(rest[j], by[j], q[j]);
+    }
+#pragma GCC unroll 4
+    for (int j = 0; j < count; j++) v[j] = q[j];
   }
-  return q;
 }
 
 template <class Kind, Quotient way> AB_INLINE F in_block(const RoundPlan &p, F v, F times, F by) {
   I none = i_zero();
-  return f_mul(Kind().value(p, quotient<way>(v, times, by), none), times);
+  quotients<way, 1>(&times, &by, &v);
+  return f_mul(Kind().value(p, v, none), times);
 }
 
 // Where a piece's results go: into memory as they lie, `stream` past the caches, which takes aligned addresses; or past them, joined with those of the piece before.
 struct Straight {
   const bool stream;
   __attribute__((always_inline)) Straight(const float *, Lines *, bool past) : stream(past) {}
-  __attribute__((always_inline)) void put(float *out, F y) { anybit::ANYBIT_ISA::put(out, y, stream); }
+  template <int count> __attribute__((always_inline)) void put(float *out, const F *y) { puts<count>(out, y, stream); }
   void end() const {}
 };
 AB_INLINE int beyond_of(const float *out) { return (int)((uintptr_t)out / sizeof(float) % Joined::kStep); }
@@ -556,7 +594,10 @@ struct Shifted {
   Lines *const lines;
   Joined joined;
   __attribute__((always_inline)) Shifted(const float *out, Lines *l, bool) : beyond(beyond_of(out)), lines(l), joined(l->held, beyond) {}
-  __attribute__((always_inline)) void put(float *out, F y) { joined.put(out - beyond, y); }
+  template <int count> __attribute__((always_inline)) void put(float *out, const F *y) {
+#pragma GCC unroll 4
+    for (int j = 0; j < count; j++) joined.put(out - beyond + 16 * j, y[j]);
+  }
   void end() const { joined.keep(lines->held); }
 };
 
@@ -573,6 +614,40 @@ static void put_lines(float *from, int64_t n, float *out, Lines *lines) {
   memcpy(lines->held + 16 - lines->count, from + i, sizeof(float) * (size_t)lines->count);
 }
 
+// `count` registers from number `at` on, of blocks of `each`. scale, over: for InPlace the caps and the first binades, times the scales.
+template <class Kind, Quotient way, int each, int count, class To>
+AB_INLINE void blocks_beside(const RoundPlan &p, const float *x, int64_t at, const float *scale, const float *over, float *out, To *to) {
+  F v[count], times[count], by[count], y[count];
+  const int64_t block = at / (16 * each);
+#pragma GCC unroll 4
+  for (int j = 0; j < count; j++) {
+    fetch(x + at + 16 * j);
+    v[j] = loaded_once(x + at + 16 * j);
+    times[j] = j % each == 0 ? f_set(scale[block + j / each]) : times[j - 1], by[j] = j % each == 0 ? f_set(over[block + j / each]) : by[j - 1];
+  }
+  Ends ends[count];
+  if constexpr (way == Quotient::InPlace) {
+#pragma GCC unroll 4
+    for (int j = 0; j < count; j++) ends[j] = {times[j], f_bits(by[j])};
+  } else {
+#pragma GCC unroll 4
+    for (int j = 0; j < count; j++) ends[j] = ends_of(p);
+    quotients<way, count>(times, by, v);
+  }
+  Kind().template within<count>(p, v, ends, y);
+  if constexpr (way != Quotient::InPlace)
+#pragma GCC unroll 4
+    for (int j = 0; j < count; j++) y[j] = f_mul(y[j], times[j]);
+  to->template put<count>(out + at, y);
+}
+
+// Sixteens of whole blocks that go step by step: as many as registers hold.
+#if ANYBIT_512 && !ANYBIT_SIMDE
+constexpr int kBlocksSide = 4;
+#else
+constexpr int kBlocksSide = 1;
+#endif
+
 // `each`: registers a block, of which all are whole; 0: any number.
 template <class Kind, Quotient way, int each, class To>
 static __attribute__((noinline)) void whole_blocks(const RoundPlan &plan, const float *x, int64_t n, int64_t size, const float *scale, const float *over,
@@ -580,40 +655,89 @@ static __attribute__((noinline)) void whole_blocks(const RoundPlan &plan, const 
   const RoundPlan p = plan;
   To to(out, lines, stream);
   if constexpr (each > 0) {
-    for (int64_t block = 0, at = 0; at < n; block++, at += 16 * each) {
-      const F times = f_set(scale[block]), by = f_set(over[block]);
-#pragma GCC unroll 2
-      for (int j = 0; j < 16 * each; j += 16) {
-        fetch(x + at + j);
-        to.put(out + at + j, in_block<Kind, way>(p, f_load(x + at + j), times, by));
-      }
-    }
+    int64_t at = 0;
+    for (; at + 16 * kBlocksSide <= n; at += 16 * kBlocksSide) blocks_beside<Kind, way, each, kBlocksSide>(p, x, at, scale, over, out, &to);
+    for (; at < n; at += 16) blocks_beside<Kind, way, each, 1>(p, x, at, scale, over, out, &to);
     return to.end();
   }
   for (int64_t block = 0, at = 0; at < n; block++) {
     const F times = f_set(scale[block]), by = f_set(over[block]);
     for (const int64_t end = n - at < size ? n : at + size; at < end; at += 16) {
       fetch(x + at);
-      to.put(out + at, in_block<Kind, way>(p, f_load(x + at), times, by));
+      const F y = in_block<Kind, way>(p, f_load(x + at), times, by);
+      to.template put<1>(out + at, &y);
     }
   }
   to.end();
 }
 
-template <class Kind, class W, Quotient way, class To>
+// Of `count` registers from number i on, of blocks of `each`.
+template <class Kind, class W, Quotient way, int each, int count, class To>
+AB_INLINE void drawn_beside(const RoundPlan &p, const RoundPlan &plan, const Draw &draw, int64_t i, const float *x, const uint16_t *upper, const uint16_t *lower,
+                            const float *scale, const float *over, float *out, To *to) {
+  F v[count], times[count], by[count], y[count];
+  W words[count];
+  const int64_t block = i / (16 * each);
+#pragma GCC unroll 4
+  for (int j = 0; j < count; j++) {
+    fetch(x + i + 16 * j);
+    v[j] = f_load(x + i + 16 * j), words[j] = word_at<W>(upper + 16 * j, lower ? lower + 16 * j : nullptr);
+    times[j] = j % each == 0 ? f_set(scale[block + j / each]) : times[j - 1], by[j] = j % each == 0 ? f_set(over[block + j / each]) : by[j - 1];
+  }
+  Ends ends[count];
+  if constexpr (way == Quotient::InPlace) {
+#pragma GCC unroll 4
+    for (int j = 0; j < count; j++) ends[j] = {times[j], f_bits(by[j])};
+  } else {
+#pragma GCC unroll 4
+    for (int j = 0; j < count; j++) ends[j] = ends_of(p);
+    quotients<way, count>(times, by, v);
+  }
+  Kind().template within<count>(p, v, ends, words, y);
+  if constexpr (kIsUpper<W> && !kTogether<Kind>)
+#pragma GCC unroll 4
+    for (int j = 1; j < count; j++) words[0].open = m_or(words[0].open, words[j].open);
+  if constexpr (kIsUpper<W>)
+    if (__builtin_expect(i_any(words[0].open), 0)) {
+      float again[16 * count];
+      const F cap = f_set(p.cap);
+      for (int j = 0; j < count; j++) f_store(again + 16 * j, way == Quotient::InPlace ? f_mul(v[j], f_div(cap, times[j])) : v[j]);
+      values_again<Kind, count>(plan, draw, i, again, upper, again);
+      for (int j = 0; j < count; j++) y[j] = f_load(again + 16 * j), y[j] = way == Quotient::InPlace ? f_mul(y[j], f_div(times[j], cap)) : y[j];
+    }
+  if constexpr (way != Quotient::InPlace)
+#pragma GCC unroll 4
+    for (int j = 0; j < count; j++) y[j] = f_mul(y[j], times[j]);
+  to->template put<count>(out + i, y);
+}
+
+template <class Kind, class W, Quotient way, int each, class To>
 static __attribute__((noinline)) void drawn_blocks(const RoundPlan &plan, const float *x, const Draw &draw, int64_t n, int64_t size, const float *scale,
                                                    const float *over, float *out, Lines *lines, bool stream) {
   const RoundPlan p = plan;
   To to(out, lines, stream);
-  const int64_t each = size / 16;
-  int64_t block = 0, left = each;
+  if constexpr (each > 0) {
+    constexpr int side = kSide<Kind> > each ? kSide<Kind> : each;
+    in_steps<16 * each>(!kIsUpper<W> && p.lower, draw, n, [&](int64_t i, int64_t end, const uint16_t *upper, const uint16_t *lower) AB_LAMBDA {
+      const auto next = [&](int64_t count) AB_LAMBDA { i += count, upper += count, lower = lower ? lower + count : nullptr; };
+      for (; i + 16 * side <= end; next(16 * side)) drawn_beside<Kind, W, way, each, side>(p, plan, draw, i, x, upper, lower, scale, over, out, &to);
+      if constexpr (side > each)
+        for (; i < end; next(16 * each)) drawn_beside<Kind, W, way, each, each>(p, plan, draw, i, x, upper, lower, scale, over, out, &to);
+    });
+    return to.end();
+  }
+  const int64_t whole = size / 16;
+  int64_t block = 0, left = whole;
   in_steps<16>(!kIsUpper<W> && p.lower, draw, n, [&](int64_t i, int64_t end, const uint16_t *upper, const uint16_t *lower) AB_LAMBDA {
     for (; i < end; i += 16, upper += 16) {
       fetch(x + i);
-      const F times = f_set(scale[block]), q = quotient<way>(f_load(x + i), times, f_set(over[block]));
-      to.put(out + i, f_mul(value_at<Kind>(p, plan, draw, i, q, word_at<W>(upper, lower)), times));
+      const F times = f_set(scale[block]), by = f_set(over[block]);
+      F v = f_load(x + i);
+      quotients<way, 1>(&times, &by, &v);
+      const F y = f_mul(value_at<Kind>(p, plan, draw, i, v, word_at<W>(upper, lower)), times);
+      to.template put<1>(out + i, &y);
       if (lower) lower += 16;
-      if (--left == 0) left = each, block++;
+      if (--left == 0) left = whole, block++;
     }
   });
   to.end();
@@ -621,7 +745,8 @@ static __attribute__((noinline)) void drawn_blocks(const RoundPlan &plan, const 
 
 struct Scales {  // of a piece's blocks
   alignas(64) float scale[kRoundBlock];
-  alignas(64) float over[kRoundBlock];  // reciprocals, or what to divide by
+  alignas(64) float over[kRoundBlock];  // reciprocals, or what to divide by, or for InPlace the first binade times the scale
+  alignas(64) float caps[kRoundBlock];  // for InPlace: the cap times the scale
   Quotient way;
 };
 
@@ -630,24 +755,103 @@ AB_INLINE bool fused(const RoundPlan &p) { return p.kind == RoundKind::Steps && 
 
 // Whether no scale is too large.
 static bool settle(const RoundPlan &p, const BlockPlan &b, int64_t count, Scales *s) {
-  const float *scale = s->scale;
-  int within = 1, powers = 1, middling = 1, apart = 1;
-  const uint32_t places = (1u << (23 - p.mantissa)) - 1;
   float limit = (float)b.limit;
   if ((double)limit > b.limit) limit = bits_float(float_bits(limit) - 1);
-  for (int64_t i = 0; i < count; i++) {
-    within &= scale[i] <= limit;
-    const uint32_t bits = float_bits(scale[i]);
-    powers &= ((bits & 0x7fffff) == 0) & (bits - 0x00800000u <= 0x7e000000u);  // 2^-126 to 2^126
-    middling &= bits - 0x30800000u <= 0x2d000000u;                              // 2^-30 to 2^60
-    apart &= ((bits + 16) & places) > 32;
+  const I most = i_set((int32_t)float_bits(limit)), places = i_set((1 << (23 - p.mantissa)) - 1);
+  for (int64_t i = count; i % 16 != 0; i++) s->scale[i] = s->scale[count - 1];
+  Mask beyond = i_lt(i_zero(), i_zero()), odd = beyond, small = beyond, large = beyond, close = beyond;
+  for (int64_t i = 0; i < count; i += 16) {  // scales are not negative
+    const I bits = i_load((const int32_t *)s->scale + i);
+    beyond = m_or(beyond, i_lt(most, bits));
+    odd = m_or(odd, i_lt(i_zero(), i_and(bits, i_set(0x7fffff))));
+    small = m_or(small, i_lt(bits, i_set(0x30800000)));  // 2^-30
+    large = m_or(large, i_lt(i_set(0x5d800000), bits));  // 2^60
+    close = m_or(close, i_lt(i_and(i_add(bits, i_set(16)), places), i_set(33)));
   }
-  s->way = powers ? Quotient::Times : !middling || !fused(p) ? Quotient::Divide : apart && p.mantissa <= 10 ? Quotient::Near : Quotient::Fused;
-  if (s->way == Quotient::Divide)
-    for (int64_t i = 0; i < count; i++) s->over[i] = scale[i] == 0.0f ? bits_float(0x7f800000u) : scale[i];  // 0: a product of tiny scales has vanished
-  else
-    for (int64_t i = 0; i < count; i++) s->over[i] = 1.0f / scale[i];
-  return within != 0;
+  if (i_any(beyond)) return false;
+  if (!i_any(odd)) {
+    Mask out = i_lt(i_zero(), i_zero());
+    for (int64_t i = 0; i < count; i += 16) {  // 2^-126 to 2^126: so is the reciprocal
+      const I bits = i_load((const int32_t *)s->scale + i);
+      out = m_or(out, m_or(i_lt(bits, i_set(0x00800000)), i_lt(i_set(0x7e800000), bits)));
+    }
+    s->way = i_any(out) ? Quotient::Divide : Quotient::Times;
+  } else {
+    s->way = i_any(small) || i_any(large) || !fused(p) ? Quotient::Divide : i_any(close) || p.mantissa > 10 ? Quotient::Fused : Quotient::Near;
+  }
+  for (int64_t i = 0; i < count; i += 16) {
+    const F scale = f_load(s->scale + i);
+    if (s->way == Quotient::Divide) {
+      f_store(s->over + i, f_select(f_lt(f_zero(), scale), scale, f_set(bits_float(0x7f800000u))));  // 0: a product of tiny scales has vanished
+    } else {
+      f_store(s->over + i, f_div(f_set(1), scale));
+    }
+  }
+  return true;
+}
+
+// Largest magnitudes of sixteen blocks of `each` registers.
+template <int each> AB_INLINE I largest_of(const float *x) {
+  const I magnitude = i_set(0x7fffffff);
+  I m[16];
+#pragma GCC unroll 16
+  for (int j = 0; j < 16; j++) {
+    const float *block = x + j * 16 * each;
+    m[j] = i_and(f_bits(f_load(block)), magnitude);
+    if constexpr (each == 2) m[j] = i_max(m[j], i_and(f_bits(f_load(block + 16)), magnitude));
+  }
+  return i_fold16(m);
+}
+
+// Scales of a piece and how to divide by them, sixteen blocks of one or two registers after the other: where every scale of the plan is fit for Near, and powers of two where
+// all are fit for InPlace. False: they are for the general way, or some may be, or some number may not be finite.
+template <int each> static bool near_at_once(const BlockPlan &b, const float *x, int64_t count, Scales *s) {
+  const FloatScales by(b);
+  Mask open = i_lt(i_zero(), i_zero());
+  for (int64_t i = 0; i < count; i += 16) {
+    const F scale = by.of(largest_of<each>(x + i * 16 * each), &open);
+    f_store(s->scale + i, scale), f_store(s->over + i, f_div(f_set(1), scale));
+  }
+  s->way = Quotient::Near;
+  return !i_any(open);
+}
+template <int each> static bool in_place_at_once(const RoundPlan &p, const BlockPlan &b, const float *x, int64_t count, Scales *s) {
+  const double least = b.smallest > b.first ? b.smallest : b.first, most = p.mode == RoundMode::Stochastic ? 1 : 0x1p60;
+  const I low = i_set((int32_t)float_bits(least > 0x1p-60 ? (float)least : 0x1p-60f)), down = i_set((b.top - 1) * (1 << 23));
+  const I high = i_set((int32_t)float_bits(b.biggest < most ? (float)b.biggest : (float)most));
+  const F cap = f_set(p.cap), first = f_set(bits_float((uint32_t)p.least << 23));
+  Mask open = i_lt(i_zero(), i_zero());
+  for (int64_t i = 0; i < count; i += 16) {
+    const I scale = i_sub(i_and(largest_of<each>(x + i * 16 * each), i_set(0x7f800000)), down);
+    open = m_or(open, m_or(i_lt(high, scale), i_lt(scale, low)));
+    f_store(s->caps + i, f_mul(i_float(scale), cap)), f_store(s->over + i, f_mul(i_float(scale), first));
+  }
+  s->way = Quotient::InPlace;
+  return !i_any(open);
+}
+static bool at_once(const RoundPlan &p, const BlockPlan &b, const float *x, int64_t n, Scales *s) {
+  if (p.kind != RoundKind::Steps || !is_plain(p) || (b.size != 16 && b.size != 32) || n > kRoundBlock || n % (16 * b.size) != 0) return false;
+  const int64_t count = n / b.size;
+  if (!b.power_of_two) return b.near && p.mode == RoundMode::NearestEven && (b.size == 16 ? near_at_once<1>(b, x, count, s) : near_at_once<2>(b, x, count, s));
+  if (p.mode != RoundMode::NearestEven && !(kUpperFirst && p.mode == RoundMode::Stochastic && p.seldom && float_steps<kUpwardsAnywhere>(p))) return false;
+  if (b.outer != 1.0 || b.factor != 1.0f || b.top < -60 || b.top > 60 || b.biggest >= b.end || b.limit < 0x1p60 || b.biggest < 0x1p-60 || b.smallest > 1 || b.first > 1) return false;
+  return b.size == 16 ? in_place_at_once<1>(p, b, x, count, s) : in_place_at_once<2>(p, b, x, count, s);
+}
+
+// Whether every scale of a plan is fit for Near: its grid is gone through, if it is not long.
+static bool near(const RoundPlan &p, const BlockPlan &b) {
+  const FloatScales by(b);
+  if (!by.serves || !fused(p) || p.mantissa > 10 || b.biggest / b.first > 0x1p32 || b.mantissa > 5) return false;
+  const uint32_t places = (1u << (23 - p.mantissa)) - 1;
+  for (double s = b.smallest, next; s <= b.biggest; s = next) {
+    const uint64_t e = double_bits(s < b.first ? b.first : s) & (0x7ffull << 52);
+    next = s + bits_double(e - ((uint64_t)b.mantissa << 52));
+    const float scale = (float)s * b.factor;
+    const uint32_t bits = float_bits(scale);
+    const bool power = (bits & 0x7fffff) == 0;
+    if (!(scale <= b.limit) || bits - 0x30800000u > 0x2d000000u || (!power && ((bits + 16) & places) <= 32)) return false;
+  }
+  return true;
 }
 
 // A piece of whole blocks, and where it goes.
@@ -662,16 +866,19 @@ struct Piece {
 };
 
 template <class To, class Kind, Quotient way> AB_INLINE void whole_blocks_of(const RoundPlan &p, const Piece &c) {
-  if constexpr (__is_same(Kind, Steps<RoundMode::NearestEven>)) {
-    if (c.size == 16) return whole_blocks<Kind, way, 1, To>(p, c.x, c.n, c.size, c.s.scale, c.s.over, c.out, c.lines, c.stream);
-    if (c.size == 32 && c.n % 32 == 0) return whole_blocks<Kind, way, 2, To>(p, c.x, c.n, c.size, c.s.scale, c.s.over, c.out, c.lines, c.stream);
+  const auto call = [&](auto whole) { whole(p, c.x, c.n, c.size, way == Quotient::InPlace ? c.s.caps : c.s.scale, c.s.over, c.out, c.lines, c.stream); };
+  if constexpr (kIsPlain<Kind>) {
+    if (c.size == 16) return call(whole_blocks<Kind, way, 1, To>);
+    if (c.size == 32 && c.n % 32 == 0) return call(whole_blocks<Kind, way, 2, To>);
   }
-  whole_blocks<Kind, way, 0, To>(p, c.x, c.n, c.size, c.s.scale, c.s.over, c.out, c.lines, c.stream);
+  if constexpr (way != Quotient::InPlace) call(whole_blocks<Kind, way, 0, To>);
 }
 
 template <class To, class Kind> AB_INLINE void whole_blocks_by(const RoundPlan &p, const Piece &c) {
+  if constexpr (kIsPlain<Kind>)
+    if (c.s.way == Quotient::InPlace) return whole_blocks_of<To, Kind, Quotient::InPlace>(p, c);
   if (c.s.way == Quotient::Times) return whole_blocks_of<To, Kind, Quotient::Times>(p, c);
-  constexpr bool steps = __is_same(Kind, Steps<RoundMode::NearestEven>);
+  constexpr bool steps = __is_same(Kind, PlainSteps) || __is_same(Kind, Steps<RoundMode::NearestEven>);
   if constexpr (steps)
     if (c.s.way == Quotient::Near) return whole_blocks_of<To, Kind, Quotient::Near>(p, c);
   if constexpr (steps)
@@ -679,11 +886,22 @@ template <class To, class Kind> AB_INLINE void whole_blocks_by(const RoundPlan &
   whole_blocks_of<To, Kind, Quotient::Divide>(p, c);
 }
 
+template <class To, class Kind, class W, Quotient way> AB_INLINE void drawn_blocks_of(const RoundPlan &p, const Piece &c) {
+  const auto call = [&](auto drawn) { drawn(p, c.x, *c.draw, c.n, c.size, way == Quotient::InPlace ? c.s.caps : c.s.scale, c.s.over, c.out, c.lines, c.stream); };
+  if constexpr (kIsPlain<Kind> && kIsUpper<W>) {
+    if (c.size == 16) return call(drawn_blocks<Kind, W, way, 1, To>);
+    if (c.size == 32 && c.n % 32 == 0) return call(drawn_blocks<Kind, W, way, 2, To>);
+  }
+  if constexpr (way != Quotient::InPlace) call(drawn_blocks<Kind, W, way, 0, To>);
+}
+
 template <class To, class Kind> AB_INLINE void drawn_blocks_by(const RoundPlan &p, const Piece &c) {
   by_words<Kind>(p, [&](auto word) {
     using W = decltype(word);
-    if (c.s.way == Quotient::Times) drawn_blocks<Kind, W, Quotient::Times, To>(p, c.x, *c.draw, c.n, c.size, c.s.scale, c.s.over, c.out, c.lines, c.stream);
-    else drawn_blocks<Kind, W, Quotient::Divide, To>(p, c.x, *c.draw, c.n, c.size, c.s.scale, c.s.over, c.out, c.lines, c.stream);
+    if constexpr (kIsPlain<Kind> && kIsUpper<W>)
+      if (c.s.way == Quotient::InPlace) return drawn_blocks_of<To, Kind, W, Quotient::InPlace>(p, c);
+    if (c.s.way == Quotient::Times) drawn_blocks_of<To, Kind, W, Quotient::Times>(p, c);
+    else drawn_blocks_of<To, Kind, W, Quotient::Divide>(p, c);
   });
 }
 
@@ -691,9 +909,9 @@ template <class To, class Kind> AB_INLINE void drawn_blocks_by(const RoundPlan &
 template <class To> static bool in_one_go(const RoundPlan &p, const Piece &c) {
   constexpr bool shifts = __is_same(To, Shifted);
   if (p.kind == RoundKind::Steps && p.mode == RoundMode::NearestEven) {
-    whole_blocks_by<To, Steps<RoundMode::NearestEven>>(p, c);
+    is_plain(p) ? whole_blocks_by<To, PlainSteps>(p, c) : whole_blocks_by<To, Steps<RoundMode::NearestEven>>(p, c);
   } else if (p.kind == RoundKind::Steps && c.draw && float_steps<kUpwardsAnywhere>(p)) {
-    drawn_blocks_by<To, DrawnSteps<kUpwardsAnywhere>>(p, c);
+    is_plain(p) ? drawn_blocks_by<To, DrawnSteps<kUpwardsAnywhere, false, true>>(p, c) : drawn_blocks_by<To, DrawnSteps<kUpwardsAnywhere>>(p, c);
   } else if (p.kind == RoundKind::Search && c.draw) {
     if constexpr (shifts) return false;
     else by_drawn_search(p, [&](auto k) { drawn_blocks_by<To, decltype(k)>(p, c); });
@@ -722,26 +940,13 @@ static void multiplied(const float *x, int64_t n, float scale, float *out) {
   for (; i < n; i++) out[i] = x[i] * scale;
 }
 
-// Largest magnitudes of blocks of whole registers. `each`: registers a block; 0: any number, and a last block that is short.
-template <int each> AB_INLINE int64_t largest_of(const float *x, int64_t from, int64_t to, uint32_t *most) {
-  const I magnitude = i_set(0x7fffffff);
-  int64_t i = from;
-  for (; i + 16 <= to; i += 16) {
-    I m[16];
-#pragma GCC unroll 16
-    for (int j = 0; j < 16; j++) {
-      const float *block = x + (i + j) * 16 * each;
-      m[j] = i_and(f_bits(f_load(block)), magnitude);
-      if constexpr (each == 2) m[j] = i_max(m[j], i_and(f_bits(f_load(block + 16)), magnitude));
-    }
-    i_store((int32_t *)most + i, i_fold16(m));
-  }
-  return i;
-}
-
 static void block_maxima(const float *x, int64_t n, int64_t size, uint32_t *most) {
   const int64_t whole = n / size;
-  int64_t i = size == 16 ? largest_of<1>(x, 0, whole, most) : size == 32 ? largest_of<2>(x, 0, whole, most) : 0;
+  int64_t i = 0;
+  if (size == 16)
+    for (; i + 16 <= whole; i += 16) i_store((int32_t *)most + i, largest_of<1>(x + i * 16));
+  if (size == 32)
+    for (; i + 16 <= whole; i += 16) i_store((int32_t *)most + i, largest_of<2>(x + i * 32));
   for (; i * size < n; i++) most[i] = largest(x + i * size, n - i * size < size ? n - i * size : size);
 }
 
@@ -770,11 +975,13 @@ static bool blocks(const RoundPlan &p, const BlockPlan &b, const float *x, const
   float *const held = room + 16 + ((uintptr_t)x + 2048 - (uintptr_t)(room + 16)) % 4096 / 64 * 16;  // half a page beyond x: see `looks_alike`
   Lines *const lines = kPast ? past : nullptr;
   Scales s;
+  if (at_once(p, b, x, n, &s)) return whole_piece(p, {x, draw, n, b.size, s, out, lines, false}, held);
   const int64_t count = (n + b.size - 1) / b.size;
   block_maxima(x, n, b.size, most);
-  uint32_t all = 0;
-  for (int64_t i = 0; i < count; i++) all = most[i] > all ? most[i] : all;
-  if (all >= 0x7f800000u) return false;
+  for (int64_t i = count; i % 16 != 0; i++) most[i] = most[count - 1];
+  Mask special = i_lt(i_zero(), i_zero());
+  for (int64_t i = 0; i < count; i += 16) special = m_or(special, i_lt(i_set(0x7f7fffff), i_load((const int32_t *)most + i)));
+  if (i_any(special)) return false;
   scales(b, most, count, s.scale);
   if (!settle(p, b, count, &s)) return false;
   const float *scale = s.scale;
@@ -807,7 +1014,7 @@ static uint32_t decode(const void *codes, int width, int64_t n, const float *tab
 extern const RoundKernels round_kernels;
 #define AB_TEXT(x) #x
 #define AB_NAME(x) AB_TEXT(x)
-const RoundKernels round_kernels = {AB_NAME(ANYBIT_ISA), largest, range, values, codes, blocks, philox_halves, decode};
+const RoundKernels round_kernels = {AB_NAME(ANYBIT_ISA), largest, range, values, codes, blocks, near, philox_halves, decode};
 
 }  // namespace ANYBIT_ISA
 }  // namespace anybit

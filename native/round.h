@@ -118,6 +118,7 @@ struct BlockPlan {
   int mantissa;
   float factor;
   double limit;  // no scale may be larger
+  bool near = false;  // what RoundKernels' `near` says: worth asking for many blocks
 };
 
 constexpr int64_t kRoundBlock = 2048;  // numbers that are handled together: they stay in the first-level cache
@@ -139,6 +140,7 @@ struct RoundKernels {
   // Numbers of whole blocks (the last may be short) to their values times their scales. At most kRoundBlock numbers, or one block without draws.
   // `lines`: past the caches, by the lines of the pieces before; nullptr: through them. False: some scale is too large, or some number is not finite.
   bool (*blocks)(const RoundPlan &p, const BlockPlan &b, const float *x, const Draw *draw, int64_t n, float *out, Lines *lines);
+  bool (*near)(const RoundPlan &p, const BlockPlan &b);  // whether quotients by every scale of the plan need one correction (see round.cc)
   void (*halves)(uint64_t seed, uint64_t place, int set, int64_t n, uint16_t *out);  // of the places from `place` on; see philox.h
   uint32_t (*decode)(const void *codes, int width, int64_t n, const float *table, float *out);  // returns all codes or-ed together
 };

@@ -102,11 +102,15 @@ template <int count> AB_INLINE Mask any_of(const Mask *m) {
   return any;
 }
 
-template <int count, bool held> AB_INLINE void signed_values(const RoundPlan &p, const F *x, F *y) {  // of magnitudes y that are at most the cap, or `held` to the ends
-  if (held || (p.symmetric && p.clips)) {
+// Plans of most floats: ends that are alike and clip, and a -0. Kinds that ask nothing of these at each number have names of their own.
+AB_INLINE bool is_plain(const RoundPlan &p) { return p.symmetric && p.clips && p.minus_zero; }
+template <class Kind> constexpr bool kIsPlain = false;
+
+template <int count, bool held, bool plain> AB_INLINE void signed_values(const RoundPlan &p, const F *x, F *y) {  // of magnitudes y that are at most the cap, or `held` to the ends
+  if (held || plain || (p.symmetric && p.clips)) {
 #pragma GCC unroll 4
     for (int j = 0; j < count; j++) y[j] = i_float(i_signed(f_bits(y[j]), f_bits(x[j])));
-    if (!p.minus_zero)
+    if (!plain && !p.minus_zero)
 #pragma GCC unroll 4
       for (int j = 0; j < count; j++) y[j] = f_add(y[j], f_zero());
   } else {
@@ -142,6 +146,13 @@ AB_INLINE I drawn_steps(const RoundPlan &p, I c, I word) {
   return i_shrv(i_add(sig, i_shrv(i_xor(word, i_set(-1)), i_sub(i_set(32), d))), d);
 }
 
+// What magnitudes are held to, and the bits of the first binade: a plan's, or those times a power of two.
+struct Ends {
+  F cap;
+  I least;
+};
+AB_INLINE Ends ends_of(const RoundPlan &p) { return {f_set(p.cap), i_set(p.least << 23)}; }
+
 template <RoundMode mode> struct Steps {
   AB_INLINE F value(const RoundPlan &p, F x, I word) {
     const I bits = f_bits(x), a = i_and(bits, i_set(0x7fffffff));
@@ -174,11 +185,35 @@ template <RoundMode mode> struct Steps {
   }
 };
 
+struct PlainSteps {  // to nearest even
+  AB_INLINE F value(const RoundPlan &p, F x, I) {
+    const Ends ends = ends_of(p);
+    F y;
+    within<1>(p, &x, &ends, &y);
+    return y;
+  }
+  // Step by step for all of them, as below.
+  template <int count> AB_INLINE void within(const RoundPlan &p, const F *x, const Ends *ends, F *y) {
+    F big[count];
+#pragma GCC unroll 4
+    for (int j = 0; j < count; j++) y[j] = f_size(x[j], ends[j].cap);
+#pragma GCC unroll 4
+    for (int j = 0; j < count; j++) big[j] = i_float(i_add(i_max(i_and(f_bits(y[j]), i_set(0x7f800000)), ends[j].least), i_set((23 - p.mantissa) << 23)));
+#pragma GCC unroll 4
+    for (int j = 0; j < count; j++) y[j] = f_add(y[j], big[j]);
+#pragma GCC unroll 4
+    for (int j = 0; j < count; j++) y[j] = f_sub(y[j], big[j]);
+#pragma GCC unroll 4
+    for (int j = 0; j < count; j++) y[j] = i_float(i_signed(f_bits(y[j]), f_bits(x[j])));
+  }
+};
+template <> constexpr bool kIsPlain<PlainSteps> = true;
+
 // At random by up to 24 bits, r of them. On sets that can round towards +infinity (`upwards`; where it is a mode, `Upwards` has to live around it):
 //   y = ceil(|x| / step - r 2^-N) steps      a part of a step p stays below r 2^-N, or is larger; both roundings keep the ceiling
 // by adding 1.5 * 2^23 steps and taking them off again. On others |x| / step (where no step is larger than 1), its whole part, the rest, and the rest
 // times 2^N are exact, and compared with r.
-template <bool upwards, bool even = false> struct DrawnSteps {
+template <bool upwards, bool even = false, bool plain = false> struct DrawnSteps {
   template <class W> AB_INLINE F value(const RoundPlan &p, F x, W &word) {
     F y;
     values<1>(p, &x, &word, &y);
@@ -186,7 +221,7 @@ template <bool upwards, bool even = false> struct DrawnSteps {
   }
   template <class W> AB_INLINE I code(const RoundPlan &p, F x, W &word) {
     const F size = f_size(x, f_set(p.cap));
-    const I binade = binade_of(p, size);
+    const I binade = binade_of(size, i_set(p.least << 23));
     I q;
     if constexpr (upwards) {
       const F big = big_of(p, binade), y = f_add_up(f_less_up(size, drawn(p, word), part_of(p, binade, word)), big);
@@ -199,17 +234,23 @@ template <bool upwards, bool even = false> struct DrawnSteps {
   }
   // Step by step for all of them: each number is a chain of operations that wait for each other. The first one's `open` is for all.
   template <int count, class W> AB_INLINE void values(const RoundPlan &p, const F *x, W *word, F *y) {
+    Ends ends[count];
+#pragma GCC unroll 4
+    for (int j = 0; j < count; j++) ends[j] = ends_of(p);
+    within<count>(p, x, ends, word, y);
+  }
+  template <int count, class W> AB_INLINE void within(const RoundPlan &p, const F *x, const Ends *ends, W *word, F *y) {
     F size[count];
     if (even && !p.symmetric) {  // numbers beyond the ends are held to them first
 #pragma GCC unroll 4
       for (int j = 0; j < count; j++) size[j] = f_magnitude(f_min(f_max(x[j], f_set(-p.largest[1])), f_set(p.largest[0])));
     } else {
 #pragma GCC unroll 4
-      for (int j = 0; j < count; j++) size[j] = f_size(x[j], f_set(p.cap));
+      for (int j = 0; j < count; j++) size[j] = f_size(x[j], ends[j].cap);
     }
     I binade[count];
 #pragma GCC unroll 4
-    for (int j = 0; j < count; j++) binade[j] = even ? i_set(p.least << 23) : binade_of(p, size[j]);
+    for (int j = 0; j < count; j++) binade[j] = even ? ends[j].least : binade_of(size[j], ends[j].least);
     if constexpr (upwards) {
       F rest[count], big[count], part[count];
 #pragma GCC unroll 4
@@ -230,11 +271,11 @@ template <bool upwards, bool even = false> struct DrawnSteps {
 #pragma GCC unroll 4
       for (int j = 0; j < count; j++) y[j] = f_mul(steps(p, size[j], binade[j], word[j]), i_float(i_sub(binade[j], i_set(p.mantissa << 23))));  // exact
     }
-    signed_values<count, even>(p, x, y);
+    signed_values<count, even, plain>(p, x, y);
   }
 
  private:
-  AB_INLINE I binade_of(const RoundPlan &p, F size) { return i_max(i_and(f_bits(size), i_set(0x7f800000)), i_set(p.least << 23)); }
+  AB_INLINE I binade_of(F size, I least) { return i_max(i_and(f_bits(size), i_set(0x7f800000)), least); }
   AB_INLINE F big_of(const RoundPlan &p, I binade) { return i_float(i_add(binade, i_set(((23 - p.mantissa) << 23) + 0x400000))); }
   template <class W> AB_INLINE F part_of(const RoundPlan &p, I binade, const W &word) {  // a step times 2^-N
     return i_float(i_sub(binade, i_set((p.mantissa + bits_of(p, word)) << 23)));
@@ -247,10 +288,11 @@ template <bool upwards, bool even = false> struct DrawnSteps {
     return f_add_where(f_lt(r, part), whole, f_set(1));
   }
 };
-template <bool upwards, bool even> constexpr bool kTakesUpper<DrawnSteps<upwards, even>> = true;
+template <bool upwards, bool even, bool plain> constexpr bool kTakesUpper<DrawnSteps<upwards, even, plain>> = true;
+template <bool upwards, bool even> constexpr bool kIsPlain<DrawnSteps<upwards, even, true>> = true;
 
 template <class Kind> struct Mode {};
-template <bool even> struct Mode<DrawnSteps<true, even>> : Upwards {};
+template <bool even, bool plain> struct Mode<DrawnSteps<true, even, plain>> : Upwards {};
 
 template <RoundMode mode> struct Prefix {
   AB_INLINE I magnitude(const RoundPlan &p, I bits, I word) {

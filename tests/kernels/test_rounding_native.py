@@ -267,6 +267,63 @@ def test_scales_next_to_their_switch_points(text: str, isa: str) -> None:
         assert round_trip(x, spec, out) and same(out, dequantize_parts(quantize_parts(x, spec), spec.format, x.shape))
 
 
+POWERS = [
+    "mxfp4", "mxfp8", "fp6_e3m2@16:e8m0+scale=floor", "mxfp4+round=sr24+seed=5", "mxfp8+round=sr20",
+    "fp4_e2m1@16:e8m0+scale=floor+round=sr24",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", POWERS)
+def test_powers_of_two_sixteen_blocks_at_a_time(text: str, isa: str) -> None:
+    """Numbers at switch points and values times scales of many sizes, beside them, tiny and zero; pieces of one scale, and of several."""
+    rng = np.random.default_rng(0)
+    spec = Spec.parse(text)
+    element = spec.format.element
+    points = np.r_[element.finite, element.finite[:-1] / 2 + element.finite[1:] / 2]
+    points = points[points != 0]
+    exponents = np.r_[np.repeat([0, -3, -64, 30, -30], 8), [-110, -62, -61, -60, -59, -1, 1, 2, 59, 60, 61, 90]]
+    x = (rng.choice(points, (len(exponents), 512)) * np.exp2(exponents[:, None])).astype(np.float32)
+    far = rng.integers(-(1 << 21), 1 << 21, x.shape)
+    x = moved(x, np.where(rng.random(x.shape) < 0.7, rng.integers(-2, 3, x.shape), far).astype(np.int32))
+    x[:, 3::32], x[:, 4::32], x[:, 5::32] = 1e-45, -0.0, np.float32(-1.5e-38)
+    x[2, 64:96] = 0
+    x[:2, :] *= rng.choice(np.exp2([0.0, -2.0, -5.0]), (2, 512)).astype(np.float32)
+    want = dequantize_parts(quantize_parts(x, spec), spec.format, x.shape)
+    out = np.full_like(x, np.nan)
+    assert round_trip(x, spec, out) and same(out, want)
+
+
+NEAR = [
+    "nvfp4", "fp4_e2m1@16:fp8_e4m3fn", "fp8_e4m3fn@32:fp8_e4m3fn@tensor:fp32", "fp6_e2m3@16:ufp8_e5m3", "fp4_e2m1@32:fp8_e5m2@tensor:fp32",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", NEAR)
+def test_many_blocks_whose_quotients_need_one_correction(text: str, isa: str) -> None:
+    """Numbers next to every scale times a switch point, in arrays for which all scales are looked at first; also where one would not do."""
+    rng = np.random.default_rng(0)
+    spec = Spec.parse(text)
+    assert spec.format.block is not None
+    size = spec.format.block.size
+    element, scale = spec.format.element, spec.format.levels[0].element
+    two = len(spec.format.levels) == 2
+    switch = element.finite[:-1] / 2 + element.finite[1:] / 2
+    for outer in (0.371, 3e-4, 1.0, 1.5, 1.2500001) if two else (1.0,):
+        chain = scale.finite[(scale.finite > 0) & (scale.finite >= scale.max * 2.0**-24)]
+        factor = np.float32(outer)
+        s = rng.choice(chain, (140, 512 // size, 1)).astype(np.float32) * factor
+        shape = (140, 512 // size, size)
+        x = moved(s * rng.choice(switch, shape).astype(np.float32), rng.integers(-2, 3, shape).astype(np.int32))
+        x[:, :, 0] = (np.float32(element.max) * s[:, :, 0]).astype(np.float32)
+        x[0, 0, 0] = np.float32(scale.max * element.max * float(factor))
+        x = x.reshape(140, 512)
+        x[1, :64] = 0
+        out = np.full_like(x, np.nan)
+        assert round_trip(x, spec, out) and same(out, dequantize_parts(quantize_parts(x, spec), spec.format, x.shape)), outer
+    x[77, 100] = np.nan
+    assert not round_trip(x, spec, out)
+
+
 def test_results_that_go_past_the_caches(isa: str) -> None:
     """More than 8 MiB, in place and not, at every alignment; codes too."""
     x = np.random.default_rng(0).standard_normal((2 << 20) + 99, np.float32)

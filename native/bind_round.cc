@@ -349,6 +349,8 @@ BlockPlan block_plan(const nb::dict &d) {
   return b;
 }
 
+constexpr int64_t kStillCached = 16 << 20;  // bytes
+
 // Rows of k numbers in blocks with scales. False: some scale is too large or some number not finite; what out holds is then not defined.
 bool round_blocks(const PyRound &r, nb::dict d, Matrix x, nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu> out, uint64_t seed) {
   BlockPlan b = block_plan(d);
@@ -366,10 +368,13 @@ bool round_blocks(const PyRound &r, nb::dict d, Matrix x, nb::ndarray<float, nb:
   const int64_t step = b.size >= kRoundBlock ? b.size : kRoundBlock / b.size * b.size;  // numbers of whole blocks that are handled together
   const int64_t pieces = (k + step - 1) / step, total = rows * pieces, each = std::max<int64_t>(1, kTask / step);
   const int64_t tasks = (total + each - 1) / each;
+  // What was read last for the largest magnitude of all is still in the last-level cache: it comes first.
+  const int64_t cached = std::min(tasks, kStillCached / (each * step * static_cast<int64_t>(sizeof(float))));
   std::vector<uint8_t> good(static_cast<size_t>(tasks), 1);
   {
     nb::gil_scoped_release release;
-    parallel_for(tasks, [&](int64_t t) {
+    parallel_for(tasks, [&](int64_t i) {
+      const int64_t t = i < cached ? tasks - cached + i : i - cached;
       Lines lines;
       KeptHalves kept;
       for (int64_t piece = t * each, end = std::min(total, (t + 1) * each); piece < end; piece++) {

@@ -20,7 +20,7 @@ from anybit.formats import ROUNDS, Spec, named_formats, parse_element
 ELEMENTS = [n.name for n in named_formats() if not n.blocked]
 ELEMENTS = [name for name in ELEMENTS if not parse_element(name).learned and parse_element(name).bits <= 16]
 FORMATS = sorted({*ZEROS_AND_OFFSETS, *RULES, *LEVELS, *OTHERS, *VECTORS, *BLOCKED, *(n.name for n in named_formats() if n.blocked)})
-SIZES = ("int4@32+zp", "nvfp4", "q4_k", "mxfp4+scale=mse", "e8p@channel", "int4@tensor+scale=mse")
+SIZES = ("int4@32+zp", "nvfp4", "q4_k", "mxfp4+scale=mse", "ovp4_int@channel", "int4@tensor+scale=mse")
 """Of which there are arrays of two sizes."""
 ELEMENTWISE = 2
 """Times the host may wait for one number in a call of round, encode or decode: is all of it finite (one more asks where not), in range."""
@@ -125,7 +125,7 @@ def above(spec: Spec, shape: tuple[int, ...]) -> int:
     return each * prod(-(-n // size) for n, size in zip(shape, fmt.blocks[1].on(shape), strict=True))
 
 
-@pytest.mark.parametrize("text", ["int4@32", "nvfp4", "uint4@32+zp", "q4_k", "e8p@channel", "fp8_e4m3fn", "int8@128+nest=4.2+open=4"])
+@pytest.mark.parametrize("text", ["int4@32", "nvfp4", "uint4@32+zp", "q4_k", "d4@channel", "fp8_e4m3fn", "int8@128+nest=4.2+open=4"])
 def test_quantize_takes_what_is_stored(text: str, device: FarDevice) -> None:
     """A QTensor lies in host memory: its codes, scales, zero points and offsets are taken there, each once, and nothing else."""
     x, spec = numbers(), Spec.parse(text)

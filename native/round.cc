@@ -614,6 +614,13 @@ static void put_lines(float *from, int64_t n, float *out, Lines *lines) {
   memcpy(lines->held + 16 - lines->count, from + i, sizeof(float) * (size_t)lines->count);
 }
 
+// What magnitudes of `count` registers v are held to, once they are in the units of that.
+template <Quotient way, int count> AB_INLINE void ends_beside(const RoundPlan &p, const F *times, const F *by, F *v, Ends *ends) {
+#pragma GCC unroll 4
+  for (int j = 0; j < count; j++) ends[j] = way == Quotient::InPlace ? Ends{times[j], f_bits(by[j])} : ends_of(p);
+  if constexpr (way != Quotient::InPlace) quotients<way, count>(times, by, v);
+}
+
 // `count` registers from number `at` on, of blocks of `each`. scale, over: for InPlace the caps and the first binades, times the scales.
 template <class Kind, Quotient way, int each, int count, class To>
 AB_INLINE void blocks_beside(const RoundPlan &p, const float *x, int64_t at, const float *scale, const float *over, float *out, To *to) {
@@ -626,14 +633,7 @@ AB_INLINE void blocks_beside(const RoundPlan &p, const float *x, int64_t at, con
     times[j] = j % each == 0 ? f_set(scale[block + j / each]) : times[j - 1], by[j] = j % each == 0 ? f_set(over[block + j / each]) : by[j - 1];
   }
   Ends ends[count];
-  if constexpr (way == Quotient::InPlace) {
-#pragma GCC unroll 4
-    for (int j = 0; j < count; j++) ends[j] = {times[j], f_bits(by[j])};
-  } else {
-#pragma GCC unroll 4
-    for (int j = 0; j < count; j++) ends[j] = ends_of(p);
-    quotients<way, count>(times, by, v);
-  }
+  ends_beside<way, count>(p, times, by, v, ends);
   Kind().template within<count>(p, v, ends, y);
   if constexpr (way != Quotient::InPlace)
 #pragma GCC unroll 4
@@ -685,14 +685,7 @@ AB_INLINE void drawn_beside(const RoundPlan &p, const RoundPlan &plan, const Dra
     times[j] = j % each == 0 ? f_set(scale[block + j / each]) : times[j - 1], by[j] = j % each == 0 ? f_set(over[block + j / each]) : by[j - 1];
   }
   Ends ends[count];
-  if constexpr (way == Quotient::InPlace) {
-#pragma GCC unroll 4
-    for (int j = 0; j < count; j++) ends[j] = {times[j], f_bits(by[j])};
-  } else {
-#pragma GCC unroll 4
-    for (int j = 0; j < count; j++) ends[j] = ends_of(p);
-    quotients<way, count>(times, by, v);
-  }
+  ends_beside<way, count>(p, times, by, v, ends);
   Kind().template within<count>(p, v, ends, words, y);
   if constexpr (kIsUpper<W> && !kTogether<Kind>)
 #pragma GCC unroll 4

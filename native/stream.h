@@ -10,14 +10,19 @@
 // from two tables. Mirrored: the two bytes of |t|, the sign given to the input.
 enum class Path { Codes, Doubles, Bytes, Pairs, Mirrored };
 
-// Stored bytes are asked for ahead, to the second-level cache: to the first, a thread reads a fifth to a third less from memory. One row of whole fields takes
+// Every line of what lies `ahead` bytes on is asked for, to the second-level cache: to the first, one thread read up to a quarter less from memory.
+template <int ahead, int bytes> AB_INLINE void ask_lines(const uint8_t *p) {
+#pragma GCC unroll 8
+  for (int i = 0; i < bytes; i += 64) __builtin_prefetch(p + ahead + i, 0, 2);
+}
+
+// One row of whole fields takes
 // so few operations a byte that a core waits for enough bytes at a time by itself: one line of each chunk will do, which has the next page's address ready and
 // hardware, which ends at a page, begin there. Other kernels ask for every line.
 template <int bits, Path path, int rows> constexpr bool kSparse = path == Path::Codes && rows == 1 && (bits == 8 || bits == 4);
 template <bool sparse, int bytes> AB_INLINE void ask(const uint8_t *p) {
-  if constexpr (sparse) return __builtin_prefetch(p + 8192, 0, 2);
-#pragma GCC unroll 8
-  for (int i = 0; i < bytes; i += 64) __builtin_prefetch(p + 4096 + i, 0, 2);
+  if constexpr (sparse) __builtin_prefetch(p + 8192, 0, 2);
+  else ask_lines<4096, bytes>(p);
 }
 
 template <int bits> constexpr int kTopPlane = bits == 6 ? 2 : bits == 3 || bits == 5 || bits == 7 ? 1 : bits;  // width of the plane with the sign

@@ -18,15 +18,12 @@ static int64_t few_tiles(const Input &in) {
   return in.group == 1 ? kTilesFor<1> : in.group == 2 ? kTilesFor<2> : in.group == 4 ? kTilesFor<4> : in.group == 8 ? kTilesFor<8> : 0;
 }
 
+// Tiles lie a power of two apart, so that what is asked for of four would push each other out of the first-level cache (8-bit integers: a third).
+constexpr int kFloatAhead = 2048;
+
 struct FloatCodes {
   const uint8_t *at[kFloatTiles];  // of k0
 };
-
-// To the second-level cache: tiles lie a power of two apart, so that what is asked for of four would push each other out of the first (8-bit integers: a third).
-template <int bytes> AB_INLINE void ask_near(const uint8_t *p) {
-#pragma GCC unroll 8
-  for (int i = 0; i < bytes; i += 64) __builtin_prefetch(p + 4096 + i, 0, 2);
-}
 
 template <int bits, Source source, int rows, int tiles, bool zeros, int from, int j>
 AB_INLINE void add_float(const Weight &w, const float *x, const Four *v, const Bases *bases, const F *z, F part[tiles][rows]) {
@@ -91,7 +88,7 @@ template <int bits, Source source, int rows, bool zeros> static void stream_floa
   open();
   int64_t k = a.k0;
   for (int64_t from = 0; k + 32 <= a.k1; k += 32, from += 64 * bits) {
-    for (int t = 0; t < tiles; t++) ask_near<64 * bits>(codes.at[t] + from);
+    for (int t = 0; t < tiles; t++) ask_lines<kFloatAhead, 64 * bits>(codes.at[t] + from);
     add_floats<bits, source, rows, tiles, zeros, 0, 4>(w, turn, codes, from, x + rows * k, bases, z, part);
     if (k + 16 == limit) close();
     add_floats<bits, source, rows, tiles, zeros, 4, 8>(w, turn, codes, from, x + rows * k, bases, z, part);
@@ -122,7 +119,7 @@ template <bool half, int rows> static void stream_dense(const Weight &w, const I
   for (int64_t k = a.k0, from = 0; k < a.k1; k++, from += 32, x += rows)
     for (int t = 0; t < tiles; t++) {
       const uint8_t *p = codes.at[t] + from;
-      if (from % 64 == 0) ask_near<64>(p);
+      if (from % 64 == 0) ask_lines<kFloatAhead, 64>(p);
       const F value = half ? f_load_half(p) : f_load_bf16(p);
       for (int r = 0; r < rows; r++) part[t][r] = f_fma(f_set(x[r]), value, part[t][r]);
     }
